@@ -1,0 +1,99 @@
+//! Proof that the databases agree: every row where its owner is, and everything derived from it the same everywhere.
+//!
+//! Safe beside live traffic. What lies in one database is looked at in one snapshot. What lies in two is compared by
+//! class (bucket): counts and order-independent hashes first, single rows only in the classes that differ; and what
+//! differs is looked at again until it agrees or has stayed different.
+
+mod across;
+mod catalog;
+mod within;
+
+use crate::community::Community;
+use crate::error::Result;
+use serde::Serialize;
+use shards::{Admin, Database, Error};
+use std::time::Duration;
+use tokio_postgres::Client;
+
+/// What `check` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether nothing is wrong.
+    pub ok: bool,
+    /// Each proof.
+    pub checks: Vec<Check>,
+}
+
+/// One proof.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was proved.
+    pub name: String,
+    /// How many rows (or things) were looked at.
+    pub checked: u64,
+    /// How many of them are wrong.
+    pub wrong: u64,
+    /// Some of the wrong ones, by key.
+    pub examples: Vec<String>,
+}
+
+/// How many wrong keys are named.
+pub(crate) const EXAMPLES: usize = 5;
+/// How often something that differs is looked at again, and how long after.
+pub(crate) const LOOKS: u32 = 5;
+pub(crate) const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
+
+impl Check {
+    fn named(name: &str) -> Check {
+        Check { name: name.to_owned(), ..Check::default() }
+    }
+
+    fn wrong(&mut self, example: String) {
+        self.wrong += 1;
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(example);
+        }
+    }
+}
+
+/// A connection per database, in one time zone, so that times read the same everywhere.
+pub(crate) struct Databases {
+    pub(crate) control: Client,
+    pub(crate) directory: Client,
+    pub(crate) shards: Vec<(Database, Client)>,
+}
+
+impl Databases {
+    async fn connect(admin: &Admin) -> std::result::Result<Databases, Error> {
+        let open = |database: Database| async move {
+            let client = admin.connect(database).await?;
+            let settings = "SET timezone = 'UTC'; SET work_mem = '64MB'";
+            client.batch_execute(settings).await.map_err(|source| Error::Sql { database, source })?;
+            Ok::<_, Error>((database, client))
+        };
+        let opened = futures_util::future::try_join_all(admin.databases().into_iter().map(|(d, _)| open(d))).await?;
+        let mut shards = Vec::new();
+        let (mut control, mut directory) = (None, None);
+        for (database, client) in opened {
+            match database {
+                Database::Control => control = Some(client),
+                Database::Directory => directory = Some(client),
+                _ => shards.push((database, client)),
+            }
+        }
+        let missing = || Error::Config("a cluster without control database or directory".into());
+        Ok(Databases { control: control.ok_or_else(missing)?, directory: directory.ok_or_else(missing)?, shards })
+    }
+}
+
+impl Community {
+    /// Proves the whole cluster. Needs every database; one that is down is the error.
+    pub async fn check(&self) -> Result<Report> {
+        let admin = Admin::new(self.shards().config(), self.shards().catalog())?;
+        let databases = Databases::connect(&admin).await?;
+        let mut checks = catalog::checks(&databases).await?;
+        checks.extend(within::checks(&databases).await?);
+        checks.extend(across::checks(&databases).await?);
+        Ok(Report { ok: checks.iter().all(|check| check.wrong == 0), checks })
+    }
+}

@@ -1,0 +1,159 @@
+//! Proofs within one shard, each in one statement and so in one snapshot.
+
+use super::{BETWEEN_LOOKS, Check, Databases, EXAMPLES, LOOKS};
+use futures_util::future::try_join_all;
+use shards::{Database, Error};
+use tokio_postgres::Client;
+
+/// A proof: its SQL gives, per row looked at, a key and whether it is wrong.
+struct Proof {
+    name: &'static str,
+    sql: &'static str,
+}
+
+const PROOFS: &[Proof] = &[
+    Proof {
+        name: "rows on the shard that owns them",
+        sql: "
+            SELECT r.key, get_bit(f.readable, r.bucket) = 0 AS wrong
+              FROM (SELECT 'account' AS g, bucket, 'user ' || user_id AS key FROM users
+                    UNION ALL SELECT 'account', bucket, 'session ' || session_id FROM user_sessions
+                    UNION ALL SELECT 'account', bucket, 'account ' || account_id FROM user_ai_accounts
+                    UNION ALL SELECT 'account', bucket, 'task ' || task_id FROM ai_tasks
+                    UNION ALL SELECT 'account', bucket, 'task log ' || log_id FROM ai_task_logs
+                    UNION ALL SELECT 'account', bucket, 'audit ' || audit_id FROM audit_log
+                    UNION ALL SELECT 'account', bucket, kind || ' ' || value FROM therev.claims
+                    UNION ALL SELECT 'account', bucket, 'route ' || id FROM therev.id_routes
+                    UNION ALL SELECT 'content', bucket, 'thread ' || thread_id FROM threads
+                    UNION ALL SELECT 'content', bucket, 'post ' || post_id FROM posts
+                    UNION ALL SELECT 'content', bucket, 'contribution ' || author_id || ' to ' || thread_id
+                                FROM therev.thread_contributions
+                    UNION ALL SELECT 'content', bucket, 'participant ' || participant_id || ' of ' || thread_id
+                                FROM therev.thread_participants
+                    UNION ALL SELECT 'content', bucket, 'totals of ' || thread_id FROM therev.thread_totals) AS r
+              JOIN therev.fence AS f ON f.colocation_group = r.g::therev.colocation_group",
+    },
+    Proof {
+        name: "rows in their owner's bucket",
+        sql: "
+            SELECT r.key, r.bucket <> therev.bucket_of(r.owner) AS wrong
+              FROM (SELECT bucket, user_id AS owner, 'user ' || user_id AS key FROM users
+                    UNION ALL SELECT bucket, user_id, 'session ' || session_id FROM user_sessions
+                    UNION ALL SELECT bucket, user_id, 'account ' || account_id FROM user_ai_accounts
+                    UNION ALL SELECT bucket, user_id, 'task ' || task_id FROM ai_tasks
+                    UNION ALL SELECT bucket, author_id, 'thread ' || thread_id FROM threads
+                    UNION ALL SELECT bucket, author_id, 'post ' || post_id FROM posts
+                    UNION ALL SELECT bucket, claim_key, kind || ' ' || value FROM therev.claims) AS r",
+    },
+    Proof {
+        name: "ids that route",
+        // An id of version 8 carries its bucket in bits 52 to 63; any other needs a route, which may be elsewhere and
+        // is then looked up by whoever reads it.
+        sql: "
+            SELECT r.key,
+                   get_byte(uuid_send(r.id), 6) >> 4 = 8
+                   AND ((get_byte(uuid_send(r.id), 6) & 15) << 8) + get_byte(uuid_send(r.id), 7) <> r.bucket AS wrong
+              FROM (SELECT bucket, session_id AS id, 'session ' || session_id AS key FROM user_sessions
+                    UNION ALL SELECT bucket, account_id, 'account ' || account_id FROM user_ai_accounts
+                    UNION ALL SELECT bucket, task_id, 'task ' || task_id FROM ai_tasks
+                    UNION ALL SELECT bucket, thread_id, 'thread ' || thread_id FROM threads
+                    UNION ALL SELECT bucket, post_id, 'post ' || post_id FROM posts) AS r",
+    },
+    Proof {
+        name: "contributions = posts",
+        sql: "
+            SELECT 'author ' || coalesce(p.author_id, c.author_id) || ' in thread ' || coalesce(p.thread_id, c.thread_id)
+                       AS key,
+                   (coalesce(p.posts, 0), coalesce(p.deleted, 0))
+                       IS DISTINCT FROM (coalesce(c.posts, 0), coalesce(c.deleted, 0))
+                   OR c.last_post_at < p.last_post_at AS wrong
+              FROM (SELECT bucket, author_id, thread_id, count(*) FILTER (WHERE deleted_at IS NULL) AS posts,
+                           count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted, max(created_at) AS last_post_at
+                      FROM posts
+                     GROUP BY bucket, author_id, thread_id) AS p
+              FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id)",
+    },
+    Proof {
+        name: "totals = participants",
+        sql: "
+            SELECT 'thread ' || coalesce(p.thread_id, t.thread_id) AS key,
+                   coalesce(p.posts, 0) IS DISTINCT FROM coalesce(t.posts, 0)
+                   OR p.last_post_at IS DISTINCT FROM t.last_post_at AS wrong
+              FROM (SELECT bucket, author_id, thread_id, sum(posts) AS posts, max(last_post_at) AS last_post_at
+                      FROM therev.thread_participants
+                     GROUP BY bucket, author_id, thread_id) AS p
+              FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)",
+    },
+    Proof {
+        name: "outbox younger than a minute",
+        sql: "
+            SELECT o.kind || ' ' || o.key AS key, o.created_at < now() - interval '1 minute' AS wrong
+              FROM therev.outbox AS o
+             WHERE o.delivered_at IS NULL",
+    },
+    Proof {
+        name: "claims settled",
+        sql: "
+            SELECT c.kind || ' ' || c.value AS key,
+                   c.state = 'pending' AND c.created_at < now() - interval '10 minutes' AS wrong
+              FROM therev.claims AS c",
+    },
+    Proof {
+        name: "partitions for three months",
+        sql: "
+            SELECT p.name AS key, to_regclass('public.' || p.name) IS NULL AS wrong
+              FROM (SELECT t.parent || to_char(date_trunc('month', now() AT TIME ZONE 'UTC')
+                                               + make_interval(months => n.ahead), '_YYYY_MM') AS name
+                      FROM unnest(ARRAY['ai_task_logs', 'audit_log']) AS t (parent), generate_series(0, 3) AS n (ahead))
+                       AS p",
+    },
+];
+
+pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
+    let mut checks: Vec<Check> = PROOFS.iter().map(|proof| Check::named(proof.name)).collect();
+    let of_shards = try_join_all(databases.shards.iter().map(|(database, client)| of_shard(*database, client))).await?;
+    for found in of_shards {
+        for (check, part) in checks.iter_mut().zip(found) {
+            check.checked += part.checked;
+            check.wrong += part.wrong;
+            check.examples.extend(part.examples);
+            check.examples.truncate(EXAMPLES);
+        }
+    }
+    Ok(checks)
+}
+
+async fn of_shard(database: Database, client: &Client) -> Result<Vec<Check>, Error> {
+    let mut found = Vec::new();
+    for proof in PROOFS {
+        let mut check = look(database, client, proof).await?;
+        // Totals are a moment behind by design: what is wrong is looked at again.
+        for _ in 1..LOOKS {
+            if check.wrong == 0 {
+                break;
+            }
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+            check = look(database, client, proof).await?;
+        }
+        found.push(check);
+    }
+    Ok(found)
+}
+
+async fn look(database: Database, client: &Client, proof: &Proof) -> Result<Check, Error> {
+    let sql = format!(
+        "SELECT count(*) AS checked, count(*) FILTER (WHERE r.wrong) AS wrong,
+                (array_agg(r.key ORDER BY r.key) FILTER (WHERE r.wrong))[1:{EXAMPLES}] AS examples
+           FROM ({}) AS r",
+        proof.sql
+    );
+    let row = client.query_one(&sql, &[]).await.map_err(|source| Error::Sql { database, source })?;
+    let count = |name: &str| u64::try_from(row.get::<_, i64>(name)).unwrap_or(0);
+    let examples: Vec<String> = row.get::<_, Option<_>>("examples").unwrap_or_default();
+    Ok(Check {
+        name: proof.name.to_owned(),
+        checked: count("checked"),
+        wrong: count("wrong"),
+        examples: examples.into_iter().map(|key| format!("{database}: {key}")).collect(),
+    })
+}

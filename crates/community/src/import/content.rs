@@ -1,0 +1,208 @@
+//! Questions, answers, comments and votes of a dump.
+
+use super::ImportError;
+use super::dump::{CommentRow, PostKind, PostRow, VoteRow};
+use super::source::{Import, Source};
+use super::tally::{ALREADY_HERE, Column};
+use crate::bulk::{BulkPost, BulkThread};
+use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
+use crate::{Format, Parent};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportError> {
+    let mut batches = import.read::<PostRow>("Posts.xml", "posts");
+    import.tally.wrote("threads", 0);
+    import.tally.wrote("answers", 0);
+    while let Some(batch) = batches.recv().await {
+        let (mut threads, mut answers) = (Vec::new(), Vec::new());
+        for row in batch? {
+            import.tally.read("posts");
+            match row.kind {
+                PostKind::Question => threads.extend(thread(import, row)),
+                PostKind::Answer => answers.extend(answer(import, row)),
+                PostKind::Other(number) => {
+                    import.tally.skip("post", &format!("a tag wiki or the like (type {number})"));
+                }
+            }
+        }
+        // Threads first: whoever reads in between finds no answer without its thread.
+        let copied = import.community.bulk_threads(threads).await?;
+        import.tally.wrote("threads", copied.total());
+        import.tally.copied(Column::Threads, &copied);
+        import.tally.skip_many("question", ALREADY_HERE, copied.existing);
+        write_posts(import, "answers", "answer", answers).await?;
+        import.say("posts");
+    }
+    Ok(())
+}
+
+pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), ImportError> {
+    let mut batches = import.read::<CommentRow>("Comments.xml", "comments");
+    import.tally.wrote("comments", 0);
+    while let Some(batch) = batches.recv().await {
+        let posts = batch?.into_iter().filter_map(|row| comment(import, row)).collect();
+        write_posts(import, "comments", "comment", posts).await?;
+        import.say("comments");
+    }
+    Ok(())
+}
+
+/// Votes are not kept, their sum is the score; where it is not, the report says so.
+pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportError> {
+    let mut batches = import.read::<VoteRow>("Votes.xml", "votes");
+    let mut sums: HashMap<i64, i32> = HashMap::new();
+    while let Some(batch) = batches.recv().await {
+        for vote in batch? {
+            import.tally.read("votes");
+            let sign = match vote.vote_type {
+                2 => 1,
+                3 => -1,
+                _ => continue,
+            };
+            *sums.entry(vote.post).or_default() += sign;
+        }
+        import.say("votes");
+    }
+    let mut posts: Vec<(&i64, &Source)> = import.posts.iter().collect();
+    posts.sort_by_key(|(id, _)| **id);
+    for (id, source) in posts {
+        let votes = sums.get(id).copied().unwrap_or(0);
+        import.votes.compared += 1;
+        if votes != source.score {
+            import.votes.differing += 1;
+            if import.votes.examples.len() < 5 {
+                import.votes.examples.push(format!("post {id}: score {}, votes {votes}", source.score));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn write_posts(
+    import: &mut Import<'_>,
+    written: &'static str,
+    kind: &'static str,
+    posts: Vec<BulkPost>,
+) -> Result<(), ImportError> {
+    let copied = import.community.bulk_posts(posts).await?;
+    import.tally.wrote(written, copied.total());
+    import.tally.copied(Column::Posts, &copied);
+    import.tally.skip_many(kind, ALREADY_HERE, copied.existing);
+    Ok(())
+}
+
+fn thread(import: &mut Import<'_>, row: PostRow) -> Option<BulkThread> {
+    let source = remember(import, &row, None)?;
+    let title = row.title.clone().unwrap_or_default();
+    let body = row.body.clone().unwrap_or_default();
+    let trouble = if title.trim().is_empty() {
+        Some("it has no title")
+    } else if title.chars().count() > TITLE_CHARS_MAX {
+        Some("its title is too long")
+    } else {
+        too_long(&body)
+    };
+    if let Some(reason) = trouble {
+        import.tally.skip("question", reason);
+        import.posts.remove(&row.id);
+        return None;
+    }
+    Some(BulkThread {
+        thread_id: import.thread_id(row.id, &source),
+        author_id: import.user_id(source.owner),
+        title,
+        body,
+        format: Format::Html,
+        score: row.score,
+        created_at: row.created_at,
+        metadata: metadata(import, row.rest, row.id, row.owner_name),
+    })
+}
+
+fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
+    let question = row.parent.and_then(|id| import.posts.get(&id).copied().map(|source| (id, source)));
+    let Some((question_id, question)) = question.filter(|(_, source)| source.question.is_none()) else {
+        import.tally.skip("answer", "its question is not in the dump before it");
+        return None;
+    };
+    let body = row.body.clone().unwrap_or_default();
+    if let Some(reason) = empty(&body).or_else(|| too_long(&body)) {
+        import.tally.skip("answer", reason);
+        return None;
+    }
+    let source = remember(import, &row, Some(question_id))?;
+    Some(BulkPost {
+        post_id: import.post_id("post", row.id, source.owner, row.created_at),
+        author_id: import.user_id(source.owner),
+        thread_id: import.thread_id(question_id, &question),
+        thread_author_id: import.user_id(question.owner),
+        parent: None,
+        body,
+        format: Format::Html,
+        score: row.score,
+        created_at: row.created_at,
+        metadata: metadata(import, row.rest, row.id, row.owner_name),
+    })
+}
+
+fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
+    import.tally.read("comments");
+    let Some(under) = import.posts.get(&row.post).copied() else {
+        import.tally.skip("comment", "its post is not in the dump, or was left out");
+        return None;
+    };
+    let question_id = under.question.unwrap_or(row.post);
+    let question = *import.posts.get(&question_id)?;
+    let body = row.text.unwrap_or_default();
+    if let Some(reason) = empty(&body).or_else(|| too_long(&body)) {
+        import.tally.skip("comment", reason);
+        return None;
+    }
+    let owner = import.known_author(row.user);
+    // A comment on a question answers the thread itself; one on an answer answers that post.
+    let parent = under.question.map(|_| Parent {
+        post_id: import.post_id("post", row.post, under.owner, under.created_at),
+        author_id: import.user_id(under.owner),
+    });
+    Some(BulkPost {
+        post_id: import.post_id("comment", row.id, owner, row.created_at),
+        author_id: import.user_id(owner),
+        thread_id: import.thread_id(question_id, &question),
+        thread_author_id: import.user_id(question.owner),
+        parent,
+        body,
+        format: Format::Plain,
+        score: row.score,
+        created_at: row.created_at,
+        metadata: metadata(import, row.rest, row.id, row.user_name),
+    })
+}
+
+/// Keeps what answers and comments must know of a post.
+fn remember(import: &mut Import<'_>, row: &PostRow, question: Option<i64>) -> Option<Source> {
+    let owner = import.known_author(row.owner);
+    let source = Source { owner, created_at: row.created_at, question, score: row.score };
+    if import.posts.insert(row.id, source).is_some() {
+        import.tally.skip("post", "the same id again");
+        return None;
+    }
+    Some(source)
+}
+
+fn metadata(import: &Import<'_>, mut rest: Map<String, Value>, id: i64, author: Option<String>) -> Value {
+    rest.insert("site".into(), json!(import.site));
+    rest.insert("source_id".into(), json!(id));
+    if let Some(name) = author {
+        rest.insert("author_name".into(), json!(name));
+    }
+    Value::Object(rest)
+}
+
+fn empty(body: &str) -> Option<&'static str> {
+    body.trim().is_empty().then_some("it has no text")
+}
+
+fn too_long(body: &str) -> Option<&'static str> {
+    (body.len() > BODY_BYTES_MAX).then_some("it is longer than 1 MiB")
+}

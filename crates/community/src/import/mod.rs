@@ -1,0 +1,127 @@
+//! Communities of other sites, brought in from their data dumps.
+//!
+//! The dump is read as streams; ids are derived from site, kind, source id and time, so that a second import changes
+//! nothing and one that was cut off continues. In memory: some 60 bytes per post of the dump, so that a comment finds
+//! the post it belongs to.
+
+mod content;
+pub mod dump;
+pub mod names;
+mod people;
+mod source;
+mod tally;
+
+pub use dump::DumpError;
+
+use crate::community::Community;
+use placement::ShardNo;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// Why an import stopped. What was written stays; the same import continues it.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// A file of the dump cannot be read.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// The rows could not be written.
+    #[error(transparent)]
+    Community(#[from] crate::Error),
+}
+
+impl From<shards::Error> for ImportError {
+    fn from(error: shards::Error) -> Self {
+        ImportError::Community(error.into())
+    }
+}
+
+/// How far an import has come.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// What is being read: `users`, `posts`, `comments`, `votes`; at the end `deliver`.
+    pub phase: &'static str,
+    /// Bytes of the dump read so far.
+    pub bytes: u64,
+    /// Bytes of the dump in all.
+    pub bytes_total: u64,
+    /// Rows written so far.
+    pub written: u64,
+}
+
+/// What an import did.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ImportReport {
+    /// Rows read, by file.
+    pub read: BTreeMap<&'static str, u64>,
+    /// Rows written, by what they became: `users`, `deleted_users`, `threads`, `answers`, `comments`.
+    pub written: BTreeMap<&'static str, u64>,
+    /// Rows that were left out, and why.
+    pub skipped: Vec<Skipped>,
+    /// Rows written, by shard.
+    pub per_shard: Vec<ShardRows>,
+    /// Scores compared with the votes of the dump.
+    pub votes: VoteReport,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Rows that were left out for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// What they were.
+    pub kind: &'static str,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// What one shard got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShardRows {
+    /// Which shard.
+    pub shard: ShardNo,
+    /// Users written there.
+    pub users: u64,
+    /// Threads written there.
+    pub threads: u64,
+    /// Posts written there.
+    pub posts: u64,
+}
+
+/// Scores as posts have them, against votes for minus votes against.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct VoteReport {
+    /// Posts with a score or votes.
+    pub compared: u64,
+    /// How many of them differ.
+    pub differing: u64,
+    /// Some of those: the post's id in the dump, its score, its votes.
+    pub examples: Vec<String>,
+}
+
+/// Imports a Stack Exchange data dump: `Users.xml`, `Posts.xml`, `Comments.xml`, `Votes.xml` in `folder`.
+///
+/// Users get unique user names made from their display names; questions become threads, answers and comments posts.
+/// Rows without an author go to one `deleted` user of the site.
+pub async fn stackexchange(
+    community: &Community,
+    folder: &Path,
+    site: &str,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<ImportReport, ImportError> {
+    let started = Instant::now();
+    let mut import = source::Import::new(community, folder, site, progress)?;
+    people::import(&mut import).await?;
+    content::import_posts(&mut import).await?;
+    content::import_comments(&mut import).await?;
+    content::compare_votes(&mut import).await?;
+    import.say("deliver");
+    community.relay_once().await?;
+    let mut report = import.tally.report();
+    report.votes = import.votes;
+    report.seconds = started.elapsed().as_secs_f64();
+    Ok(report)
+}

@@ -1,0 +1,73 @@
+//! Users of a dump.
+
+use super::ImportError;
+use super::dump::UserRow;
+use super::names::{user_name_from, with_suffix};
+use super::source::Import;
+use super::tally::{ALREADY_HERE, Column};
+use crate::bulk::BulkUser;
+use chrono::DateTime;
+use serde_json::{Value, json};
+
+pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
+    write_deleted_user(import).await?;
+    let mut batches = import.read::<UserRow>("Users.xml", "users");
+    import.tally.wrote("users", 0);
+    while let Some(batch) = batches.recv().await {
+        let users: Vec<BulkUser> = batch?.into_iter().filter_map(|row| user(import, row)).collect();
+        let copied = import.community.bulk_users(users).await?;
+        import.tally.wrote("users", copied.total());
+        import.tally.copied(Column::Users, &copied);
+        import.tally.skip_many("user", ALREADY_HERE, copied.existing);
+        import.say("users");
+    }
+    Ok(())
+}
+
+fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
+    import.tally.read("users");
+    if !import.users.insert(row.id) {
+        import.tally.skip("user", "the same id again");
+        return None;
+    }
+    let display = row.display_name.unwrap_or_default();
+    let mut metadata = row.rest;
+    metadata.insert("site".into(), json!(import.site));
+    metadata.insert("source_id".into(), json!(row.id));
+    let fits = |text: String, most: usize| (text.chars().count() <= most).then_some(text);
+    Some(BulkUser {
+        user_id: import.user_id(Some(row.id)),
+        user_names: user_names(&display, &row.id.to_string(), &import.site),
+        first_name: fits(display, 200).filter(|name| !name.is_empty()),
+        bio: row.about.and_then(|text| fits(text, 100_000)),
+        profile_pic_url: row.profile_image_url.and_then(|url| fits(url, 2_000)),
+        metadata: Value::Object(metadata),
+        created_at: row.created_at,
+    })
+}
+
+/// The plain name, then with the id in the dump, then with the site as well.
+fn user_names(display: &str, source_id: &str, site: &str) -> Vec<String> {
+    let base = user_name_from(display);
+    let with_id = with_suffix(&base, source_id);
+    let site = user_name_from(site);
+    let with_site = with_suffix(&with_suffix("", &format!("{site}.{source_id}")), "user");
+    vec![base, with_id, with_site]
+}
+
+/// The author of what has none: one per site, made first so that everything else has a place to go.
+async fn write_deleted_user(import: &mut Import<'_>) -> Result<(), ImportError> {
+    let user = BulkUser {
+        user_id: import.user_id(None),
+        user_names: user_names("deleted", "deleted", &import.site),
+        first_name: Some("deleted".into()),
+        bio: None,
+        profile_pic_url: None,
+        metadata: json!({ "site": import.site, "source_id": "deleted" }),
+        created_at: DateTime::UNIX_EPOCH,
+    };
+    let copied = import.community.bulk_users(vec![user]).await?;
+    import.tally.wrote("deleted_users", copied.total());
+    import.tally.copied(Column::Users, &copied);
+    Ok(())
+}

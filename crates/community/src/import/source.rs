@@ -1,0 +1,180 @@
+//! The dump on one side and the community on the other: reading ahead on a thread of its own, and derived ids.
+
+use super::dump::{DumpError, Row, Rows};
+use super::tally::Tally;
+use super::{Progress, VoteReport};
+use crate::community::Community;
+use chrono::{DateTime, Utc};
+use placement::{PostId, ThreadId, UserId, derived_id};
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::mpsc;
+use uuid::Builder;
+
+/// How many rows a batch has: enough for a COPY, short enough not to hold a switch up.
+pub(super) const BATCH: usize = 2_000;
+/// How many batches are read ahead.
+const AHEAD: usize = 2;
+
+/// One import under way.
+pub(super) struct Import<'a> {
+    pub(super) community: &'a Community,
+    pub(super) site: String,
+    folder: PathBuf,
+    progress: &'a mut (dyn FnMut(Progress) + Send),
+    bytes: Arc<AtomicU64>,
+    bytes_total: u64,
+    pub(super) tally: Tally,
+    pub(super) votes: VoteReport,
+    /// The users of the dump.
+    pub(super) users: HashSet<i64>,
+    /// Its questions and answers.
+    pub(super) posts: HashMap<i64, Source>,
+}
+
+/// What a later row must know of a question or an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    /// The author in the dump; absent: the site's `deleted` user.
+    pub(super) owner: Option<i64>,
+    pub(super) created_at: DateTime<Utc>,
+    /// An answer's question.
+    pub(super) question: Option<i64>,
+    pub(super) score: i32,
+}
+
+impl<'a> Import<'a> {
+    pub(super) fn new(
+        community: &'a Community,
+        folder: &Path,
+        site: &str,
+        progress: &'a mut (dyn FnMut(Progress) + Send),
+    ) -> Result<Import<'a>, DumpError> {
+        let mut bytes_total = 0;
+        // All four must be there before the first row is written.
+        for file in ["Users.xml", "Posts.xml", "Comments.xml", "Votes.xml"] {
+            let path = folder.join(file);
+            let size =
+                std::fs::metadata(&path).map_err(|e| DumpError::Io { path: path.into(), source: Arc::new(e) })?;
+            bytes_total += size.len();
+        }
+        Ok(Import {
+            community,
+            site: site.to_owned(),
+            folder: folder.to_owned(),
+            progress,
+            bytes: Arc::default(),
+            bytes_total,
+            tally: Tally::default(),
+            votes: VoteReport::default(),
+            users: HashSet::new(),
+            posts: HashMap::new(),
+        })
+    }
+
+    /// Tells how far the import has come.
+    pub(super) fn say(&mut self, phase: &'static str) {
+        let (bytes, bytes_total) = (self.bytes.load(Ordering::Relaxed), self.bytes_total);
+        (self.progress)(Progress { phase, bytes, bytes_total, written: self.tally.total_written() });
+    }
+
+    /// Reads a file on a thread of its own, a batch at a time. After an error nothing more comes.
+    pub(super) fn read<T>(&self, file: &'static str, root: &'static str) -> mpsc::Receiver<Result<Vec<T>, DumpError>>
+    where
+        T: TryFrom<Row, Error = DumpError> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        let path = self.folder.join(file);
+        let counted = self.bytes.clone();
+        tokio::task::spawn_blocking(move || {
+            // An error here means that nobody listens any more.
+            let _ = read_batches(&path, root, counted, &sender);
+        });
+        receiver
+    }
+
+    /// The user that a user of the dump became; absent: the site's `deleted` user.
+    pub(super) fn user_id(&self, source: Option<i64>) -> UserId {
+        let name = source.map_or_else(|| "deleted".to_owned(), |id| id.to_string());
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.digest("user", &name)[..16]);
+        // A name-based id: users route by its hash.
+        UserId(Builder::from_sha1_bytes(bytes).into_uuid())
+    }
+
+    pub(super) fn thread_id(&self, source: i64, at: &Source) -> ThreadId {
+        ThreadId(self.content_id("post", source, at.owner, at.created_at))
+    }
+
+    pub(super) fn post_id(&self, kind: &str, source: i64, owner: Option<i64>, created_at: DateTime<Utc>) -> PostId {
+        PostId(self.content_id(kind, source, owner, created_at))
+    }
+
+    fn content_id(&self, kind: &str, source: i64, owner: Option<i64>, created_at: DateTime<Utc>) -> uuid::Uuid {
+        let digest = self.digest(kind, &source.to_string());
+        let mut low = [0; 8];
+        low.copy_from_slice(&digest[..8]);
+        derived_id(self.user_id(owner).bucket(), created_at, u64::from_be_bytes(low))
+    }
+
+    fn digest(&self, kind: &str, name: &str) -> [u8; 32] {
+        Sha256::digest(format!("{}\n{kind}\n{name}", self.site)).into()
+    }
+
+    /// An author of the dump as it is known here: one that the dump does not have is the `deleted` user.
+    pub(super) fn known_author(&self, owner: Option<i64>) -> Option<i64> {
+        owner.filter(|id| self.users.contains(id))
+    }
+}
+
+type Sender<T> = mpsc::Sender<Result<Vec<T>, DumpError>>;
+
+fn read_batches<T>(
+    path: &Path,
+    root: &'static str,
+    counted: Arc<AtomicU64>,
+    sender: &Sender<T>,
+) -> Result<(), mpsc::error::SendError<Result<Vec<T>, DumpError>>>
+where
+    T: TryFrom<Row, Error = DumpError>,
+{
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) => return sender.blocking_send(Err(DumpError::Io { path: path.into(), source: Arc::new(e) })),
+    };
+    let mut rows = Rows::new(BufReader::with_capacity(1 << 17, Counted { file, counted }), path, root);
+    let mut batch = Vec::with_capacity(BATCH);
+    loop {
+        match rows.next().and_then(|row| row.map(T::try_from).transpose()) {
+            Ok(Some(row)) => batch.push(row),
+            Ok(None) => return sender.blocking_send(Ok(batch)),
+            Err(error) => {
+                // What stood before the faulty line is written; then the import stops.
+                sender.blocking_send(Ok(batch))?;
+                return sender.blocking_send(Err(error));
+            }
+        }
+        if batch.len() == BATCH {
+            sender.blocking_send(Ok(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))))?;
+        }
+    }
+}
+
+/// A file that tells how much of it was read.
+struct Counted {
+    file: File,
+    counted: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.counted.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
+        Ok(count)
+    }
+}

@@ -1,0 +1,41 @@
+//! The community: users, names, sessions, threads and posts; what other databases hear of them; the directory.
+//!
+//! Every operation is a method of [`Community`]. A write is one fenced statement on its owner's shard; what it means for
+//! other databases is in the same transaction's outbox, and is delivered at once, within a bounded wait, or by a relay.
+
+mod audit;
+pub mod bulk;
+pub mod check;
+mod community;
+mod delivery;
+mod error;
+pub mod import;
+mod lists;
+mod maintenance;
+mod names;
+mod overview;
+mod page;
+mod posts;
+mod relay;
+//SESS
+mod text;
+mod threads;
+mod users;
+mod wherever;
+mod words;
+
+pub use audit::{Actor, AuditEntry};
+pub use community::{Community, Seen, Written};
+pub use error::{Error, Result};
+pub use lists::{Listed, ThreadCard, ThreadOrder, UserCard};
+pub use maintenance::Maintained;
+pub use names::normalized_user_name;
+pub use overview::Overview;
+pub use page::{Author, Cursor, PagePost, ThreadPage};
+pub use posts::{NewPost, Parent, Post, PostChange, PostType};
+pub use relay::Relayed;
+//SESSU pub use sessions::{OpenSession, Session};
+pub use text::{Format, Moderation};
+pub use threads::{NewThread, Thread, ThreadChange};
+pub use users::{Deleted, NewUser, Role, User, UserChange};
+pub use wherever::{Found, Whereabouts};

@@ -1,0 +1,295 @@
+//! Names that are unique across shards: user names and e-mail addresses, as claims.
+//!
+//! A claim is a row sharded by the hash of the normalized value. It is taken first (`pending`), then the user's row is
+//! written, then the claim is confirmed (`held`) by the user's outbox. A claim whose user's write never came is settled
+//! by a *write* that the slow writer would conflict with; asking alone would prove nothing.
+
+use crate::community::Community;
+use crate::error::{Error, Result};
+use placement::{Bucket, Group, UserId, bucket_of};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use shards::{Item, Read, ReadMany, Unfenced, Write, WriteMany};
+use unicode_normalization::UnicodeNormalization;
+use uuid::Uuid;
+
+/// What a claim is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum NameKind {
+    UserName,
+    Email,
+}
+
+impl NameKind {
+    pub(crate) fn sql(self) -> &'static str {
+        match self {
+            NameKind::UserName => "user_name",
+            NameKind::Email => "email",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            NameKind::UserName => "user name",
+            NameKind::Email => "e-mail address",
+        }
+    }
+}
+
+/// One name as it is claimed: its value is normalized.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) kind: NameKind,
+    pub(crate) value: String,
+}
+
+impl Name {
+    /// The first 16 bytes of SHA-256 over kind and value; `therev.claim_key` in SQL.
+    pub(crate) fn key(&self) -> Uuid {
+        let digest = Sha256::digest(format!("{}:{}", self.kind.sql(), self.value));
+        let mut key = [0; 16];
+        key.copy_from_slice(&digest[..16]);
+        Uuid::from_bytes(key)
+    }
+
+    pub(crate) fn bucket(&self) -> Bucket {
+        bucket_of(self.key())
+    }
+
+    pub(crate) fn taken(&self) -> Error {
+        Error::Conflict { what: self.kind.words(), value: self.value.clone() }
+    }
+}
+
+/// A user name as it is kept and compared: one spelling (NFKC), lower case; letters and digits of any script, `_`, `-`
+/// and `.` between them, 1 to 40 characters.
+pub fn normalized_user_name(text: &str) -> Result<String> {
+    let name: String = text.trim().nfkc().collect::<String>().to_lowercase().nfkc().collect();
+    let length = name.chars().count();
+    let inner = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let ends = |c: Option<char>| c.is_some_and(char::is_alphanumeric);
+    if length == 0 || length > 40 {
+        return Err(Error::invalid("user_name", format!("it has {length} characters, 1 to 40 are allowed")));
+    }
+    if !name.chars().all(inner) || !ends(name.chars().next()) || !ends(name.chars().next_back()) {
+        let rule = "letters and digits, with _ - . between them, are allowed";
+        return Err(Error::invalid("user_name", rule));
+    }
+    Ok(name)
+}
+
+/// An e-mail address as it is kept and compared: trimmed, lower case. Whether it exists, only a message can tell.
+pub(crate) fn normalized_email(text: &str) -> Result<String> {
+    let email = text.trim().to_lowercase();
+    let plain = !email.chars().any(|c| c.is_whitespace() || c.is_control());
+    let parts = email.split_once('@').is_some_and(|(local, host)| !local.is_empty() && host.len() > 1);
+    if plain && parts && email.chars().count() <= 254 {
+        Ok(email)
+    } else {
+        Err(Error::invalid("email", "it is no e-mail address"))
+    }
+}
+
+static TAKE: Write = Write::new(
+    Group::Account,
+    "taken AS (
+         INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
+         SELECT $1, $2, $3, $4, $5, 'pending', greatest($6::bigint, 1) FROM fence
+         ON CONFLICT (bucket, claim_key) DO UPDATE
+            SET version = greatest(c.version, excluded.version)
+          WHERE c.user_id = excluded.user_id
+         RETURNING c.user_id),
+     result AS (SELECT t.user_id FROM taken AS t)",
+);
+
+/// Gives back what was taken for a write that did not happen; never what is held.
+static GIVE_BACK: Write = Write::new(
+    Group::Account,
+    "result AS (
+         DELETE FROM therev.claims AS c USING fence
+          WHERE c.bucket = $1 AND c.claim_key = $2 AND c.user_id = $3 AND c.state = 'pending'
+         RETURNING c.user_id)",
+);
+
+static FIND: Read = Read::new(
+    Group::Account,
+    "SELECT c.user_id, c.state FROM therev.claims AS c WHERE c.bucket = $1 AND c.claim_key = $2",
+);
+
+static FIND_MANY: ReadMany = ReadMany::new(
+    Group::Account,
+    "SELECT c.value, c.user_id
+       FROM asked AS a JOIN therev.claims AS c ON c.bucket = a.bucket AND c.claim_key = a.key",
+);
+
+static TAKE_MANY: WriteMany = WriteMany::new(
+    Group::Account,
+    "taken AS (
+         INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
+         SELECT o.bucket, n.claim_key, n.kind, n.value, n.user_id, 'pending', 1
+           FROM owned AS o,
+                jsonb_to_record(o.item) AS n (claim_key uuid, kind text, value text, user_id uuid)
+          ORDER BY n.claim_key
+         ON CONFLICT (bucket, claim_key) DO NOTHING
+         RETURNING c.claim_key),
+     result AS (SELECT t.claim_key FROM taken AS t)",
+);
+
+/// Confirms and releases, as the users' outboxes say. A claim is never made here: it was taken before the user's row was
+/// written, so a late event cannot bring back a name that was given up since.
+pub(crate) static CONFIRM: WriteMany = WriteMany::new(
+    Group::Account,
+    "told AS (
+         SELECT o.bucket, n.claim_key, n.user_id, n.held, n.version
+           FROM owned AS o,
+                jsonb_to_record(o.item) AS n (claim_key uuid, user_id uuid, held boolean, version bigint)),
+     released AS (
+         DELETE FROM therev.claims AS c USING told AS t
+          WHERE NOT t.held AND c.bucket = t.bucket AND c.claim_key = t.claim_key AND c.user_id = t.user_id
+            AND c.version <= t.version
+         RETURNING c.claim_key),
+     held AS (
+         UPDATE therev.claims AS c SET state = 'held', version = t.version FROM told AS t
+          WHERE t.held AND c.bucket = t.bucket AND c.claim_key = t.claim_key AND c.user_id = t.user_id
+            AND c.version <= t.version
+         RETURNING c.claim_key),
+     result AS (SELECT r.claim_key FROM released AS r UNION ALL SELECT h.claim_key FROM held AS h)",
+);
+
+static STALE: Unfenced = Unfenced::read(
+    "SELECT c.kind, c.value, c.user_id, c.version
+       FROM therev.claims AS c
+       JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
+      WHERE c.state = 'pending' AND c.created_at < now() - make_interval(secs => $1)
+      ORDER BY c.created_at LIMIT 1000",
+);
+
+/// The write on the user's shard that decides what becomes of a pending claim.
+///
+/// No user yet: the id becomes a deleted user's, so that a slow registration finds it taken. A user without this name:
+/// its version grows, so that a slow change of name, which expects the old one, finds nothing to change.
+static SETTLE: Write = Write::new(
+    Group::Account,
+    "known AS (
+         SELECT u.user_id, u.deleted_at IS NULL AND $3 IN (u.user_name, u.email) AS has_name
+           FROM users AS u, fence
+          WHERE u.bucket = $1 AND u.user_id = $2),
+     buried AS (
+         INSERT INTO users (bucket, user_id, is_active, deleted_at, version)
+         SELECT $1, $2, false, now(), version_floor FROM fence
+          WHERE NOT EXISTS (SELECT FROM known)
+         ON CONFLICT (bucket, user_id) DO NOTHING
+         RETURNING user_id),
+     passed AS (
+         UPDATE users AS u SET version = greatest(u.version + 1, f.version_floor), updated_at = now()
+           FROM known AS k, fence AS f
+          WHERE NOT k.has_name AND u.bucket = $1 AND u.user_id = k.user_id
+            AND $3 IS DISTINCT FROM u.user_name AND $3 IS DISTINCT FROM u.email
+         RETURNING u.user_id),
+     result AS (
+         SELECT k.has_name FROM known AS k WHERE k.has_name OR EXISTS (SELECT FROM passed)
+         UNION ALL
+         SELECT false FROM buried)",
+);
+
+impl Community {
+    /// Takes a name for a user, or says who has it. `version`: the one that the user's row will have at least.
+    pub(crate) async fn take_name(&self, name: &Name, user: UserId, version: i64) -> Result<()> {
+        let (kind, value) = (name.kind.sql(), &name.value);
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [&name.key(), &kind, value, &user.0, &version];
+        // Both outcomes are the same create: whoever is cut off asks again.
+        let taken = match self.shards().write(&TAKE, name.bucket(), &params).await {
+            Err(shards::Error::OutcomeUnknown { .. }) => self.shards().write(&TAKE, name.bucket(), &params).await?,
+            outcome => outcome?,
+        };
+        if taken.is_empty() { Err(name.taken()) } else { Ok(()) }
+    }
+
+    /// Gives names back after the write they were taken for was refused. A failure here is mended by the relay.
+    pub(crate) async fn give_back(&self, names: &[Name], user: UserId) {
+        for name in names {
+            if let Err(error) = self.shards().write(&GIVE_BACK, name.bucket(), &[&name.key(), &user.0]).await {
+                tracing::debug!(%error, "a name could not be given back at once; the relay settles it");
+            }
+        }
+    }
+
+    /// The user who has a name; `None` also while its registration is not done.
+    pub async fn user_named(&self, user_name: &str) -> Result<Option<UserId>> {
+        let name = Name { kind: NameKind::UserName, value: normalized_user_name(user_name)? };
+        let rows = self.shards().read(&FIND, name.bucket(), &[&name.key()]).await?;
+        Ok(rows.first().map(|row| UserId(row.get("user_id"))))
+    }
+
+    /// Takes many user names at once, first come first served: says which keys were taken now.
+    pub(crate) async fn take_names(&self, wanted: &[(Name, UserId)]) -> Result<Vec<Uuid>> {
+        let item = |(name, user): &(Name, UserId)| Item {
+            bucket: name.bucket(),
+            value: serde_json::json!({
+                "claim_key": name.key(), "kind": name.kind, "value": name.value, "user_id": user.0
+            }),
+        };
+        let rows = self.shards().write_many(&TAKE_MANY, wanted.iter().map(item).collect()).await.whole()?;
+        Ok(rows.iter().map(|row| row.get("claim_key")).collect())
+    }
+
+    /// Who has these names.
+    pub(crate) async fn name_owners(&self, names: &[Name]) -> Result<Vec<(String, UserId)>> {
+        let keys = names.iter().map(|name| (name.bucket(), name.key())).collect();
+        let rows = self.shards().read_many(&FIND_MANY, keys, &[]).await.whole()?;
+        Ok(rows.iter().map(|row| (row.get("value"), UserId(row.get("user_id")))).collect())
+    }
+
+    /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many.
+    ///
+    /// The decision is a write on the user's shard; what it means for the claim follows, and is repeated if it is cut
+    /// off in between.
+    pub(crate) async fn settle_claims(&self, older_than_s: f64) -> Result<u64> {
+        let mut settled = 0;
+        for shard in self.shards().numbers() {
+            for row in self.shards().unfenced(shard, &STALE, &[&older_than_s]).await? {
+                let kind = if row.get::<_, &str>("kind") == "email" { NameKind::Email } else { NameKind::UserName };
+                let name = Name { kind, value: row.get("value") };
+                let user = UserId(row.get("user_id"));
+                let version: i64 = row.get("version");
+                let decided = self.shards().write(&SETTLE, user.bucket(), &[&user.0, &name.value]).await?;
+                let Some(decision) = decided.first() else { continue };
+                let has_name: bool = decision.get("has_name");
+                let told = Item {
+                    bucket: name.bucket(),
+                    value: serde_json::json!({
+                        "claim_key": name.key(), "user_id": user.0, "held": has_name, "version": version
+                    }),
+                };
+                self.shards().write_many(&CONFIRM, vec![told]).await.whole()?;
+                settled += 1;
+            }
+        }
+        Ok(settled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_name_in_many_spellings() {
+        for spelling in ["Ada", " ada ", "ＡＤＡ", "aDa"] {
+            assert_eq!(normalized_user_name(spelling).unwrap(), "ada");
+        }
+        assert_eq!(normalized_user_name("Müller.2").unwrap(), "müller.2");
+        for bad in ["", " ", "a b", "@a", "a.", "_a", "a\0b", &"x".repeat(41)] {
+            assert!(normalized_user_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused() {
+        assert_eq!(normalized_email(" A@B.org ").unwrap(), "a@b.org");
+        for bad in ["", "a", "@b.org", "a@", "a b@c.d", "a@b\0c"] {
+            assert!(normalized_email(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! The cluster at a glance: what each database holds and whether it answers.
+
+use crate::community::Community;
+use crate::error::Result;
+use futures_util::future::join_all;
+use placement::ShardNo;
+use serde::Serialize;
+use shards::Unfenced;
+use tokio_postgres::Row;
+
+/// What `status` shows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Overview {
+    /// Each shard.
+    pub shards: Vec<ShardStatus>,
+    /// The directory.
+    pub directory: DirectoryStatus,
+    /// The outboxes of all shards together.
+    pub outbox: OutboxStatus,
+    /// Whether the control database answers.
+    pub control: State,
+}
+
+/// Whether a database answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It does.
+    Up,
+    /// It does not.
+    Down,
+}
+
+/// One shard. Rows are counted where their bucket is owned; absent while it is down.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ShardStatus {
+    /// Its number.
+    pub shard: ShardNo,
+    /// Whether it answers.
+    pub state: State,
+    /// PostgreSQL's version.
+    pub version: Option<String>,
+    /// Living users.
+    pub users: Option<i64>,
+    /// Living threads.
+    pub threads: Option<i64>,
+    /// Living posts.
+    pub posts: Option<i64>,
+    /// AI tasks.
+    pub tasks: Option<i64>,
+    /// The database on disk.
+    pub bytes: Option<i64>,
+    /// Servers that follow this one.
+    pub standbys: Vec<Standby>,
+}
+
+/// A server that follows another.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Standby {
+    /// How far it is behind, in milliseconds; absent: it does not answer, or does not say.
+    pub lag_ms: Option<f64>,
+}
+
+/// The directory.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DirectoryStatus {
+    /// Whether its writer answers.
+    pub state: State,
+    /// Living users in it.
+    pub users: Option<i64>,
+    /// Living threads in it.
+    pub threads: Option<i64>,
+    /// Its replicas.
+    pub replicas: Vec<Standby>,
+}
+
+/// What waits to be delivered.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutboxStatus {
+    /// How many events.
+    pub pending: i64,
+    /// The age of the oldest, in milliseconds.
+    pub oldest_ms: f64,
+}
+
+static SHARD: Unfenced = Unfenced::read(
+    "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS bytes,
+            (SELECT count(*) FROM users AS u WHERE u.deleted_at IS NULL AND get_bit(a.readable, u.bucket) = 1)
+                AS users,
+            (SELECT count(*) FROM threads AS t WHERE t.deleted_at IS NULL AND get_bit(c.readable, t.bucket) = 1)
+                AS threads,
+            (SELECT count(*) FROM posts AS p WHERE p.deleted_at IS NULL AND get_bit(c.readable, p.bucket) = 1)
+                AS posts,
+            (SELECT count(*) FROM ai_tasks AS t WHERE get_bit(a.readable, t.bucket) = 1) AS tasks,
+            (SELECT array_agg(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::float8)
+               FROM pg_stat_replication AS r) AS standbys,
+            (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS pending,
+            (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)) * 1000, 0)::float8
+               FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS oldest_ms
+       FROM therev.fence AS a, therev.fence AS c
+      WHERE a.colocation_group = 'account' AND c.colocation_group = 'content'",
+);
+
+static DIRECTORY: Unfenced = Unfenced::read(
+    "SELECT (SELECT count(*) FROM user_directory AS u WHERE NOT u.is_deleted) AS users,
+            (SELECT count(*) FROM thread_directory AS t WHERE NOT t.is_deleted) AS threads",
+);
+
+static REPLICA: Unfenced = Unfenced::read(
+    "SELECT CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+                 ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000
+            END::float8 AS lag_ms",
+);
+
+static CONTROL: Unfenced = Unfenced::read("SELECT FROM therev.identity");
+
+impl Overview {
+    /// Whether everything answers.
+    pub fn is_up(&self) -> bool {
+        self.control == State::Up
+            && self.directory.state == State::Up
+            && self.shards.iter().all(|shard| shard.state == State::Up)
+            && self.directory.replicas.iter().all(|replica| replica.lag_ms.is_some())
+    }
+}
+
+impl Community {
+    /// Asks every database how it is.
+    pub async fn overview(&self) -> Result<Overview> {
+        let asked = self.shards().numbers().into_iter().map(|shard| async move {
+            let rows = self.shards().unfenced(shard, &SHARD, &[]).await;
+            if let Err(error) = &rows {
+                tracing::debug!(%shard, %error, "a shard gave no answer");
+            }
+            (shard, rows.ok().and_then(|rows| rows.into_iter().next()))
+        });
+        let rows: Vec<(ShardNo, Option<Row>)> = join_all(asked).await;
+        let pending = rows.iter().flat_map(|(_, row)| row).map(|row| row.get::<_, i64>("pending")).sum();
+        let oldest_ms = rows.iter().flat_map(|(_, row)| row).map(|row| row.get("oldest_ms")).fold(0.0, f64::max);
+        let control = self.shards().control(&CONTROL, &[]).await;
+        Ok(Overview {
+            shards: rows.iter().map(|(shard, row)| shard_status(*shard, row.as_ref())).collect(),
+            directory: self.directory_status().await,
+            outbox: OutboxStatus { pending, oldest_ms },
+            control: if control.is_ok() { State::Up } else { State::Down },
+        })
+    }
+
+    async fn directory_status(&self) -> DirectoryStatus {
+        let directory = self.shards().directory();
+        let counted = directory.writer(&DIRECTORY, &[]).await.ok();
+        let row = counted.as_ref().and_then(|rows| rows.first());
+        let mut replicas = Vec::new();
+        for at in 0..directory.replica_count() {
+            let rows = directory.replica(at, &REPLICA, &[]).await.ok();
+            let lag_ms = rows.as_ref().and_then(|rows| rows.first()).and_then(|row| row.get("lag_ms"));
+            replicas.push(Standby { lag_ms });
+        }
+        DirectoryStatus {
+            state: if row.is_some() { State::Up } else { State::Down },
+            users: row.map(|row| row.get("users")),
+            threads: row.map(|row| row.get("threads")),
+            replicas,
+        }
+    }
+}
+
+fn shard_status(shard: ShardNo, row: Option<&Row>) -> ShardStatus {
+    let lags: Vec<f64> = row.and_then(|row| row.get::<_, Option<_>>("standbys")).unwrap_or_default();
+    ShardStatus {
+        shard,
+        state: if row.is_some() { State::Up } else { State::Down },
+        version: row.map(|row| row.get::<_, &str>("version").split(' ').next().unwrap_or_default().to_owned()),
+        users: row.map(|row| row.get("users")),
+        threads: row.map(|row| row.get("threads")),
+        posts: row.map(|row| row.get("posts")),
+        tasks: row.map(|row| row.get("tasks")),
+        bytes: row.map(|row| row.get("bytes")),
+        standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).collect(),
+    }
+}

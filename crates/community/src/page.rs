@@ -1,0 +1,205 @@
+//! A thread's page: the head, one statement per shard that holds posts of it, one for the names.
+
+use crate::community::Community;
+use crate::error::Result;
+use crate::posts::{Post, post_columns, post_from};
+use crate::threads::Thread;
+use chrono::{DateTime, Utc};
+use placement::{Group, PostId, ShardNo, ThreadId, UserId};
+use serde::Serialize;
+use shards::{ReadMany, Unfenced};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::str::FromStr;
+use uuid::Uuid;
+
+/// Where a page ends: the next one begins after it. Opaque in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    created_at: DateTime<Utc>,
+    id: Uuid,
+}
+
+/// A cursor that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("this is no cursor: take the one that a page ended with")]
+pub struct InvalidCursor;
+
+impl Cursor {
+    pub(crate) fn new(created_at: DateTime<Utc>, id: Uuid) -> Cursor {
+        Cursor { created_at, id }
+    }
+
+    /// Before everything.
+    pub(crate) fn start() -> Cursor {
+        Cursor { created_at: DateTime::UNIX_EPOCH - chrono::TimeDelta::days(365 * 200), id: Uuid::nil() }
+    }
+
+    /// After everything.
+    pub(crate) fn end() -> Cursor {
+        Cursor { created_at: DateTime::UNIX_EPOCH + chrono::TimeDelta::days(365 * 8_000), id: Uuid::max() }
+    }
+
+    pub(crate) fn parts(&self) -> (DateTime<Utc>, Uuid) {
+        (self.created_at, self.id)
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.created_at.timestamp_micros(), self.id.simple())
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> std::result::Result<Self, InvalidCursor> {
+        let (micros, id) = text.split_once('.').ok_or(InvalidCursor)?;
+        let created_at = micros.parse().ok().and_then(DateTime::from_timestamp_micros).ok_or(InvalidCursor)?;
+        // What PostgreSQL cannot hold is no cursor of its rows.
+        let (first, last) = (Cursor::start().created_at, Cursor::end().created_at);
+        if created_at < first || created_at > last {
+            return Err(InvalidCursor);
+        }
+        Ok(Cursor { created_at, id: id.parse().map_err(|_| InvalidCursor)? })
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// What a page shows of an author; it comes from the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Author {
+    /// Who.
+    pub user_id: UserId,
+    /// Absent: deleted, or not known to the directory (yet).
+    pub user_name: Option<String>,
+    /// First and last name, where given.
+    pub display_name: Option<String>,
+}
+
+/// One post of a page with its author.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PagePost {
+    /// The post.
+    #[serde(flatten)]
+    pub post: Post,
+    /// Who wrote it.
+    pub author: Author,
+}
+
+/// A page of a thread, oldest post first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ThreadPage {
+    /// The thread's head.
+    pub thread: Thread,
+    /// Who opened it.
+    pub author: Author,
+    /// The posts, by time.
+    pub posts: Vec<PagePost>,
+    /// Where the next page begins; absent: this is the last one.
+    pub next: Option<Cursor>,
+    /// Shards that gave no answer: what their users wrote is missing here.
+    pub missing: Vec<ShardNo>,
+    /// Whether anything is missing.
+    pub partial: bool,
+}
+
+/// This shard's share of a page: the posts of the authors whose buckets it was asked for and owns.
+static POSTS: ReadMany = ReadMany::new(
+    Group::Content,
+    concat!(
+        "SELECT ",
+        post_columns!(),
+        " FROM posts AS p
+          WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
+            AND p.bucket IN (SELECT a.bucket FROM asked AS a)
+          ORDER BY p.created_at, p.post_id LIMIT $6"
+    ),
+);
+
+static NAMES: Unfenced =
+    Unfenced::read("SELECT d.user_id, d.user_name, d.display_name FROM user_directory AS d WHERE d.user_id = ANY ($1)");
+
+impl Community {
+    /// A page of a thread: `limit` posts after a cursor, oldest first.
+    ///
+    /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
+    pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
+        let head = self.head(id).await?;
+        let (created_at, post_id) = after.unwrap_or_else(Cursor::start).parts();
+        let one_more = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
+        let keys = head.buckets.iter().map(|bucket| (*bucket, Uuid::nil())).collect();
+        let answer = self.shards().read_many(&POSTS, keys, &[&id.0, &created_at, &post_id, &one_more]).await;
+        let mut posts = answer.rows.iter().map(post_from).collect::<Result<Vec<Post>>>()?;
+        posts.sort_by_key(|post| (post.created_at, post.post_id));
+        let more = posts.len() > limit;
+        posts.truncate(limit);
+        let next = posts.last().filter(|_| more).map(|post| Cursor::new(post.created_at, post.post_id.0));
+        let missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
+        let authors = self.authors(posts.iter().map(|p| p.author_id).chain([head.thread.author_id]).collect()).await;
+        let author_of = |id: UserId| {
+            authors.get(&id).cloned().unwrap_or(Author { user_id: id, user_name: None, display_name: None })
+        };
+        Ok(ThreadPage {
+            author: author_of(head.thread.author_id),
+            thread: head.thread,
+            posts: posts.into_iter().map(|post| PagePost { author: author_of(post.author_id), post }).collect(),
+            next,
+            partial: !missing.is_empty(),
+            missing: missing.into_iter().collect(),
+        })
+    }
+
+    /// What the directory knows of some users; while it is down, nothing.
+    pub(crate) async fn authors(&self, ids: BTreeSet<UserId>) -> BTreeMap<UserId, Author> {
+        let ids: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
+        let rows = self.shards().directory().read(&NAMES, &[&ids], None).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "names are missing: the directory gave no answer");
+            Vec::new()
+        });
+        let author = |row: &tokio_postgres::Row| {
+            let user_id = UserId(row.get("user_id"));
+            (user_id, Author { user_id, user_name: row.get("user_name"), display_name: row.get("display_name") })
+        };
+        rows.iter().map(author).collect()
+    }
+}
+
+/// A post's place in a page.
+impl From<&Post> for Cursor {
+    fn from(post: &Post) -> Cursor {
+        let PostId(id) = post.post_id;
+        Cursor::new(post.created_at, id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_survives_text(micros in -1_000_000_000_000_000_i64..1_000_000_000_000_000, id: u128) {
+            let at = DateTime::from_timestamp_micros(micros).unwrap();
+            let cursor = Cursor::new(at, Uuid::from_u128(id));
+            prop_assert_eq!(cursor.to_string().parse::<Cursor>().unwrap(), cursor);
+        }
+
+        #[test]
+        fn any_text_is_a_cursor_or_an_error(text in ".*") {
+            let _ = text.parse::<Cursor>();
+        }
+    }
+
+    #[test]
+    fn times_that_postgresql_cannot_hold_are_refused() {
+        assert!(format!("{}.{}", i64::MAX, Uuid::nil()).parse::<Cursor>().is_err());
+    }
+}

@@ -1,0 +1,395 @@
+//! Posts: write, read, change, delete. Writes tables `posts` and `thread_contributions`.
+
+use crate::audit::{Actor, audited};
+use crate::community::Community;
+use crate::delivery::Event;
+use crate::error::{Error, Result};
+use crate::text::{Format, Moderation, check_body, check_object};
+use crate::users::word;
+use crate::words;
+use chrono::{DateTime, Utc};
+use placement::{Bucket, Group, PostId, ThreadId, UserId};
+use serde::Serialize;
+use serde_json::{Value, json};
+use shards::{Read, Write};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+words! {
+    /// What a post is.
+    PostType {
+        /// Words.
+        Text = "TEXT",
+        /// A picture.
+        Image = "IMAGE",
+        /// A film.
+        Video = "VIDEO",
+        /// An address.
+        Link = "LINK",
+        /// A question with answers to choose.
+        Poll = "POLL",
+        /// Written by somebody's AI.
+        AiGenerated = "AI_GENERATED",
+    }
+}
+
+/// A post. One that was deleted keeps its place and has no body.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Post {
+    /// Its id, which carries its author's bucket.
+    pub post_id: PostId,
+    /// Its owner.
+    pub author_id: UserId,
+    /// The thread it is in.
+    pub thread_id: ThreadId,
+    /// That thread's owner.
+    pub thread_author_id: UserId,
+    /// The post it answers; absent: the thread.
+    pub parent_post_id: Option<PostId>,
+    /// What it is.
+    #[serde(rename = "type")]
+    pub post_type: PostType,
+    /// Its text; absent: it was deleted.
+    pub body: Option<String>,
+    /// How the body is written.
+    pub format: Format,
+    /// Shown first.
+    pub is_pinned: bool,
+    /// What a moderator decided.
+    pub moderation: Moderation,
+    /// What others think of it.
+    pub score: i32,
+    /// Whatever else is known.
+    pub metadata: Value,
+    /// When it was written.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// Grows with every change.
+    pub version: i64,
+}
+
+/// The post that another one answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parent {
+    /// The post.
+    pub post_id: PostId,
+    /// Its author.
+    pub author_id: UserId,
+}
+
+/// A post to be written.
+#[derive(Debug, Clone)]
+pub struct NewPost {
+    /// Chosen by the caller ([`PostId::new`]), so that a retry is the same post; made when absent.
+    pub post_id: Option<PostId>,
+    /// Its owner.
+    pub author_id: UserId,
+    /// The thread it goes to.
+    pub thread_id: ThreadId,
+    /// The post it answers; absent: the thread.
+    pub parent: Option<Parent>,
+    /// What it is.
+    pub post_type: PostType,
+    /// 1 byte to 1 MiB.
+    pub body: String,
+    /// How the body is written.
+    pub format: Format,
+    /// Whatever else is known.
+    pub metadata: Option<Value>,
+}
+
+impl NewPost {
+    /// A reply of plain text to a thread.
+    pub fn new(author_id: UserId, thread_id: ThreadId, body: impl Into<String>) -> NewPost {
+        NewPost {
+            post_id: None,
+            author_id,
+            thread_id,
+            parent: None,
+            post_type: PostType::Text,
+            body: body.into(),
+            format: Format::Plain,
+            metadata: None,
+        }
+    }
+}
+
+/// What to change of a post: absent fields stay.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct PostChange {
+    /// Another text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Shown first, or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_pinned: Option<bool>,
+    /// A moderator's decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moderation: Option<Moderation>,
+}
+
+macro_rules! post_columns {
+    () => {
+        "p.post_id, p.author_id, p.thread_id, p.thread_author_id, p.parent_post_id, p.type, p.body, p.format,
+         p.is_pinned, p.moderation, p.score, p.metadata, p.created_at, p.updated_at, p.version"
+    };
+}
+pub(crate) use post_columns;
+
+/// What an author's contribution became, for the thread's owner: goes with the statement that changed it.
+macro_rules! contribution_sent {
+    () => {
+        "sent AS (
+             INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
+             SELECT 'content', c.bucket, 'contribution', c.thread_id, c.author_id, c.version, to_jsonb(c)
+               FROM contribution AS c
+             RETURNING outbox_id, key, member, version, payload)"
+    };
+}
+
+/// The post, its author's contribution and the event about it: one statement, one round trip.
+static CREATE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "created AS (
+             INSERT INTO posts (bucket, author_id, post_id, thread_id, thread_author_id, parent_post_id,
+                                parent_author_id, type, body, format, metadata, version)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, version_floor FROM fence
+             ON CONFLICT (bucket, author_id, post_id) DO NOTHING
+             RETURNING *),
+         contribution AS (
+             INSERT INTO therev.thread_contributions AS c
+                    (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
+             SELECT p.bucket, p.author_id, p.thread_id, p.thread_author_id, 1, p.created_at, p.version
+               FROM created AS p
+             ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+                SET posts = c.posts + 1, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
+                    version = greatest(c.version + 1, excluded.version)
+             RETURNING c.*),
+         ",
+        contribution_sent!(),
+        ", result AS (
+             SELECT s.outbox_id, s.key, s.member, s.version AS event_version, s.payload, ",
+        post_columns!(),
+        " FROM created AS p, sent AS s
+             UNION ALL
+             SELECT NULL, NULL, NULL, NULL, NULL, ",
+        post_columns!(),
+        " FROM posts AS p, fence WHERE p.bucket = $1 AND p.author_id = $2 AND p.post_id = $3)"
+    ),
+);
+
+static GET: Read = Read::new(
+    Group::Content,
+    concat!("SELECT ", post_columns!(), " FROM posts AS p WHERE p.bucket = $1 AND p.post_id = $2"),
+);
+
+/// An author's posts, newest first: ids sort by time.
+static BY_AUTHOR: Read = Read::new(
+    Group::Content,
+    concat!(
+        "SELECT ",
+        post_columns!(),
+        " FROM posts AS p
+          WHERE p.bucket = $1 AND p.author_id = $2 AND p.post_id < $3 AND p.deleted_at IS NULL
+          ORDER BY p.post_id DESC LIMIT $4"
+    ),
+);
+
+static CHANGE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "old AS (
+             SELECT p.* FROM posts AS p, fence WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL),
+         changed AS (
+             UPDATE posts AS p
+                SET (body, is_pinned, moderation)
+                  = (SELECT n.body, n.is_pinned, n.moderation FROM jsonb_populate_record(p, $3) AS n),
+                    version = greatest(p.version + 1, fence.version_floor), updated_at = now()
+               FROM fence
+              WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
+             RETURNING p.*),
+         change AS (
+             SELECT o.bucket, o.author_id AS user_id, 'post ' || o.post_id AS target,
+                    (SELECT jsonb_object_agg(k.key, to_jsonb(o) -> k.key) FROM jsonb_object_keys($3) AS k (key))
+                        AS before, $3::jsonb AS after
+               FROM old AS o, changed AS c),
+         ",
+        audited!("change", "$4"),
+        ", result AS (SELECT ",
+        post_columns!(),
+        " FROM changed AS p)"
+    ),
+);
+
+/// The post keeps its place for the replies under it and loses its text.
+static DELETE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "deleted AS (
+             UPDATE posts AS p
+                SET body = NULL, metadata = '{}', is_pinned = false, deleted_at = now(), updated_at = now(),
+                    version = greatest(p.version + 1, fence.version_floor)
+               FROM fence
+              WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
+             RETURNING p.*),
+         contribution AS (
+             UPDATE therev.thread_contributions AS c
+                SET posts = c.posts - 1, deleted = c.deleted + 1, version = greatest(c.version + 1, f.version_floor)
+               FROM deleted AS d, fence AS f
+              WHERE c.bucket = d.bucket AND c.author_id = d.author_id AND c.thread_id = d.thread_id
+             RETURNING c.*),
+         change AS (
+             SELECT d.bucket, d.author_id AS user_id, 'post ' || d.post_id AS target, '{}'::jsonb AS before,
+                    jsonb_build_object('deleted', true) AS after
+               FROM deleted AS d),
+         ",
+        audited!("change", "$3"),
+        ", ",
+        contribution_sent!(),
+        ", result AS (
+             SELECT s.outbox_id, s.key, s.member, s.version AS event_version, s.payload FROM deleted AS d, sent AS s)"
+    ),
+);
+
+impl Community {
+    /// Writes a post: one read of the thread's head, one statement on the author's shard, one delivery to the thread's.
+    ///
+    /// A thread that is missing, deleted or locked takes none. The same id again is the same post.
+    pub async fn create_post(&self, new: NewPost) -> Result<Post> {
+        check_body(&new.body, false)?;
+        let metadata = new.metadata.clone().unwrap_or_else(|| json!({}));
+        check_object("metadata", &metadata)?;
+        let id = new.post_id.unwrap_or_else(|| PostId::new(new.author_id));
+        Self::check_id(id.0, new.author_id)?;
+        let thread = self.thread(new.thread_id).await?;
+        if thread.is_locked {
+            return Err(Error::Locked(new.thread_id));
+        }
+        let bucket = new.author_id.bucket();
+        let (post_type, format) = (new.post_type.name(), new.format.name());
+        let parent = new.parent.map(|p| p.post_id.0);
+        let parent_author = new.parent.map(|p| p.author_id.0);
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 10] = [
+            &new.author_id.0,
+            &id.0,
+            &new.thread_id.0,
+            &thread.author_id.0,
+            &parent,
+            &parent_author,
+            &post_type,
+            &new.body,
+            &format,
+            &metadata,
+        ];
+        let row = self.create_once(&CREATE, bucket, &params, "post", id.0).await?;
+        let post = post_from(&row)?;
+        if post.thread_id != new.thread_id || post.body.as_ref().is_some_and(|body| *body != new.body) {
+            return Err(Error::Conflict { what: "id", value: id.to_string() });
+        }
+        self.deliver_contribution(bucket, &row).await;
+        Ok(post)
+    }
+
+    /// Answers a post: looks up where it is, then writes under it.
+    pub async fn reply(&self, author_id: UserId, to: PostId, body: impl Into<String>) -> Result<Post> {
+        let parent = self.post(to).await?;
+        if parent.body.is_none() {
+            return Err(Error::gone("post", to));
+        }
+        let answers = Parent { post_id: to, author_id: parent.author_id };
+        self.create_post(NewPost { parent: Some(answers), ..NewPost::new(author_id, parent.thread_id, body) }).await
+    }
+
+    /// A post; one that was deleted is answered as its place, without text.
+    pub async fn post(&self, id: PostId) -> Result<Post> {
+        let bucket = self.route("post", id.0).await?;
+        let rows = self.shards().read(&GET, bucket, &[&id.0]).await?;
+        post_from(rows.first().ok_or_else(|| Error::not_found("post", id))?)
+    }
+
+    /// An author's posts, newest first, before `before` when it is given.
+    pub async fn posts_by_author(&self, author: UserId, before: Option<PostId>, limit: i64) -> Result<Vec<Post>> {
+        let before = before.map_or(Uuid::max(), |id| id.0);
+        let rows = self.shards().read(&BY_AUTHOR, author.bucket(), &[&author.0, &before, &limit]).await?;
+        rows.iter().map(post_from).collect()
+    }
+
+    /// Changes a post: its author its text, a moderator its state. What somebody else does is audited.
+    pub async fn change_post(&self, id: PostId, change: PostChange, actor: &Actor) -> Result<Post> {
+        if let Some(body) = &change.body {
+            check_body(body, false)?;
+        }
+        let post = self.post(id).await?;
+        let note = actor.note_unless(post.author_id, "change post");
+        let fields = serde_json::to_value(&change).map_err(|e| Error::invalid("change", e.to_string()))?;
+        let rows = self.shards().write(&CHANGE, post.author_id.bucket(), &[&id.0, &fields, &note]).await;
+        let rows = rows.map_err(Error::of_constraint)?;
+        post_from(rows.first().ok_or_else(|| Error::gone("post", id))?)
+    }
+
+    /// Deletes a post: it keeps its place and loses its text.
+    pub async fn delete_post(&self, id: PostId, actor: &Actor) -> Result<()> {
+        let post = self.post(id).await?;
+        if self.delete_one(&post, actor).await? { Ok(()) } else { Err(Error::gone("post", id)) }
+    }
+
+    /// Deletes all posts of an author, each by itself; says how many.
+    pub(crate) async fn delete_posts_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
+        let mut count = 0;
+        loop {
+            let posts = self.posts_by_author(author, None, 500).await?;
+            if posts.is_empty() {
+                return Ok(count);
+            }
+            for post in posts {
+                count += u64::from(self.delete_one(&post, actor).await?);
+            }
+        }
+    }
+
+    async fn delete_one(&self, post: &Post, actor: &Actor) -> Result<bool> {
+        let note = actor.note_unless(post.author_id, "delete post");
+        let bucket = post.author_id.bucket();
+        let rows = self.shards().write(&DELETE, bucket, &[&post.post_id.0, &note]).await?;
+        if let Some(row) = rows.first() {
+            self.deliver_contribution(bucket, row).await;
+        }
+        Ok(!rows.is_empty())
+    }
+
+    /// Delivers the contribution that a statement returned with its row; a repeated create returns none.
+    async fn deliver_contribution(&self, bucket: Bucket, row: &Row) {
+        let Some(outbox_id) = row.get::<_, Option<i64>>("outbox_id") else { return };
+        let event = Event {
+            outbox_id,
+            kind: "contribution".to_owned(),
+            key: row.get("key"),
+            member: row.get("member"),
+            version: row.get("event_version"),
+            payload: row.get("payload"),
+        };
+        self.deliver_now(self.shard_of(Group::Content, bucket), vec![event]).await;
+    }
+}
+
+pub(crate) fn post_from(row: &Row) -> Result<Post> {
+    Ok(Post {
+        post_id: PostId(row.get("post_id")),
+        author_id: UserId(row.get("author_id")),
+        thread_id: ThreadId(row.get("thread_id")),
+        thread_author_id: UserId(row.get("thread_author_id")),
+        parent_post_id: row.get::<_, Option<Uuid>>("parent_post_id").map(PostId),
+        post_type: word(row.get("type"))?,
+        body: row.get("body"),
+        format: word(row.get("format"))?,
+        is_pinned: row.get("is_pinned"),
+        moderation: word(row.get("moderation"))?,
+        score: row.get("score"),
+        metadata: row.get("metadata"),
+        created_at: row.get("created_at"),
+        updated_at: row.get("updated_at"),
+        version: row.get("version"),
+    })
+}

@@ -1,0 +1,153 @@
+//! The relay: delivers what writers left behind, sums threads' totals, settles claims. Any number may run.
+
+use crate::community::{Community, Inner};
+use crate::delivery::Event;
+use crate::error::Result;
+use placement::ShardNo;
+use serde::Serialize;
+use shards::Unfenced;
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// What a pass of the relay did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Relayed {
+    /// Events delivered, by kind.
+    pub delivered: BTreeMap<String, u64>,
+    /// Events that found their database down; they wait.
+    pub waiting: u64,
+    /// Pending claims settled.
+    pub claims_settled: u64,
+    /// Shards that could not be asked.
+    pub shards_down: Vec<ShardNo>,
+}
+
+impl AddAssign for Relayed {
+    fn add_assign(&mut self, other: Relayed) {
+        for (kind, count) in other.delivered {
+            *self.delivered.entry(kind).or_default() += count;
+        }
+        self.waiting = other.waiting;
+        self.claims_settled += other.claims_settled;
+        self.shards_down = other.shards_down;
+    }
+}
+
+/// How many events one pass takes from a shard.
+const BATCH: i64 = 2_000;
+/// Events younger than this are their writer's to deliver.
+const WRITERS_TURN_S: f64 = 2.0;
+
+static PENDING: Unfenced = Unfenced::read(
+    "SELECT o.bucket, o.outbox_id, o.kind, o.key, o.member, o.version, o.payload
+       FROM therev.outbox AS o
+      WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
+        AND (o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3))
+      ORDER BY o.bucket, o.outbox_id LIMIT $4",
+);
+
+static MARK: Unfenced = Unfenced::write(
+    "UPDATE therev.outbox AS o SET delivered_at = now()
+      WHERE o.outbox_id = ANY ($1) AND o.delivered_at IS NULL",
+);
+
+impl Community {
+    /// Delivers everything that is undelivered now, and settles the claims that are older than the configured time-out.
+    ///
+    /// What finds its database down stays for the next pass.
+    pub async fn relay_once(&self) -> Result<Relayed> {
+        self.relay_pass(0.0).await
+    }
+
+    async fn relay_pass(&self, younger_is_the_writers_s: f64) -> Result<Relayed> {
+        let mut total = Relayed::default();
+        // Participants that were delivered make totals, which may be on a shard that was already passed.
+        for _ in 0..3 {
+            let mut pass = Relayed::default();
+            for shard in self.shards().numbers() {
+                if let Err(error) = self.relay_shard(shard, younger_is_the_writers_s, &mut pass).await {
+                    tracing::warn!(%shard, %error, "the relay could not serve a shard");
+                    pass.shards_down.push(shard);
+                }
+            }
+            let idle = pass.delivered.is_empty();
+            total += pass;
+            if idle {
+                break;
+            }
+        }
+        let timeout = self.shards().config().claim_timeout_s;
+        match self.settle_claims(seconds(timeout)).await {
+            Ok(settled) => total.claims_settled += settled,
+            Err(error) => tracing::warn!(%error, "claims could not be settled"),
+        }
+        if total.claims_settled > 0 {
+            // Settling wrote users' rows, whose events are younger than anybody's turn.
+            for shard in self.shards().numbers() {
+                self.relay_shard(shard, 0.0, &mut total).await?;
+            }
+        }
+        self.mark_delivered().await;
+        Ok(total)
+    }
+
+    /// One shard's outbox, from its beginning to its end.
+    async fn relay_shard(&self, shard: ShardNo, writers_turn_s: f64, done: &mut Relayed) -> Result<()> {
+        self.mark_delivered().await;
+        let mut after = (-1_i16, 0_i64);
+        loop {
+            let rows = self.shards().unfenced(shard, &PENDING, &[&after.0, &after.1, &writers_turn_s, &BATCH]).await?;
+            let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
+            let Some(last) = rows.last() else { return Ok(()) };
+            after = (last.get("bucket"), last.get("outbox_id"));
+            let mut kinds: BTreeMap<String, u64> = BTreeMap::new();
+            for event in &events {
+                *kinds.entry(event.kind.clone()).or_default() += 1;
+            }
+            let all = events.len();
+            let delivered = self.deliver(shard, events).await;
+            self.mark_delivered().await;
+            let count = delivered.as_ref().copied().unwrap_or(0);
+            if count > 0 {
+                for (kind, number) in kinds {
+                    *done.delivered.entry(kind).or_default() += number;
+                }
+            }
+            done.waiting += u64::try_from(all - count).unwrap_or(0);
+            delivered?;
+        }
+    }
+
+    /// Writes the marks of what was delivered. A mark that is lost means one more delivery, which changes nothing.
+    pub(crate) async fn mark_delivered(&self) {
+        for (shard, ids) in self.inner.acks.take() {
+            if let Err(error) = self.shards().unfenced(shard, &MARK, &[&ids]).await {
+                tracing::debug!(%shard, %error, "delivered events could not be marked; they will be delivered again");
+            }
+        }
+    }
+
+    /// Runs the relay for as long as the handle lives, every `relay_ms`.
+    pub(crate) fn start_relay(&self) {
+        let period = Duration::from_millis(self.shards().config().relay_ms);
+        if !period.is_zero() {
+            tokio::spawn(relay_while_alive(Arc::downgrade(&self.inner), period));
+        }
+    }
+}
+
+async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
+    loop {
+        tokio::time::sleep(period).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if let Err(error) = (Community { inner }).relay_pass(WRITERS_TURN_S).await {
+            tracing::warn!(%error, "a pass of the relay failed");
+        }
+    }
+}
+
+fn seconds(whole: u64) -> f64 {
+    f64::from(u32::try_from(whole).unwrap_or(u32::MAX))
+}

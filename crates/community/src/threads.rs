@@ -1,0 +1,331 @@
+//! Threads: open, read, change, delete. Writes table `threads`.
+
+use crate::audit::{Actor, audited};
+use crate::community::{Community, Written};
+use crate::error::{Error, Result};
+use crate::text::{Format, Moderation, TITLE_CHARS_MAX, check_body, check_chars, check_object};
+use crate::users::word;
+use chrono::{DateTime, Utc};
+use placement::{Bucket, Group, ThreadId, UserId};
+use serde::Serialize;
+use serde_json::{Value, json};
+use shards::{Read, Write};
+use tokio_postgres::Row;
+
+/// A thread's head.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Thread {
+    /// Its id, which carries its author's bucket.
+    pub thread_id: ThreadId,
+    /// Its owner.
+    pub author_id: UserId,
+    /// What it is about.
+    pub title: String,
+    /// The first text.
+    pub body: String,
+    /// How the body is written.
+    pub format: Format,
+    /// Shown first.
+    pub is_pinned: bool,
+    /// Takes no replies.
+    pub is_locked: bool,
+    /// What a moderator decided.
+    pub moderation: Moderation,
+    /// What others think of it.
+    pub score: i32,
+    /// Whatever else is known.
+    pub metadata: Value,
+    /// How many posts can be read in it, as far as their authors' shards have told.
+    pub post_count: i64,
+    /// When it was opened.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// Grows with every change.
+    pub version: i64,
+}
+
+/// A thread's head with the buckets whose authors wrote in it.
+pub(crate) struct Head {
+    pub(crate) thread: Thread,
+    pub(crate) buckets: Vec<Bucket>,
+}
+
+/// A thread to be opened.
+#[derive(Debug, Clone)]
+pub struct NewThread {
+    /// Chosen by the caller ([`ThreadId::new`]), so that a retry is the same thread; made when absent.
+    pub thread_id: Option<ThreadId>,
+    /// Its owner.
+    pub author_id: UserId,
+    /// 1 to 500 characters.
+    pub title: String,
+    /// At most 1 MiB; may be empty.
+    pub body: String,
+    /// How the body is written.
+    pub format: Format,
+    /// Whatever else is known.
+    pub metadata: Option<Value>,
+}
+
+impl NewThread {
+    /// A thread of plain text.
+    pub fn new(author_id: UserId, title: impl Into<String>, body: impl Into<String>) -> NewThread {
+        NewThread {
+            thread_id: None,
+            author_id,
+            title: title.into(),
+            body: body.into(),
+            format: Format::Plain,
+            metadata: None,
+        }
+    }
+}
+
+/// What to change of a thread: absent fields stay.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ThreadChange {
+    /// Another title.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// Another text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// Shown first, or not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_pinned: Option<bool>,
+    /// Takes no replies, or does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_locked: Option<bool>,
+    /// A moderator's decision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moderation: Option<Moderation>,
+}
+
+macro_rules! thread_columns {
+    () => {
+        "t.thread_id, t.author_id, t.title, t.body, t.format, t.is_pinned, t.is_locked, t.moderation, t.score,
+         t.metadata, t.created_at, t.updated_at, t.deleted_at, t.version"
+    };
+}
+
+/// The head, the number of posts, and which buckets' authors wrote: the one statement that a page begins with.
+static HEAD: Read = Read::new(
+    Group::Content,
+    concat!(
+        "SELECT ",
+        thread_columns!(),
+        ", p.post_count, p.buckets
+           FROM threads AS t,
+                LATERAL (SELECT coalesce(sum(p.posts), 0) AS post_count,
+                                array_agg(DISTINCT therev.bucket_of(p.participant_id))
+                                    FILTER (WHERE p.posts + p.deleted > 0) AS buckets
+                           FROM therev.thread_participants AS p
+                          WHERE p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id) AS p
+          WHERE t.bucket = $1 AND t.thread_id = $2"
+    ),
+);
+
+static CREATE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "created AS (
+             INSERT INTO threads (bucket, author_id, thread_id, title, body, format, metadata, version)
+             SELECT $1, $2, $3, $4, $5, $6, $7, version_floor FROM fence
+             ON CONFLICT (bucket, author_id, thread_id) DO NOTHING
+             RETURNING *),
+         result AS (
+             SELECT 0::bigint AS post_count, ",
+        thread_columns!(),
+        " FROM created AS t
+             UNION ALL
+             SELECT 0, ",
+        thread_columns!(),
+        " FROM threads AS t, fence WHERE t.bucket = $1 AND t.author_id = $2 AND t.thread_id = $3)"
+    ),
+);
+
+static CHANGE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "old AS (
+             SELECT t.* FROM threads AS t, fence
+              WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL),
+         changed AS (
+             UPDATE threads AS t
+                SET (title, body, is_pinned, is_locked, moderation)
+                  = (SELECT n.title, n.body, n.is_pinned, n.is_locked, n.moderation
+                       FROM jsonb_populate_record(t, $3) AS n),
+                    version = greatest(t.version + 1, fence.version_floor), updated_at = now()
+               FROM fence
+              WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
+             RETURNING t.*),
+         change AS (
+             SELECT o.bucket, o.author_id AS user_id, 'thread ' || o.thread_id AS target,
+                    (SELECT jsonb_object_agg(k.key, to_jsonb(o) -> k.key) FROM jsonb_object_keys($3) AS k (key))
+                        AS before, $3::jsonb AS after
+               FROM old AS o, changed AS c),
+         ",
+        audited!("change", "$4"),
+        ", result AS (SELECT 0::bigint AS post_count, ",
+        thread_columns!(),
+        " FROM changed AS t)"
+    ),
+);
+
+static DELETE: Write = Write::new(
+    Group::Content,
+    concat!(
+        "deleted AS (
+             UPDATE threads AS t
+                SET title = NULL, body = NULL, metadata = '{}', deleted_at = now(), updated_at = now(),
+                    version = greatest(t.version + 1, fence.version_floor)
+               FROM fence
+              WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
+             RETURNING t.*),
+         change AS (
+             SELECT d.bucket, d.author_id AS user_id, 'thread ' || d.thread_id AS target, '{}'::jsonb AS before,
+                    jsonb_build_object('deleted', true) AS after
+               FROM deleted AS d),
+         ",
+        audited!("change", "$3"),
+        ", result AS (SELECT d.thread_id FROM deleted AS d)"
+    ),
+);
+
+static IDS_OF_AUTHOR: Read = Read::new(
+    Group::Content,
+    "SELECT t.thread_id FROM threads AS t
+      WHERE t.bucket = $1 AND t.author_id = $2 AND t.deleted_at IS NULL ORDER BY t.thread_id LIMIT 500",
+);
+
+impl Community {
+    /// Opens a thread. The same id with the same title and text again is the same thread.
+    pub async fn create_thread(&self, new: NewThread) -> Result<Written<Thread>> {
+        check_chars("title", &new.title, 1, TITLE_CHARS_MAX)?;
+        check_body(&new.body, true)?;
+        let metadata = new.metadata.clone().unwrap_or_else(|| json!({}));
+        check_object("metadata", &metadata)?;
+        let id = new.thread_id.unwrap_or_else(|| ThreadId::new(new.author_id));
+        Self::check_id(id.0, new.author_id)?;
+        self.user(new.author_id).await?;
+        let bucket = new.author_id.bucket();
+        let format = new.format.name();
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+            [&new.author_id.0, &id.0, &new.title, &new.body, &format, &metadata];
+        let row = self.create_once(&CREATE, bucket, &params, "thread", id.0).await?;
+        let thread = living(&row, id)?;
+        if thread.title != new.title || thread.body != new.body {
+            return Err(Error::Conflict { what: "id", value: id.to_string() });
+        }
+        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        Ok(Written { value: thread, seen })
+    }
+
+    /// A thread's head.
+    pub async fn thread(&self, id: ThreadId) -> Result<Thread> {
+        self.head(id).await.map(|head| head.thread)
+    }
+
+    pub(crate) async fn head(&self, id: ThreadId) -> Result<Head> {
+        let bucket = self.route("thread", id.0).await?;
+        let rows = self.shards().read(&HEAD, bucket, &[&id.0]).await?;
+        let row = rows.first().ok_or_else(|| Error::not_found("thread", id))?;
+        let numbers: Option<Vec<i16>> = row.get("buckets");
+        let buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
+        Ok(Head { thread: living(row, id)?, buckets })
+    }
+
+    /// Changes a thread: its author its text, a moderator its state. What somebody else does is audited.
+    pub async fn change_thread(&self, id: ThreadId, change: ThreadChange, actor: &Actor) -> Result<Written<Thread>> {
+        if let Some(title) = &change.title {
+            check_chars("title", title, 1, TITLE_CHARS_MAX)?;
+        }
+        if let Some(body) = &change.body {
+            check_body(body, true)?;
+        }
+        let head = self.thread(id).await?;
+        let note = actor.note_unless(head.author_id, "change thread");
+        let fields = serde_json::to_value(&change).map_err(|e| Error::invalid("change", e.to_string()))?;
+        let bucket = head.author_id.bucket();
+        let rows = self.shards().write(&CHANGE, bucket, &[&id.0, &fields, &note]).await;
+        let rows = rows.map_err(Error::of_constraint)?;
+        let thread = living(rows.first().ok_or_else(|| Error::gone("thread", id))?, id)?;
+        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        Ok(Written { value: Thread { post_count: head.post_count, ..thread }, seen })
+    }
+
+    /// Deletes a thread: it answers as gone, its text is lost, and other people's posts in it stay theirs.
+    pub async fn delete_thread(&self, id: ThreadId, actor: &Actor) -> Result<Written<ThreadId>> {
+        let head = self.thread(id).await?;
+        let note = actor.note_unless(head.author_id, "delete thread");
+        let bucket = head.author_id.bucket();
+        let rows = self.shards().write(&DELETE, bucket, &[&id.0, &note]).await?;
+        if rows.is_empty() {
+            return Err(Error::gone("thread", id));
+        }
+        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        Ok(Written { value: id, seen })
+    }
+
+    /// Deletes all threads of an author, each by itself; says how many.
+    pub(crate) async fn delete_threads_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
+        let mut count = 0;
+        loop {
+            let ids = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0]).await?;
+            if ids.is_empty() {
+                return Ok(count);
+            }
+            for row in ids {
+                let id: uuid::Uuid = row.get("thread_id");
+                self.shards()
+                    .write(&DELETE, author.bucket(), &[&id, &actor.note_unless(author, "delete thread")])
+                    .await?;
+                count += 1;
+            }
+            self.deliver_bucket(Group::Content, author.bucket()).await;
+        }
+    }
+
+    /// Runs the create of a row whose id makes a second try the same create.
+    pub(crate) async fn create_once(
+        &self,
+        statement: &Write,
+        bucket: Bucket,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+        what: &'static str,
+        id: uuid::Uuid,
+    ) -> Result<Row> {
+        for _ in 0..2 {
+            match self.shards().write(statement, bucket, params).await {
+                Ok(mut rows) if !rows.is_empty() => return Ok(rows.swap_remove(0)),
+                // The same create was just being committed by somebody else, or the connection broke: ask again.
+                Ok(_) | Err(shards::Error::OutcomeUnknown { .. }) => {}
+                Err(error) => return Err(Error::of_constraint(error)),
+            }
+        }
+        Err(Error::Changed { what, id: id.to_string() })
+    }
+}
+
+fn living(row: &Row, id: ThreadId) -> Result<Thread> {
+    if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
+        return Err(Error::gone("thread", id));
+    }
+    Ok(Thread {
+        thread_id: ThreadId(row.get("thread_id")),
+        author_id: UserId(row.get("author_id")),
+        title: row.get("title"),
+        body: row.get("body"),
+        format: word(row.get("format"))?,
+        is_pinned: row.get("is_pinned"),
+        is_locked: row.get("is_locked"),
+        moderation: word(row.get("moderation"))?,
+        score: row.get("score"),
+        metadata: row.get("metadata"),
+        post_count: row.get("post_count"),
+        created_at: row.get("created_at"),
+        updated_at: row.get("updated_at"),
+        version: row.get("version"),
+    })
+}

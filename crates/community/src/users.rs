@@ -1,0 +1,515 @@
+//! Users: register, look up, change, deactivate, delete. Writes table `users`.
+
+use crate::audit::{Actor, audited};
+use crate::community::{Community, Written};
+use crate::error::{Error, Result};
+use crate::names::{Name, NameKind, normalized_email, normalized_user_name};
+use crate::text::{check_chars, check_object};
+use crate::words;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
+use chrono::{DateTime, Utc};
+use placement::{Bucket, Group, UserId};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde_json::{Value, json};
+use shards::{Read, ReadMany, Write};
+use std::collections::HashSet;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+words! {
+    /// What a user may do.
+    Role {
+        /// Reads and writes.
+        Standard = "STANDARD",
+        /// Also moderates content.
+        Moderator = "MODERATOR",
+        /// Also manages users.
+        Admin = "ADMIN",
+        /// Also manages administrators.
+        SuperAdmin = "SUPER_ADMIN",
+    }
+}
+
+/// A user, without secrets.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct User {
+    /// The owner of everything the user has.
+    pub user_id: UserId,
+    /// Unique, normalized.
+    pub user_name: String,
+    /// First name, or the whole display name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// Unique, normalized.
+    pub email: Option<String>,
+    /// What the user says of itself.
+    pub bio: Option<String>,
+    /// What the user stands for.
+    pub ideology: Option<String>,
+    /// A picture's address.
+    pub profile_pic_url: Option<String>,
+    /// What the user may do.
+    pub role: Role,
+    /// Whether the user may log in.
+    pub is_active: bool,
+    /// Whether it has a password to log in with.
+    pub has_password: bool,
+    /// Whatever else is known.
+    pub metadata: Value,
+    /// When it was registered.
+    pub created_at: DateTime<Utc>,
+    /// When it was last changed.
+    pub updated_at: DateTime<Utc>,
+    /// Grows with every change.
+    pub version: i64,
+}
+
+impl User {
+    /// First and last name, or the user name.
+    pub fn display_name(&self) -> String {
+        let parts: Vec<&str> = [&self.first_name, &self.last_name].into_iter().flatten().map(String::as_str).collect();
+        if parts.is_empty() { self.user_name.clone() } else { parts.join(" ") }
+    }
+}
+
+/// A user to be registered.
+#[derive(Debug, Clone, Default)]
+pub struct NewUser {
+    /// Chosen by the caller, so that a retry is the same registration; made when absent.
+    pub user_id: Option<UserId>,
+    /// Unique across the community.
+    pub user_name: String,
+    /// First name, or the whole display name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// Unique across the community.
+    pub email: Option<String>,
+    /// Without one there is no log-in.
+    pub password: Option<SecretString>,
+    /// What the user says of itself.
+    pub bio: Option<String>,
+    /// What the user stands for.
+    pub ideology: Option<String>,
+    /// A picture's address.
+    pub profile_pic_url: Option<String>,
+    /// Whatever else is known.
+    pub metadata: Option<Value>,
+}
+
+/// What to change of a user: absent fields stay. `Some(None)` empties a field.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct UserChange {
+    /// Another user name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_name: Option<String>,
+    /// Another e-mail address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub email: Option<Option<String>>,
+    /// Another first name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_name: Option<Option<String>>,
+    /// Another last name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_name: Option<Option<String>>,
+    /// Another text about itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bio: Option<Option<String>>,
+    /// Another stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ideology: Option<Option<String>>,
+    /// Another picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile_pic_url: Option<Option<String>>,
+    /// Another role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Deactivated or active.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_active: Option<bool>,
+    /// Another password.
+    #[serde(skip)]
+    pub password: Option<SecretString>,
+}
+
+/// What a deletion did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Deleted {
+    /// Threads that went with the user.
+    pub threads: u64,
+    /// Posts that went with the user.
+    pub posts: u64,
+}
+
+macro_rules! user_columns {
+    () => {
+        "u.user_id, u.user_name, u.first_name, u.last_name, u.email, u.bio, u.ideology, u.profile_pic_url, u.role,
+         u.is_active, u.password_hash IS NOT NULL AS has_password, u.metadata, u.created_at, u.updated_at,
+         u.deleted_at, u.version"
+    };
+}
+
+static GET: Read = Read::new(
+    Group::Account,
+    concat!("SELECT ", user_columns!(), " FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2"),
+);
+
+static GET_MANY: ReadMany = ReadMany::new(
+    Group::Account,
+    concat!(
+        "SELECT ",
+        user_columns!(),
+        " FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key WHERE u.deleted_at IS NULL"
+    ),
+);
+
+static KNOWN: ReadMany = ReadMany::new(
+    Group::Account,
+    "SELECT u.user_id FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key",
+);
+
+static PASSWORD: Read = Read::new(
+    Group::Account,
+    "SELECT u.password_hash, u.is_active FROM users AS u
+      WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL",
+);
+
+/// The row if it is new, else the one that is there.
+static REGISTER: Write = Write::new(
+    Group::Account,
+    concat!(
+        "created AS (
+             INSERT INTO users (bucket, user_id, user_name, first_name, last_name, email, password_hash, bio, ideology,
+                                profile_pic_url, metadata, version)
+             SELECT $1, $2, n.user_name, n.first_name, n.last_name, n.email, n.password_hash, n.bio, n.ideology,
+                    n.profile_pic_url, n.metadata, fence.version_floor
+               FROM fence, jsonb_populate_record(NULL::users, $3) AS n
+             ON CONFLICT (bucket, user_id) DO NOTHING
+             RETURNING *),
+         change AS (
+             SELECT c.bucket, c.user_id, 'user ' || c.user_id AS target, '{}'::jsonb AS before,
+                    jsonb_build_object('user_name', c.user_name, 'role', c.role) AS after
+               FROM created AS c),
+         ",
+        audited!("change", "$4"),
+        ", result AS (
+             SELECT true AS is_new, ",
+        user_columns!(),
+        " FROM created AS u
+             UNION ALL
+             SELECT false, ",
+        user_columns!(),
+        " FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2)"
+    ),
+);
+
+/// `$3` is the change by column, `$4` the version that the caller read. The audit holds the changed columns, no hash.
+static CHANGE: Write = Write::new(
+    Group::Account,
+    concat!(
+        "old AS (
+             SELECT u.* FROM users AS u, fence
+              WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL AND u.version = $4),
+         changed AS (
+             UPDATE users AS u
+                SET (user_name, first_name, last_name, email, password_hash, bio, ideology, profile_pic_url, role,
+                     is_active)
+                  = (SELECT n.user_name, n.first_name, n.last_name, n.email, n.password_hash, n.bio, n.ideology,
+                            n.profile_pic_url, n.role, n.is_active
+                       FROM jsonb_populate_record(u, $3) AS n),
+                    version = greatest(u.version + 1, fence.version_floor),
+                    updated_at = now()
+               FROM fence
+              WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL AND u.version = $4
+             RETURNING u.*),
+         fields AS (SELECT k.key FROM jsonb_object_keys($3) AS k (key) WHERE k.key <> 'password_hash'),
+         change AS (
+             SELECT o.bucket, o.user_id, 'user ' || o.user_id AS target,
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM fields AS f) AS before,
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM fields AS f) AS after
+               FROM old AS o, changed AS c),
+         ",
+        audited!("change", "$5"),
+        ", result AS (SELECT ",
+        user_columns!(),
+        " FROM changed AS u)"
+    ),
+);
+
+/// Everything personal goes in one transaction; the id and the version stay.
+static DELETE: Write = Write::new(
+    Group::Account,
+    concat!(
+        "old AS (
+             SELECT u.* FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL),
+         sessions AS (
+             DELETE FROM user_sessions AS s USING old WHERE s.bucket = $1 AND s.user_id = old.user_id),
+         logs AS (
+             DELETE FROM ai_task_logs AS l USING old WHERE l.bucket = $1 AND l.user_id = old.user_id),
+         tasks AS (
+             DELETE FROM ai_tasks AS t USING old WHERE t.bucket = $1 AND t.user_id = old.user_id),
+         accounts AS (
+             DELETE FROM user_ai_accounts AS a USING old WHERE a.bucket = $1 AND a.user_id = old.user_id),
+         deleted AS (
+             UPDATE users AS u
+                SET user_name = NULL, first_name = NULL, last_name = NULL, email = NULL, password_hash = NULL,
+                    bio = NULL, ideology = NULL, profile_pic_url = NULL, metadata = '{}', role = 'STANDARD',
+                    is_active = false, deleted_at = now(), updated_at = now(),
+                    version = greatest(u.version + 1, fence.version_floor)
+               FROM fence
+              WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL
+             RETURNING u.bucket, u.user_id),
+         change AS (
+             SELECT d.bucket, d.user_id, 'user ' || d.user_id AS target,
+                    jsonb_build_object('role', o.role, 'is_active', o.is_active) AS before, '{}'::jsonb AS after
+               FROM deleted AS d, old AS o),
+         ",
+        audited!("change", "$3"),
+        ", result AS (SELECT d.user_id FROM deleted AS d)"
+    ),
+);
+
+impl Community {
+    /// Registers a user: takes the names, writes the row, confirms the names.
+    ///
+    /// The same id with the same user name again is the same registration. Cut off at any point it leaves at most a
+    /// pending name, which a relay settles.
+    pub async fn register(&self, new: NewUser, actor: &Actor) -> Result<Written<User>> {
+        let user = new.user_id.unwrap_or_else(UserId::new);
+        let (row, names) = checked(&new).await?;
+        let mut taken = Vec::new();
+        for name in names {
+            if let Err(error) = self.take_name(&name, user, 1).await {
+                self.give_back(&taken, user).await;
+                return Err(error);
+            }
+            taken.push(name);
+        }
+        let note = actor.note("register");
+        let mut written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
+        // Nothing came back: a registration of the same id was just being committed. Or the connection broke: the id
+        // makes the second try the same create.
+        if matches!(&written, Ok(rows) if rows.is_empty())
+            || matches!(&written, Err(shards::Error::OutcomeUnknown { .. }))
+        {
+            written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
+        }
+        let rows = written.map_err(Error::of_constraint)?;
+        let row = rows.first().ok_or_else(|| Error::Changed { what: "user", id: user.to_string() })?;
+        if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
+            self.give_back(&taken, user).await;
+            return Err(Error::gone("user", user));
+        }
+        let registered = user_from(row)?;
+        if registered.user_name != taken[0].value {
+            self.give_back(&taken, user).await;
+            return Err(Error::Conflict { what: "id", value: user.to_string() });
+        }
+        let seen = self.deliver_bucket(Group::Account, user.bucket()).await;
+        Ok(Written { value: registered, seen })
+    }
+
+    /// A user.
+    pub async fn user(&self, id: UserId) -> Result<User> {
+        let rows = self.shards().read(&GET, id.bucket(), &[&id.0]).await?;
+        user_from_found(&rows, id)
+    }
+
+    /// Many users, one statement per shard; in no order, without those that do not exist.
+    pub async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
+        let keys = ids.iter().map(|id| (id.bucket(), id.0)).collect();
+        let rows = self.shards().read_many(&GET_MANY, keys, &[]).await.whole()?;
+        rows.iter().map(user_from).collect()
+    }
+
+    /// Which of these users' ids are in use, deleted ones included.
+    pub(crate) async fn known_users(&self, keys: Vec<(Bucket, Uuid)>) -> Result<HashSet<Uuid>> {
+        let rows = self.shards().read_many(&KNOWN, keys, &[]).await.whole()?;
+        Ok(rows.iter().map(|row| row.get("user_id")).collect())
+    }
+
+    /// Changes a user. What changes names takes the new ones first and frees the old ones after.
+    pub async fn change_user(&self, id: UserId, change: UserChange, actor: &Actor) -> Result<Written<User>> {
+        let mut fields = checked_change(&change)?;
+        if let Some(password) = &change.password {
+            fields["password_hash"] = json!(hash_password(password.clone()).await?);
+        }
+        let before = self.user(id).await?;
+        let mut taken = Vec::new();
+        for (kind, old) in [(NameKind::UserName, Some(&before.user_name)), (NameKind::Email, before.email.as_ref())] {
+            let Some(value) = fields.get(kind.sql()).and_then(Value::as_str) else { continue };
+            if old.is_some_and(|old| old == value) {
+                continue;
+            }
+            let name = Name { kind, value: value.to_owned() };
+            if let Err(error) = self.take_name(&name, id, before.version + 1).await {
+                self.give_back(&taken, id).await;
+                return Err(error);
+            }
+            taken.push(name);
+        }
+        let note = actor.note("change user");
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&id.0, &fields, &before.version, &note];
+        let rows = self.shards().write(&CHANGE, id.bucket(), &params).await.map_err(Error::of_constraint)?;
+        let Some(row) = rows.first() else {
+            self.give_back(&taken, id).await;
+            return Err(Error::Changed { what: "user", id: id.to_string() });
+        };
+        let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
+        Ok(Written { value: user_from(row)?, seen })
+    }
+
+    /// Lets a user log in no more, or again.
+    pub async fn set_active(&self, id: UserId, is_active: bool, actor: &Actor) -> Result<Written<User>> {
+        self.change_user(id, UserChange { is_active: Some(is_active), ..UserChange::default() }, actor).await
+    }
+
+    /// Deletes a user: the account, its sessions, AI accounts and tasks go, and the names are free again. What the user
+    /// wrote stays under a deleted author, or goes too `with_content`.
+    ///
+    /// Content goes first and in steps of its own, so that a deletion that was cut off is asked for again.
+    pub async fn delete_user(&self, id: UserId, with_content: bool, actor: &Actor) -> Result<Written<Deleted>> {
+        self.user(id).await?;
+        let mut gone = Deleted { threads: 0, posts: 0 };
+        if with_content {
+            gone.threads = self.delete_threads_of(id, actor).await?;
+            gone.posts = self.delete_posts_of(id, actor).await?;
+        }
+        let rows = self.shards().write(&DELETE, id.bucket(), &[&id.0, &actor.note("delete user")]).await?;
+        if rows.is_empty() {
+            return Err(Error::gone("user", id));
+        }
+        let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
+        Ok(Written { value: gone, seen })
+    }
+
+    /// The user whose name and password these are. It takes as long for a name that nobody has.
+    pub(crate) async fn authenticate(&self, user_name: &str, password: &SecretString) -> Result<UserId> {
+        let user = self.user_named(user_name).await.ok().flatten();
+        let mut hash = None;
+        if let Some(id) = user {
+            let rows = self.shards().read(&PASSWORD, id.bucket(), &[&id.0]).await?;
+            let usable = rows.first().filter(|row| row.get::<_, bool>("is_active"));
+            hash = usable.and_then(|row| row.get::<_, Option<String>>("password_hash"));
+        }
+        let fits = verify_password(password.clone(), hash).await;
+        user.filter(|_| fits).ok_or(Error::Credentials)
+    }
+}
+
+pub(crate) fn user_from_found(rows: &[Row], id: UserId) -> Result<User> {
+    let row = rows.first().ok_or_else(|| Error::not_found("user", id))?;
+    if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
+        return Err(Error::gone("user", id));
+    }
+    user_from(row)
+}
+
+fn user_from(row: &Row) -> Result<User> {
+    Ok(User {
+        user_id: UserId(row.get("user_id")),
+        user_name: row.get("user_name"),
+        first_name: row.get("first_name"),
+        last_name: row.get("last_name"),
+        email: row.get("email"),
+        bio: row.get("bio"),
+        ideology: row.get("ideology"),
+        profile_pic_url: row.get("profile_pic_url"),
+        role: word(row.get("role"))?,
+        is_active: row.get("is_active"),
+        has_password: row.get("has_password"),
+        metadata: row.get("metadata"),
+        created_at: row.get("created_at"),
+        updated_at: row.get("updated_at"),
+        version: row.get("version"),
+    })
+}
+
+/// A word of a closed list, which the schema has checked.
+pub(crate) fn word<T: std::str::FromStr>(text: &str) -> Result<T> {
+    text.parse().map_err(|_| Error::invalid("row", format!("`{text}` is a word that this program does not know")))
+}
+
+/// The row of a new user as JSON by column, and the names to take for it.
+async fn checked(new: &NewUser) -> Result<(Value, Vec<Name>)> {
+    let user_name = normalized_user_name(&new.user_name)?;
+    let email = new.email.as_deref().map(normalized_email).transpose()?;
+    check_person(&[("first_name", &new.first_name, 200), ("last_name", &new.last_name, 200)])?;
+    check_person(&[("bio", &new.bio, 100_000), ("ideology", &new.ideology, 200)])?;
+    check_person(&[("profile_pic_url", &new.profile_pic_url, 2_000)])?;
+    let metadata = new.metadata.clone().unwrap_or_else(|| json!({}));
+    check_object("metadata", &metadata)?;
+    let password_hash = match &new.password {
+        Some(password) => Some(hash_password(password.clone()).await?),
+        None => None,
+    };
+    let mut names = vec![Name { kind: NameKind::UserName, value: user_name.clone() }];
+    names.extend(email.iter().map(|value| Name { kind: NameKind::Email, value: value.clone() }));
+    let row = json!({
+        "user_name": user_name, "first_name": new.first_name, "last_name": new.last_name, "email": email,
+        "password_hash": password_hash, "bio": new.bio, "ideology": new.ideology,
+        "profile_pic_url": new.profile_pic_url, "metadata": metadata,
+    });
+    Ok((row, names))
+}
+
+fn check_person(fields: &[(&'static str, &Option<String>, usize)]) -> Result<()> {
+    for (field, text, most) in fields {
+        if let Some(text) = text {
+            check_chars(field, text, 0, *most)?;
+        }
+    }
+    Ok(())
+}
+
+fn checked_change(change: &UserChange) -> Result<Value> {
+    let mut change = change.clone();
+    if let Some(name) = &mut change.user_name {
+        *name = normalized_user_name(name)?;
+    }
+    if let Some(Some(email)) = &mut change.email {
+        *email = normalized_email(email)?;
+    }
+    let flat = |field: &Option<Option<String>>| field.clone().flatten();
+    check_person(&[("first_name", &flat(&change.first_name), 200), ("last_name", &flat(&change.last_name), 200)])?;
+    check_person(&[("bio", &flat(&change.bio), 100_000), ("ideology", &flat(&change.ideology), 200)])?;
+    check_person(&[("profile_pic_url", &flat(&change.profile_pic_url), 2_000)])?;
+    serde_json::to_value(&change).map_err(|e| Error::invalid("change", e.to_string()))
+}
+
+/// Argon2id with m = 19456 KiB, t = 2, p = 1: the design's choice.
+fn argon2() -> Result<Argon2<'static>> {
+    let params = Params::new(19_456, 2, 1, None).map_err(|e| Error::invalid("password", e.to_string()))?;
+    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
+}
+
+/// Hashes a password on a thread where it may take its time.
+async fn hash_password(password: SecretString) -> Result<String> {
+    let length = password.expose_secret().chars().count();
+    if !(8..=1_000).contains(&length) {
+        return Err(Error::invalid("password", "8 to 1000 characters are allowed"));
+    }
+    let hashed = tokio::task::spawn_blocking(move || {
+        let hash = argon2()?.hash_password(password.expose_secret().as_bytes());
+        hash.map(|h| h.to_string()).map_err(|e| Error::invalid("password", e.to_string()))
+    });
+    hashed.await.map_err(|e| Error::invalid("password", e.to_string()))?
+}
+
+/// Whether a password fits a hash; without a hash it takes as long and never does.
+async fn verify_password(password: SecretString, hash: Option<String>) -> bool {
+    let verified = tokio::task::spawn_blocking(move || {
+        let bytes = password.expose_secret().as_bytes();
+        let Ok(argon2) = argon2() else { return false };
+        let Some(hash) = hash else {
+            // The outcome does not matter, the time does.
+            let _ = argon2.hash_password(bytes);
+            return false;
+        };
+        PasswordHash::new(&hash).is_ok_and(|parsed| argon2.verify_password(bytes, &parsed).is_ok())
+    });
+    verified.await.unwrap_or(false)
+}

@@ -1,0 +1,286 @@
+//! The cluster as a whole.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::account::{Account, remove};
+use crate::binaries::Binaries;
+use crate::place::Place;
+use crate::running::Running;
+use crate::server::{Server, ServerState, ServerStatus};
+use crate::side_by_side::{side_by_side, tell};
+use crate::state::{Lock, State};
+use crate::{Addresses, Error, Options, ServerId, ports, replica};
+
+/// The servers of one folder.
+///
+/// The value holds nothing open: dropping it leaves the servers running, and any other process may [`Cluster::open`]
+/// the same folder.
+#[derive(Debug)]
+pub struct Cluster {
+    pub(crate) place: Place,
+    pub(crate) state: State,
+    pub(crate) account: Account,
+}
+
+impl Cluster {
+    /// Makes what is missing, starts what is down, rebuilds replicas that cannot follow, and returns when all answer.
+    ///
+    /// `say` hears one line per step. A port that a stranger has taken while its server was down is exchanged, so
+    /// compare [`Cluster::shard_urls`] with what was registered elsewhere.
+    pub fn up(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        options.check()?;
+        fs::create_dir_all(&options.dir).map_err(Error::file("make", &options.dir))?;
+        let dir = fs::canonicalize(&options.dir).map_err(Error::file("find", &options.dir))?;
+        let _lock = Lock::take(&dir, say)?;
+        let mut cluster = match State::load(&dir)? {
+            Some(state) => Self::again(dir, state, options)?,
+            None => Self::anew(dir, options, say)?,
+        };
+        cluster.place.make(cluster.account)?;
+        cluster.settle_replicas(options.replicas, say)?;
+        cluster.settle_ports(say)?;
+        cluster.state.save(&cluster.place.dir)?;
+        let (shards, replicas): (Vec<_>, Vec<_>) =
+            cluster.state.servers().into_iter().partition(|it| matches!(it, ServerId::Shard(_)));
+        side_by_side(&shards, say, |id, to| {
+            let server = cluster.server(id);
+            server.make(to)?;
+            server.start(to)?;
+            server.make_databases()
+        })?;
+        side_by_side(&replicas, say, |id, to| replica::raise(&cluster.server(id), to))?;
+        Ok(cluster)
+    }
+
+    /// The cluster in this folder, running or not.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let no_cluster = || Error::NoCluster { dir: dir.to_owned() };
+        let dir = fs::canonicalize(dir).map_err(|_| no_cluster())?;
+        let state = State::load(&dir)?.ok_or_else(no_cluster)?;
+        let place = Place::new(dir, state.outside.as_deref());
+        Ok(Self { place, state, account: Account::for_servers()? })
+    }
+
+    /// Stops every server. Data stays; no process and no socket does.
+    pub fn down(&self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let _lock = Lock::take(&self.place.dir, say)?;
+        stop_all(&self.place, say)
+    }
+
+    /// Stops every server and removes all that [`Cluster::up`] made. What others put into the folder stays.
+    pub fn destroy(self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let _lock = Lock::take(&self.place.dir, say)?;
+        stop_all(&self.place, say)?;
+        self.place.remove()?;
+        // Last, so that an interrupted removal can be ended by another one.
+        State::remove(&self.place.dir)?;
+        remove(&Lock::file_in(&self.place.dir))?;
+        // Only succeeds on an empty folder, which is what is meant.
+        fs::remove_dir(&self.place.dir).ok();
+        Ok(())
+    }
+
+    /// What each server is doing, shards first.
+    pub fn status(&self) -> Vec<ServerStatus> {
+        self.state.servers().into_iter().filter_map(|id| self.server(id).status().ok()).collect()
+    }
+
+    /// A server's log.
+    pub fn logs(&self, server: ServerId) -> Result<PathBuf, Error> {
+        self.port(server)?;
+        Ok(self.server(server).log())
+    }
+
+    /// Stops one server, in order.
+    pub fn stop_server(&self, server: ServerId) -> Result<(), Error> {
+        self.port(server)?;
+        let _lock = Lock::take(&self.place.dir, &mut |_| {})?;
+        self.server(server).running().stop()
+    }
+
+    /// Starts one server, also after a crash; its port may be another one afterwards.
+    pub fn start_server(&mut self, server: ServerId, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.port(server)?;
+        let _lock = Lock::take(&self.place.dir, say)?;
+        self.place.make(self.account)?;
+        self.settle_port(server, say)?;
+        self.state.save(&self.place.dir)?;
+        side_by_side(&[server], say, |id, to| match id {
+            ServerId::Shard(_) => self.server(id).start(to),
+            ServerId::Replica(_) => replica::raise(&self.server(id), to),
+        })
+    }
+
+    /// Ends a server as a crash would, with SIGKILL, and returns when its first process is gone.
+    pub fn kill(&self, server: ServerId) -> Result<(), Error> {
+        self.port(server)?;
+        let running = self.server(server).running();
+        if let Some(postmaster) = running.postmaster() {
+            running.kill(postmaster);
+        }
+        Ok(())
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.state.shard_ports.len()
+    }
+
+    /// The superuser's name and password, the same on all servers.
+    pub fn superuser(&self) -> (&str, &str) {
+        (&self.state.superuser, &self.state.password)
+    }
+
+    /// Where PostgreSQL's programs are.
+    pub fn pg_bin(&self) -> &Path {
+        &self.state.pg_bin
+    }
+
+    /// The cluster's folder.
+    pub fn dir(&self) -> &Path {
+        &self.place.dir
+    }
+
+    /// The address of a database on a server, as psql and drivers take it, with the superuser's name and password.
+    pub fn url(&self, server: ServerId, database: &str) -> Result<String, Error> {
+        let State { superuser, password, .. } = &self.state;
+        Ok(format!("postgresql://{superuser}:{password}@127.0.0.1:{}/{database}", self.port(server)?))
+    }
+
+    /// The address of a shard's database.
+    pub fn shard_url(&self, number: u16) -> Result<String, Error> {
+        self.url(ServerId::Shard(number), &shard_database(number))
+    }
+
+    /// The addresses of all shards' databases, in order.
+    pub fn shard_urls(&self) -> Vec<String> {
+        (0_u16..).map_while(|number| self.shard_url(number).ok()).collect()
+    }
+
+    /// The address of the control database.
+    pub fn control_url(&self) -> Result<String, Error> {
+        self.url(ServerId::Shard(0), CONTROL_DATABASE)
+    }
+
+    /// The address of the directory's database.
+    pub fn directory_url(&self) -> Result<String, Error> {
+        self.url(ServerId::Shard(0), DIRECTORY_DATABASE)
+    }
+
+    /// The addresses of the directory's read replicas, in order.
+    pub fn directory_replica_urls(&self) -> Vec<String> {
+        (1_u16..).map_while(|number| self.url(ServerId::Replica(number), DIRECTORY_DATABASE).ok()).collect()
+    }
+
+    /// All servers' addresses, to pass on to another process.
+    pub fn addresses(&self) -> Addresses {
+        let on = |server| self.url(server, "postgres").ok();
+        Addresses {
+            servers: (0_u16..).map_while(|number| on(ServerId::Shard(number))).collect(),
+            replica: on(ServerId::Replica(1)),
+            pg_bin: self.state.pg_bin.clone(),
+        }
+    }
+
+    /// The databases that a server has of its own.
+    pub(crate) fn databases(server: ServerId) -> Vec<String> {
+        match server {
+            ServerId::Shard(0) => vec![shard_database(0), CONTROL_DATABASE.into(), DIRECTORY_DATABASE.into()],
+            ServerId::Shard(number) => vec![shard_database(number)],
+            ServerId::Replica(_) => Vec::new(),
+        }
+    }
+
+    pub(crate) fn port(&self, server: ServerId) -> Result<u16, Error> {
+        self.state.port(server).ok_or_else(|| Error::UnknownServer { server: server.to_string() })
+    }
+
+    fn server(&self, id: ServerId) -> Server<'_> {
+        Server { cluster: self, id }
+    }
+
+    /// A cluster that was made before, with the programs of the version that made it.
+    fn again(dir: PathBuf, mut state: State, options: &Options) -> Result<Self, Error> {
+        if state.shard_ports.len() != usize::from(options.shards) {
+            return Err(Error::OtherShards { dir, has: state.shard_ports.len(), asked: options.shards });
+        }
+        state.pg_bin = Binaries::find(options, Some(state.pg_major))?.bin;
+        let place = Place::new(dir, state.outside.as_deref());
+        Ok(Self { place, state, account: Account::for_servers()? })
+    }
+
+    /// A cluster that was not there: its state is written before its first server is made.
+    fn anew(dir: PathBuf, options: &Options, say: &mut dyn FnMut(&str)) -> Result<Self, Error> {
+        let Binaries { bin, major } = Binaries::find(options, None)?;
+        let account = Account::for_servers()?;
+        let inside = Place::new(dir.clone(), None);
+        if let Some(orphan) = inside.orphaned() {
+            say(&format!("{} is left of a cluster that was deleted here; removing it", orphan.home.display()));
+            stop_all(&orphan, say)?;
+            orphan.remove()?;
+        }
+        let place = Place::choose(dir, account)?;
+        say(&format!("PostgreSQL {major} from {}, servers in {}", bin.display(), place.home.display()));
+        let outside = (place.home != inside.home).then(|| place.home.clone());
+        let mut state = State::new(major, bin, outside, options.durable);
+        state.shard_ports = ports::free(usize::from(options.shards))?;
+        state.save(&place.dir)?;
+        Ok(Self { place, state, account })
+    }
+
+    /// Gives new replicas their ports, and removes those that are too many.
+    fn settle_replicas(&mut self, wanted: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let (has, wanted) = (self.state.replica_ports.len(), usize::from(wanted));
+        if has > wanted {
+            let surplus: Vec<_> = (1_u16..).map(ServerId::Replica).take(has).skip(wanted).collect();
+            side_by_side(&[ServerId::Shard(0)], say, |id, to| self.server(id).start(to))?;
+            side_by_side(&surplus, say, |id, to| replica::dismiss(&self.server(id), to))?;
+            self.state.replica_ports.truncate(wanted);
+        } else {
+            self.state.replica_ports.extend(ports::free(wanted - has)?);
+        }
+        Ok(())
+    }
+
+    /// Clears up after servers that are down before any is started (numbers of processes come again), and exchanges
+    /// ports that were taken meanwhile.
+    fn settle_ports(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.state.servers().into_iter().try_for_each(|server| self.settle_port(server, say))
+    }
+
+    fn settle_port(&mut self, server: ServerId, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let running = self.server(server).running();
+        let before = self.port(server)?;
+        if running.postmaster().is_some() {
+            return Ok(());
+        }
+        running.tidy()?;
+        if !ports::is_free(before) {
+            let port = ports::free(1)?.first().copied().unwrap_or(before);
+            say(&format!("{server}: port {before} is another program's now, taking {port}"));
+            self.state.set_port(server, port);
+        }
+        Ok(())
+    }
+}
+
+const CONTROL_DATABASE: &str = "therev_control";
+const DIRECTORY_DATABASE: &str = "therev_directory";
+
+fn shard_database(number: u16) -> String {
+    format!("therev_shard_{number}")
+}
+
+/// Stops every server with data in this place.
+fn stop_all(place: &Place, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    side_by_side(&place.servers(), say, |id, to| {
+        let running = Running::new(place, id);
+        let ran = running.postmaster().is_some();
+        running.stop()?;
+        if ran {
+            tell(to, id, "stopped");
+        }
+        Ok(())
+    })
+}

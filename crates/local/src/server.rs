@@ -1,0 +1,235 @@
+//! One server: made, started, looked at.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::account::remove;
+use crate::cluster::Cluster;
+use crate::process::{self, wait_for};
+use crate::running::{Running, cluster_name};
+use crate::settings::Settings;
+use crate::side_by_side::{Tell, tell};
+use crate::sql::{self, last_line};
+use crate::{Error, ServerId, replica};
+
+/// How long a server may take until it answers; after a crash it reads its log first.
+pub(crate) const START_WAIT: Duration = Duration::from_secs(60);
+/// A log longer than this is put aside at the next start.
+const LOG_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// What a server is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerState {
+    /// Answers.
+    Running,
+    /// Has a process that does not answer yet.
+    Starting,
+    /// Has a process that is about to end.
+    Stopping,
+    /// Has no process.
+    Down,
+}
+
+impl fmt::Display for ServerState {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Running => "running",
+            Self::Starting => "starting",
+            Self::Stopping => "stopping",
+            Self::Down => "down",
+        })
+    }
+}
+
+/// What can be said of a server without asking it.
+#[derive(Debug, Clone)]
+pub struct ServerStatus {
+    /// Which one.
+    pub server: ServerId,
+    /// Where it listens on 127.0.0.1, or will.
+    pub port: u16,
+    /// What it is doing.
+    pub state: ServerState,
+    /// Its first process.
+    pub pid: Option<i32>,
+    /// Its data.
+    pub data: PathBuf,
+    /// Its log.
+    pub log: PathBuf,
+}
+
+/// A server of a cluster.
+pub(crate) struct Server<'a> {
+    pub(crate) cluster: &'a Cluster,
+    pub(crate) id: ServerId,
+}
+
+impl Server<'_> {
+    pub(crate) fn data(&self) -> PathBuf {
+        self.cluster.place.data(self.id)
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.cluster.place.logs().join(format!("{}.log", self.id.file_name()))
+    }
+
+    pub(crate) fn running(&self) -> Running {
+        Running::new(&self.cluster.place, self.id)
+    }
+
+    pub(crate) fn status(&self) -> Result<ServerStatus, Error> {
+        let port = self.cluster.port(self.id)?;
+        let running = self.running();
+        let pid = running.postmaster();
+        let state = match (pid, running.phase().as_deref()) {
+            (None, _) => ServerState::Down,
+            (_, Some("ready" | "standby")) => ServerState::Running,
+            (_, Some("stopping")) => ServerState::Stopping,
+            _ => ServerState::Starting,
+        };
+        Ok(ServerStatus { server: self.id, port, state, pid, data: self.data(), log: self.log() })
+    }
+
+    /// Makes a shard's server if there is none. A half-made one never has the final name.
+    pub(crate) fn make(&self, to: &Tell) -> Result<(), Error> {
+        if self.data().exists() {
+            return Ok(());
+        }
+        tell(to, self.id, "making");
+        let new = self.data().with_extension("new");
+        let password_file = self.cluster.place.home.join(format!("password-{}", self.id.file_name()));
+        self.cluster.account.write(&password_file, &self.cluster.state.password)?;
+        let made = ["C.UTF-8", "C"].into_iter().find_map(|locale| {
+            match self.initdb(&new, &password_file, locale) {
+                // Not every system has the first one; both sort by code point.
+                Err(Error::Tool { reason, .. }) if reason.contains("locale") && locale != "C" => None,
+                result => Some(result),
+            }
+        });
+        remove(&password_file)?;
+        made.unwrap_or(Ok(()))?;
+        let conf = new.join("postgresql.conf");
+        let written = fs::read_to_string(&conf).map_err(Error::file("read", &conf))?;
+        self.cluster.account.write(&conf, &format!("{written}\ninclude 'therev.conf'\n"))?;
+        fs::rename(&new, self.data()).map_err(Error::file("rename", &new))
+    }
+
+    fn initdb(&self, new: &Path, password_file: &Path, locale: &str) -> Result<(), Error> {
+        remove(new)?;
+        let mut initdb = self.tool("initdb");
+        initdb.args(["--auth=scram-sha-256", "--encoding=UTF8", "-U", &self.cluster.state.superuser]);
+        initdb.arg(format!("--locale={locale}")).arg("--pwfile").arg(password_file).arg("-D").arg(new);
+        if !self.cluster.state.durable {
+            initdb.arg("--no-sync");
+        }
+        self.run("initdb", initdb).map(drop)
+    }
+
+    /// Starts the server if it does not run, and waits until it answers.
+    pub(crate) fn start(&self, to: &Tell) -> Result<(), Error> {
+        let changed = self.configure()?;
+        let running = self.running();
+        if let Some(postmaster) = running.postmaster() {
+            if changed {
+                process::signal(postmaster, Signal::HUP);
+            }
+            let answers = wait_for(START_WAIT, || self.status().is_ok_and(|it| it.state == ServerState::Running));
+            return if answers { Ok(()) } else { Err(self.not_started("it does not answer".to_owned())) };
+        }
+        running.tidy()?;
+        self.put_log_aside()?;
+        let said_before = fs::metadata(self.log()).map_or(0, |it| it.len());
+        let mut pg_ctl = self.tool("pg_ctl");
+        // `pg_ctl` gives the server a session of its own, so Ctrl-C in this terminal does not reach it.
+        pg_ctl.args(["start", "-w", "-s", "-t", &START_WAIT.as_secs().to_string()]);
+        pg_ctl.arg("-D").arg(self.data()).arg("-l").arg(self.log());
+        match self.run("pg_ctl", pg_ctl) {
+            Ok(_) => {}
+            Err(Error::Tool { reason, .. }) => {
+                return Err(self.not_started(self.logged_reason(said_before).unwrap_or(reason)));
+            }
+            Err(other) => return Err(other),
+        }
+        tell(to, self.id, &format!("started on port {}", self.cluster.port(self.id)?));
+        Ok(())
+    }
+
+    /// Makes the databases of a shard's server that are missing.
+    pub(crate) fn make_databases(&self) -> Result<(), Error> {
+        let names = Cluster::databases(self.id).iter().map(|it| format!("'{it}'")).collect::<Vec<_>>().join(", ");
+        sql::run(
+            self.cluster,
+            self.id,
+            &format!(
+                "SELECT format('CREATE DATABASE %I', name) FROM unnest(ARRAY[{names}]) AS name \
+                 WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = name) \\gexec\n"
+            ),
+        )
+        .map(drop)
+    }
+
+    /// Writes the settings; true when they were others before.
+    pub(crate) fn configure(&self) -> Result<bool, Error> {
+        let path = self.data().join("therev.conf");
+        let primary = match self.id {
+            ServerId::Shard(_) => None,
+            ServerId::Replica(_) => Some((replica::conninfo(self)?, replica::slot(self.id))),
+        };
+        let text = Settings {
+            port: self.cluster.port(self.id)?,
+            sockets: &self.cluster.place.sockets,
+            cluster_name: &cluster_name(&self.cluster.place, self.id),
+            durable: self.cluster.state.durable,
+            primary,
+        }
+        .text();
+        if fs::read_to_string(&path).is_ok_and(|before| before == text) {
+            return Ok(false);
+        }
+        self.cluster.account.write(&path, &text)?;
+        Ok(true)
+    }
+
+    /// One of PostgreSQL's programs, as the account that owns the data.
+    pub(crate) fn tool(&self, name: &str) -> Command {
+        self.cluster.account.command(&self.cluster.state.pg_bin.join(name), &self.cluster.place.home)
+    }
+
+    /// Runs a program to its end; its last words are the reason when it fails.
+    pub(crate) fn run(&self, tool: &'static str, mut command: Command) -> Result<Output, Error> {
+        let output = command
+            .output()
+            .map_err(|source| Error::Program { program: command.get_program().into(), source })?;
+        if output.status.success() {
+            return Ok(output);
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let reason = said.lines().find(|line| line.contains("error:")).map_or_else(|| last_line(&said), str::to_owned);
+        Err(Error::Tool { tool, server: self.id, reason })
+    }
+
+    fn not_started(&self, reason: String) -> Error {
+        Error::NotStarted { server: self.id, reason, log: self.log() }
+    }
+
+    /// The first thing in the log after this many bytes that explains why there is no server.
+    fn logged_reason(&self, from: u64) -> Option<String> {
+        let log = fs::read(self.log()).ok()?;
+        let new = String::from_utf8_lossy(log.get(usize::try_from(from).ok()?..)?).into_owned();
+        let fatal = new.lines().find(|line| line.contains("FATAL:") || line.contains("PANIC:"))?;
+        Some(fatal.split_once(":  ").map_or(fatal, |(_, reason)| reason).to_owned())
+    }
+
+    fn put_log_aside(&self) -> Result<(), Error> {
+        let log = self.log();
+        if fs::metadata(&log).is_ok_and(|it| it.len() > LOG_MAX_BYTES) {
+            fs::rename(&log, log.with_extension("log.old")).map_err(Error::file("rename", &log))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! The placement: which shard holds which bucket of which group, as far as one node knows.
+
+use crate::bucket::{BUCKETS, Bucket};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// The number of a shard, from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ShardNo(pub i16);
+
+impl fmt::Display for ShardNo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A word that is none of a closed list.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not known here")]
+pub struct UnknownName(pub String);
+
+/// Tables that always move together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Group {
+    /// Users, their sessions, AI accounts and tasks with their logs, the audit log; names and routes too.
+    Account,
+    /// Threads, posts and what is counted of them.
+    Content,
+}
+
+impl Group {
+    /// Both groups.
+    pub const ALL: [Group; 2] = [Group::Account, Group::Content];
+
+    /// Its name in SQL and everywhere else.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Group::Account => "account",
+            Group::Content => "content",
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Group::Account => 0,
+            Group::Content => 1,
+        }
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Group {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        Group::ALL.into_iter().find(|g| g.name() == text).ok_or_else(|| UnknownName(text.to_owned()))
+    }
+}
+
+/// How the groups lie on the shards at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// A user's rows of every kind on one shard, over all shards.
+    Colocated,
+    /// `account` on shard 0, `content` on the others by author.
+    Split,
+}
+
+impl Layout {
+    /// Its name in SQL and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Colocated => "colocated",
+            Layout::Split => "split",
+        }
+    }
+
+    /// The shard that holds a bucket before anything was ever moved.
+    ///
+    /// With 4 shards, colocated, this is exactly `hash(key) % shard_count`.
+    pub fn first_shard(self, group: Group, bucket: Bucket, shards: u16) -> ShardNo {
+        let number = match (self, group) {
+            (Layout::Colocated, _) => bucket.number() % shards.max(1),
+            (Layout::Split, Group::Account) => 0,
+            (Layout::Split, Group::Content) => 1 + bucket.number() % shards.saturating_sub(1).max(1),
+        };
+        ShardNo(number.cast_signed())
+    }
+}
+
+impl FromStr for Layout {
+    type Err = UnknownName;
+
+    fn from_str(text: &str) -> Result<Self, UnknownName> {
+        match text {
+            "colocated" => Ok(Layout::Colocated),
+            "split" => Ok(Layout::Split),
+            other => Err(UnknownName(other.to_owned())),
+        }
+    }
+}
+
+/// Where a bucket is believed to be, and since which epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The shard.
+    pub shard: ShardNo,
+    /// The epoch in which it became the owner; 0 for a guess.
+    pub epoch: i64,
+}
+
+/// A node's belief of where every bucket is. It may be wrong: the shards decide, and their hints mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Map {
+    places: [Vec<Place>; 2],
+}
+
+impl Map {
+    /// The placement before anything was moved, held as a guess (epoch 0) that every hint outranks.
+    pub fn first(layout: Layout, shards: u16) -> Map {
+        let guess =
+            |group| Bucket::all().map(|b| Place { shard: layout.first_shard(group, b, shards), epoch: 0 }).collect();
+        Map { places: Group::ALL.map(guess) }
+    }
+
+    /// Where this node believes a bucket to be.
+    pub fn place(&self, group: Group, bucket: Bucket) -> Place {
+        self.places[group.index()][bucket.index()]
+    }
+
+    /// Notes what a shard or the control database said; an older epoch changes nothing.
+    ///
+    /// The same epoch does: one epoch has one owner, so a different shard in the same epoch means that this belief was
+    /// wrong from the start. Says whether anything changed.
+    pub fn learn(&mut self, group: Group, bucket: Bucket, place: Place) -> bool {
+        let known = &mut self.places[group.index()][bucket.index()];
+        let news = place.epoch >= known.epoch && *known != place;
+        if news {
+            *known = place;
+        }
+        news
+    }
+
+    /// One group's places, by bucket.
+    pub fn places(&self, group: Group) -> impl Iterator<Item = (Bucket, Place)> + '_ {
+        Bucket::all().zip(self.places[group.index()].iter().copied())
+    }
+
+    /// How many buckets of a group a shard is believed to hold.
+    pub fn held_by(&self, group: Group, shard: ShardNo) -> usize {
+        let held = self.places(group).filter(|(_, place)| place.shard == shard).count();
+        debug_assert!(held <= usize::from(BUCKETS));
+        held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn first_placement_is_the_remainder(bucket in 0_u16..4096, shards in 2_u16..256) {
+            let b = Bucket::try_from(bucket).unwrap();
+            for group in Group::ALL {
+                let at = Layout::Colocated.first_shard(group, b, shards);
+                prop_assert_eq!(at.0.cast_unsigned(), bucket % shards);
+            }
+            prop_assert_eq!(Layout::Split.first_shard(Group::Account, b, shards), ShardNo(0));
+            let content = Layout::Split.first_shard(Group::Content, b, shards).0.cast_unsigned();
+            prop_assert_eq!(content, 1 + bucket % (shards - 1));
+            prop_assert!(content < shards);
+        }
+
+        #[test]
+        fn what_is_learned_never_goes_back(news in proptest::collection::vec((0_i16..4, 1_i64..9), 1..40)) {
+            let mut map = Map::first(Layout::Colocated, 4);
+            let bucket = Bucket::try_from(7_u16).unwrap();
+            let mut highest = 0;
+            for (shard, epoch) in news {
+                map.learn(Group::Content, bucket, Place { shard: ShardNo(shard), epoch });
+                let now = map.place(Group::Content, bucket).epoch;
+                prop_assert!(now >= highest);
+                highest = now;
+            }
+        }
+    }
+}

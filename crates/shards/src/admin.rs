@@ -1,0 +1,73 @@
+//! Connections as the schema's owner, for the few who need them: `init`, `schema`, `maintain`, `check`.
+
+use crate::address::{ADMIN_ROLE, Hosts, Login};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::error::{Database, Error};
+use std::sync::Arc;
+use tokio_postgres::{Client, NoTls};
+
+/// The databases of a cluster, for its owner.
+pub struct Admin {
+    login: Login,
+    catalog: Arc<Catalog>,
+}
+
+impl Admin {
+    /// Takes the owner's login from the same configuration: role `therev_admin`, with its password from the passfile,
+    /// or whoever the control address names.
+    pub fn new(config: &Config, catalog: Arc<Catalog>) -> Result<Admin, Error> {
+        Ok(Admin { login: Login::new(config, ADMIN_ROLE)?, catalog })
+    }
+
+    /// Every database that has a schema, with what it is for.
+    pub fn databases(&self) -> Vec<(Database, schema::Kind)> {
+        let shards = self.catalog.shards.iter().map(|s| (Database::Shard(s.shard), schema::Kind::Shard));
+        [(Database::Control, schema::Kind::Control), (Database::Directory, schema::Kind::Directory)]
+            .into_iter()
+            .chain(shards)
+            .collect()
+    }
+
+    /// A connection of its own to one of them.
+    pub async fn connect(&self, database: Database) -> Result<Client, Error> {
+        let unknown = || Error::Config(format!("{database} is not in the control database"));
+        let config = match database {
+            Database::Control => self.login.control()?,
+            Database::Directory => self.login.to(&self.catalog.directory, true)?,
+            Database::Replica(n) => {
+                let at = usize::try_from(n - 1).ok().and_then(|n| self.catalog.replicas.get(n));
+                self.login.to(at.ok_or_else(unknown)?, false)?
+            }
+            Database::Shard(number) => {
+                let entry = self.catalog.shards.iter().find(|s| s.shard == number);
+                self.login.to(&entry.ok_or_else(unknown)?.at, true)?
+            }
+        };
+        connect(database, &config).await
+    }
+}
+
+/// Connects, and drives the connection until the client is dropped.
+pub(crate) async fn connect(database: Database, config: &tokio_postgres::Config) -> Result<Client, Error> {
+    let (client, connection) = config.connect(NoTls).await.map_err(|source| {
+        if source.code().is_some() {
+            Error::Refused { database, source }
+        } else {
+            Error::Down { database, source: Some(source) }
+        }
+    })?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%database, %error, "a connection ended");
+        }
+    });
+    Ok(client)
+}
+
+/// Where a database is, as an address without password.
+impl std::fmt::Display for Hosts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.hosts, self.database)
+    }
+}

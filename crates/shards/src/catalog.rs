@@ -1,0 +1,137 @@
+//! What the control database says: the cluster, its shards and directories, and the placement.
+//!
+//! Kept in a small file too, so that a node can start while the control database is down.
+
+use crate::address::Hosts;
+use crate::error::{Database, Error};
+use crate::pool::Pool;
+use placement::{Bucket, Group, Layout, Map, Place, ShardNo};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use uuid::Uuid;
+
+/// The cluster as the control database knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Catalog {
+    /// Which cluster this is.
+    pub cluster_id: Uuid,
+    /// How its groups lay at first.
+    pub layout: Layout,
+    /// The shards, by number.
+    pub shards: Vec<ShardEntry>,
+    /// The directory's writer.
+    pub directory: Hosts,
+    /// The directory's replicas.
+    pub replicas: Vec<Hosts>,
+    /// Bucket to place, for each group in the order of [`Group::ALL`].
+    places: Vec<Vec<Place>>,
+}
+
+/// A shard as the control database knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Its number.
+    pub shard: ShardNo,
+    /// Where it is.
+    pub at: Hosts,
+    /// The most connections that a node opens to it.
+    pub pool_size: usize,
+}
+
+/// Where a node's placement came from when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundPlacement {
+    /// The control database answered.
+    Control,
+    /// It did not, and the state file was read.
+    StateFile,
+}
+
+const CLUSTER: &str = "
+    SELECT i.cluster_id, i.layout,
+           (SELECT json_agg(json_build_object('shard', s.shard, 'hosts', s.hosts, 'database', s.database,
+                                              'pool_size', s.pool_size) ORDER BY s.shard)
+              FROM therev.shards AS s) AS shards,
+           (SELECT json_agg(json_build_object('hosts', d.hosts, 'database', d.database)
+                            ORDER BY NOT d.is_writer, d.directory)
+              FROM therev.directories AS d) AS directories,
+           (SELECT array_agg(p.shard ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS shard_numbers,
+           (SELECT array_agg(p.epoch ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS epochs
+      FROM therev.identity AS i";
+
+#[derive(Deserialize)]
+struct ShardRow {
+    shard: ShardNo,
+    hosts: String,
+    database: String,
+    pool_size: usize,
+}
+
+impl Catalog {
+    /// Reads it from the control database, in one statement.
+    pub(crate) async fn read(control: &Pool) -> Result<Catalog, Error> {
+        let odd = |reason: &str| Error::Answer { database: Database::Control, reason: reason.to_owned() };
+        let rows = control.query(CLUSTER, &[], false).await?;
+        let row = rows.first().ok_or_else(|| odd("it has no identity"))?;
+        let unfinished = || odd("its initialization was never finished: run `therev init` again");
+        let json = |name: &str| row.get::<_, Option<serde_json::Value>>(name).ok_or_else(unfinished);
+        let shards: Vec<ShardRow> = serde_json::from_value(json("shards")?).map_err(|e| odd(&e.to_string()))?;
+        let mut directories: Vec<Hosts> =
+            serde_json::from_value(json("directories")?).map_err(|e| odd(&e.to_string()))?;
+        let numbers: Vec<i16> = row.get::<_, Option<_>>("shard_numbers").ok_or_else(unfinished)?;
+        let epochs: Vec<i64> = row.get::<_, Option<_>>("epochs").ok_or_else(unfinished)?;
+        let all: Vec<Place> =
+            numbers.into_iter().zip(epochs).map(|(n, epoch)| Place { shard: ShardNo(n), epoch }).collect();
+        let per_group = usize::from(placement::BUCKETS);
+        if all.len() != Group::ALL.len() * per_group {
+            return Err(unfinished());
+        }
+        Ok(Catalog {
+            cluster_id: row.get("cluster_id"),
+            layout: row.get::<_, &str>("layout").parse().map_err(|_| odd("its layout is unknown"))?,
+            shards: shards
+                .into_iter()
+                .map(|s| ShardEntry {
+                    shard: s.shard,
+                    at: Hosts { hosts: s.hosts, database: s.database },
+                    pool_size: s.pool_size,
+                })
+                .collect(),
+            directory: directories.remove(0),
+            replicas: directories,
+            places: all.chunks(per_group).map(<[Place]>::to_vec).collect(),
+        })
+    }
+
+    /// Reads it from the state file; `None` when there is none that can be used.
+    pub(crate) fn load(path: &Path) -> Option<Catalog> {
+        let catalog: Catalog = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let whole = catalog.places.len() == Group::ALL.len()
+            && catalog.places.iter().all(|places| places.len() == usize::from(placement::BUCKETS));
+        whole.then_some(catalog)
+    }
+
+    /// Writes it to the state file: whole or not at all.
+    pub(crate) fn save(&self, path: &Path) -> std::io::Result<()> {
+        let fresh = path.with_extension(format!("{}.new", std::process::id()));
+        std::fs::write(&fresh, serde_json::to_vec(self)?)?;
+        std::fs::rename(&fresh, path)
+    }
+
+    /// Writes its places into a map, where they are news.
+    pub(crate) fn teach(&self, map: &mut Map) -> bool {
+        let mut news = false;
+        for (group, places) in Group::ALL.into_iter().zip(&self.places) {
+            for (bucket, place) in Bucket::all().zip(places) {
+                news |= map.learn(group, bucket, *place);
+            }
+        }
+        news
+    }
+
+    /// The same catalog with the places that a node has learned.
+    pub(crate) fn with_places(&self, map: &Map) -> Catalog {
+        let places = Group::ALL.map(|group| map.places(group).map(|(_, place)| place).collect()).to_vec();
+        Catalog { places, ..self.clone() }
+    }
+}

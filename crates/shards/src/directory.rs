@@ -1,0 +1,151 @@
+//! The directory: one writer, any number of replicas, and tokens by which a reader sees its own writes.
+
+use crate::address::Login;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::error::{Database, Error};
+use crate::pool::{Expected, Params, Pool};
+use crate::statement::Unfenced;
+use crate::store::limits;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio_postgres::Row;
+use tokio_postgres::types::PgLsn;
+use uuid::Uuid;
+
+/// The directory's databases.
+pub struct Directory {
+    writer: Pool,
+    replicas: Vec<Pool>,
+    next: AtomicUsize,
+}
+
+/// What a reader has seen or written: which life of the directory, and how far it had come. Opaque in text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    incarnation: Uuid,
+    lsn: PgLsn,
+}
+
+/// A token that is none.
+#[derive(Debug, thiserror::Error)]
+#[error("this is no token of a write")]
+pub struct InvalidToken;
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:016x}", self.incarnation.simple(), u64::from(self.lsn))
+    }
+}
+
+impl FromStr for Token {
+    type Err = InvalidToken;
+
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        let (incarnation, lsn) = text.split_at_checked(32).ok_or(InvalidToken)?;
+        let incarnation = incarnation.parse().map_err(|_| InvalidToken)?;
+        let whole = lsn.len() == 16 && lsn.bytes().all(|b| b.is_ascii_hexdigit());
+        let lsn = whole.then(|| u64::from_str_radix(lsn, 16).ok()).flatten().ok_or(InvalidToken)?;
+        Ok(Token { incarnation, lsn: lsn.into() })
+    }
+}
+
+/// How far the writer has come; asked after the write it stands for.
+const POSITION: &str = "SELECT incarnation, pg_current_wal_insert_lsn() AS lsn FROM therev.identity";
+
+/// Whether a replica has come as far. Asked in a statement of its own before the read: a snapshot taken together with
+/// the question could be older than the answer.
+const REACHED: &str = "
+    SELECT FROM therev.identity AS i
+     WHERE i.incarnation = $1 AND pg_last_wal_replay_lsn() >= $2";
+
+impl Directory {
+    pub(crate) fn new(catalog: &Catalog, login: &Login, config: &Config) -> Result<Directory, Error> {
+        let expected = Expected { cluster_id: Some(catalog.cluster_id), kind: schema::Kind::Directory };
+        let writer = Pool::new(Database::Directory, login.to(&catalog.directory, true)?, expected, limits(config, 16))?;
+        let replica = |(number, at): (i16, &crate::address::Hosts)| {
+            Pool::new(Database::Replica(number), login.to(at, false)?, expected, limits(config, 16))
+        };
+        let replicas = (1..).zip(&catalog.replicas).map(replica).collect::<Result<_, _>>()?;
+        Ok(Directory { writer, replicas, next: AtomicUsize::new(0) })
+    }
+
+    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
+        std::iter::once(&self.writer).chain(&self.replicas)
+    }
+
+    /// How many replicas there are.
+    pub fn replica_count(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Runs a statement on the writer.
+    pub async fn writer(&self, statement: &Unfenced, params: &Params<'_>) -> Result<Vec<Row>, Error> {
+        self.writer.query(statement.sql, params, statement.writes).await
+    }
+
+    /// Runs a statement on one replica, by its place from 0.
+    pub async fn replica(&self, at: usize, statement: &Unfenced, params: &Params<'_>) -> Result<Vec<Row>, Error> {
+        let pool = self.replicas.get(at).ok_or_else(|| Error::Config(format!("there is no replica {}", at + 1)))?;
+        pool.query(statement.sql, params, statement.writes).await
+    }
+
+    /// A token for everything that the writer holds now.
+    pub async fn token(&self) -> Result<Token, Error> {
+        let rows = self.writer.query(POSITION, &[], false).await?;
+        let row = rows
+            .first()
+            .ok_or_else(|| Error::Answer { database: Database::Directory, reason: "it has no identity".into() })?;
+        Ok(Token { incarnation: row.get("incarnation"), lsn: row.get("lsn") })
+    }
+
+    /// Reads from a replica that has come at least as far as `seen`; from the writer when none has, or none answers.
+    pub async fn read(
+        &self,
+        statement: &Unfenced,
+        params: &Params<'_>,
+        seen: Option<&Token>,
+    ) -> Result<Vec<Row>, Error> {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        for turn in 0..self.replicas.len() {
+            let replica = &self.replicas[(first + turn) % self.replicas.len()];
+            match read_after(replica, statement, params, seen).await {
+                Ok(Some(rows)) => return Ok(rows),
+                Ok(None) => {}
+                Err(error @ Error::Sql { .. }) => return Err(error),
+                Err(error) => tracing::debug!(%error, "a directory replica was passed over"),
+            }
+        }
+        self.writer.query(statement.sql, params, false).await
+    }
+}
+
+/// Reads from one replica; `None` when it is behind or of another life.
+async fn read_after(
+    replica: &Pool,
+    statement: &Unfenced,
+    params: &Params<'_>,
+    seen: Option<&Token>,
+) -> Result<Option<Vec<Row>>, Error> {
+    if let Some(token) = seen
+        && replica.query(REACHED, &[&token.incarnation, &token.lsn], false).await?.is_empty()
+    {
+        return Ok(None);
+    }
+    replica.query(statement.sql, params, false).await.map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_text_and_nothing_else_is_one() {
+        let token = Token { incarnation: Uuid::from_u128(7), lsn: 0x1_0000_00ff.into() };
+        assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
+        for bad in ["", "x", &"ä".repeat(24), &"0".repeat(47), &format!("{}+000000000000001", "0".repeat(32))] {
+            assert!(bad.parse::<Token>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Reach the right server: pools, the placement in force, fenced statements, fan-out, breakers.
+//!
+//! Nothing above this crate holds a raw connection. A statement on owned rows is a [`Read`], a [`Write`], a
+//! [`ReadMany`] or a [`WriteMany`], each of which carries the fence in its SQL; bulk rows go through
+//! [`Bulk`], which locks, checks, then copies. What touches only machinery is [`Unfenced`] and says why.
+
+mod address;
+mod admin;
+mod breaker;
+mod bulk;
+mod catalog;
+mod config;
+mod directory;
+mod error;
+mod fan_out;
+mod init;
+mod pool;
+mod statement;
+mod store;
+
+pub use address::Hosts;
+pub use admin::Admin;
+pub use bulk::Bulk;
+pub use catalog::{Catalog, FoundPlacement};
+pub use config::Config;
+pub use directory::{Directory, InvalidToken, Token};
+pub use error::{Database, Error};
+pub use fan_out::{Item, Many};
+pub use init::{InitPlan, init};
+pub use pool::Pool;
+pub use statement::{Read, ReadMany, Unfenced, Write, WriteMany};
+pub use store::Shards;
+
+/// The result of this crate's calls.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,178 @@
+//! A pool of connections to one database, which knows whether it reached the right one.
+
+use crate::breaker::Breaker;
+use crate::error::{Database, Error};
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row};
+use uuid::Uuid;
+
+/// Parameters of a statement.
+pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
+
+/// Connections to one database.
+pub struct Pool {
+    database: Database,
+    connections: deadpool_postgres::Pool,
+    breaker: Breaker,
+    statements: AtomicU64,
+    /// What the last new connection found instead of the database that was meant.
+    stranger: Arc<Mutex<Option<String>>>,
+}
+
+/// What a database must say of itself before it is used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    pub(crate) cluster_id: Option<Uuid>,
+    pub(crate) kind: schema::Kind,
+}
+
+/// How a pool is made; the same for all databases of a node.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) size: usize,
+    pub(crate) wait: Duration,
+    pub(crate) rest: Duration,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        database: Database,
+        login: tokio_postgres::Config,
+        expected: Expected,
+        limits: Limits,
+    ) -> Result<Pool, Error> {
+        let manager = Manager::from_config(login, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let stranger = Arc::new(Mutex::new(None));
+        let noted = stranger.clone();
+        let check = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+            let noted = noted.clone();
+            Box::pin(async move {
+                let found = meet(client, database, expected).await?;
+                noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&found);
+                found.map_or(Ok(()), |reason| Err(HookError::message(reason)))
+            })
+        });
+        let pool = deadpool_postgres::Pool::builder(manager)
+            .max_size(limits.size)
+            .wait_timeout(Some(limits.wait))
+            .runtime(Runtime::Tokio1)
+            .post_create(check)
+            .build()
+            .map_err(|e| Error::Config(e.to_string()))?;
+        Ok(Pool { database, connections: pool, breaker: Breaker::new(limits.rest), statements: AtomicU64::new(0), stranger })
+    }
+
+    /// Which database this is.
+    pub fn database(&self) -> Database {
+        self.database
+    }
+
+    /// How many statements were sent to it so far.
+    pub fn statements(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_statement(&self) {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn get(&self) -> Result<Object, Error> {
+        if !self.breaker.admits(Instant::now()) {
+            return Err(Error::Down { database: self.database, source: None });
+        }
+        match self.connections.get().await {
+            Ok(client) => {
+                self.breaker.reached();
+                Ok(client)
+            }
+            Err(error) => Err(self.sort(error)),
+        }
+    }
+
+    fn sort(&self, error: PoolError) -> Error {
+        let database = self.database;
+        match error {
+            PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)) => {
+                if source.code().is_some_and(|code| code.code().starts_with("28") || code.code().starts_with("3D")) {
+                    return Error::Refused { database, source };
+                }
+                self.breaker.failed(Instant::now());
+                Error::Down { database, source: Some(source) }
+            }
+            PoolError::Timeout(_) => Error::Deadline {
+                limit_ms: self.connections.timeouts().wait.unwrap_or_default().as_millis(),
+                waiting_for: format!("a connection to {database}"),
+            },
+            other => {
+                let noted = self.stranger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+                Error::WrongDatabase { database, reason: noted.unwrap_or_else(|| other.to_string()) }
+            }
+        }
+    }
+
+    /// One statement, prepared once per connection. A read is tried again once when its connection turns out to be
+    /// broken: a restarted server costs its first callers nothing.
+    pub(crate) async fn query(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
+        match self.query_once(sql, params, writes).await {
+            Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn query_once(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
+        let client = self.get().await?;
+        // Nothing has been sent before the statement is prepared, so that a failure here is never an unknown outcome.
+        let statement = client.prepare_cached(sql).await.map_err(|e| Error::of_statement(self.database, false, e))?;
+        self.count_statement();
+        client.query(&statement, params).await.map_err(|e| Error::of_statement(self.database, writes, e))
+    }
+}
+
+/// What is at the other end, if it is not the database that was meant.
+async fn meet(
+    client: &deadpool_postgres::ClientWrapper,
+    database: Database,
+    expected: Expected,
+) -> Result<Option<String>, HookError> {
+    let known = client
+        .query_opt("SELECT FROM pg_class WHERE oid = to_regclass('therev.identity')", &[])
+        .await
+        .map_err(HookError::Backend)?;
+    if known.is_none() {
+        return Ok(Some("it is no database of therev, or its schema is missing".into()));
+    }
+    let row = client
+        .query_opt(
+            "SELECT cluster_id, kind, shard, (SELECT max(version) FROM therev.schema_versions) AS version
+               FROM therev.identity",
+            &[],
+        )
+        .await
+        .map_err(HookError::Backend)?;
+    let Some(row) = row else {
+        return Ok(Some("its initialization was never finished: run `therev init` again".into()));
+    };
+    let kind: &str = row.get("kind");
+    let shard: Option<i16> = row.get("shard");
+    let version: i32 = row.get("version");
+    let wanted_shard = match database {
+        Database::Shard(number) => Some(number.0),
+        _ => None,
+    };
+    if kind != expected.kind.name() || shard != wanted_shard {
+        let number = shard.map_or(String::new(), |n| format!(" {n}"));
+        return Ok(Some(format!("it is the {kind}{number} database")));
+    }
+    if expected.cluster_id.is_some_and(|id| id != row.get::<_, Uuid>("cluster_id")) {
+        return Ok(Some("it belongs to another cluster".into()));
+    }
+    if version > expected.kind.newest_version() {
+        let known = expected.kind.newest_version();
+        return Ok(Some(format!("its schema is at version {version}, this program knows {known}")));
+    }
+    Ok(None)
+}

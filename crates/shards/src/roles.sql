@@ -1,0 +1,26 @@
+-- The roles of therev on one server, and its ownership of this database. The passwords come as settings of the session.
+DO $$
+DECLARE
+    needed record;
+BEGIN
+    FOR needed IN
+        SELECT *
+          FROM (VALUES ('therev_reader', NULL),
+                       ('therev', current_setting('therev.password')),
+                       ('therev_admin', current_setting('therev.admin_password'))) AS r (role_name, secret)
+    LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed.role_name) THEN
+            EXECUTE format('CREATE ROLE %I', needed.role_name);
+        END IF;
+        IF needed.secret IS NOT NULL THEN
+            EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', needed.role_name, needed.secret);
+        END IF;
+    END LOOP;
+    EXECUTE format('ALTER DATABASE %I OWNER TO therev_admin', current_database());
+    GRANT pg_monitor TO therev, therev_admin;
+    -- Where the server was started with it; without it there is only less to see.
+    IF current_setting('shared_preload_libraries') LIKE '%pg_stat_statements%' THEN
+        CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
+    END IF;
+END
+$$;

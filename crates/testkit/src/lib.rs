@@ -1,0 +1,1 @@
+//! Real servers, template databases and workloads for tests.

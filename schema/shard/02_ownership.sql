@@ -1,0 +1,70 @@
+-- What this shard may do with each bucket: the authority. Written by init and by relocation, by nobody else.
+
+CREATE TYPE therev.colocation_group AS ENUM ('account', 'content');
+
+-- owned: reads and writes. draining: reads; writes wait for a switch to be decided.
+-- moved: neither, the peer owns it. incoming: neither, a copy from the peer is under way.
+CREATE TYPE therev.ownership_state AS ENUM ('owned', 'draining', 'moved', 'incoming');
+
+-- A row for every bucket of every group on every shard, so that each of them can point the way.
+CREATE TABLE therev.ownership (
+    colocation_group therev.colocation_group NOT NULL,
+    bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
+    state            therev.ownership_state  NOT NULL,
+    peer             smallint CHECK (peer >= 0),
+    epoch            bigint                  NOT NULL DEFAULT 1 CHECK (epoch > 0),
+    attempt          integer                 NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    PRIMARY KEY (colocation_group, bucket),
+    CONSTRAINT ownership_peer_of_the_other_states CHECK ((state IN ('moved', 'incoming')) = (peer IS NOT NULL))
+);
+
+-- The same as bitmaps, one row a group: what every statement on owned rows tests, in its own snapshot.
+-- Kept by the trigger below in the transaction that changes the ownership.
+CREATE TABLE therev.fence (
+    colocation_group therev.colocation_group PRIMARY KEY,
+    readable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
+    writable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
+    -- The least version that a row written in this life of the server may have: versions never go back.
+    version_floor    bigint    NOT NULL
+);
+
+CREATE FUNCTION therev.epochs_only_grow() RETURNS trigger
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    RAISE EXCEPTION 'epoch of % bucket % may not fall from % to %',
+        OLD.colocation_group, OLD.bucket, OLD.epoch, NEW.epoch
+        USING ERRCODE = 'check_violation';
+END
+$$;
+
+CREATE TRIGGER ownership_epochs_only_grow
+    BEFORE UPDATE ON therev.ownership
+    FOR EACH ROW WHEN (NEW.epoch < OLD.epoch)
+    EXECUTE FUNCTION therev.epochs_only_grow();
+
+CREATE FUNCTION therev.rebuild_fence() RETURNS trigger
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    -- The lock first, the bitmaps in the next statement: it sees what the transaction before this one committed.
+    PERFORM FROM therev.fence ORDER BY colocation_group FOR UPDATE;
+
+    UPDATE therev.fence AS f
+       SET readable = o.readable, writable = o.writable
+      FROM (SELECT colocation_group,
+                   string_agg(CASE WHEN state IN ('owned', 'draining') THEN '1' ELSE '0' END, '' ORDER BY bucket)
+                       ::bit(4096) AS readable,
+                   string_agg(CASE WHEN state = 'owned' THEN '1' ELSE '0' END, '' ORDER BY bucket)
+                       ::bit(4096) AS writable
+              FROM therev.ownership
+             GROUP BY colocation_group) AS o
+     WHERE f.colocation_group = o.colocation_group
+       AND (f.readable, f.writable) IS DISTINCT FROM (o.readable, o.writable);
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER ownership_rebuilds_the_fence
+    AFTER INSERT OR UPDATE OR DELETE ON therev.ownership
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.rebuild_fence();

@@ -1,0 +1,109 @@
+-- Group `content`: what a person wrote, with the author's bucket. No foreign key leads to group `account` (in the split
+-- layout it is elsewhere), nor from a post to its thread (it belongs to somebody else).
+
+-- Written by community/threads.rs. A deleted thread answers as gone; other people's posts in it stay theirs.
+CREATE TABLE threads (
+    bucket     smallint    NOT NULL,
+    author_id  uuid        NOT NULL,
+    thread_id  uuid        NOT NULL,
+    title      text CHECK (char_length(title) BETWEEN 1 AND 500),
+    body       text CHECK (octet_length(body) <= 1048576),
+    format     text        NOT NULL DEFAULT 'plain' CHECK (format IN ('plain', 'html')),
+    is_pinned  boolean     NOT NULL DEFAULT false,
+    is_locked  boolean     NOT NULL DEFAULT false,
+    moderation text        NOT NULL DEFAULT 'approved'
+               CHECK (moderation IN ('approved', 'pending', 'rejected', 'flagged')),
+    score      integer     NOT NULL DEFAULT 0,
+    metadata   jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    created_at timestamptz NOT NULL DEFAULT now(),
+    updated_at timestamptz NOT NULL DEFAULT now(),
+    deleted_at timestamptz,
+    version    bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
+    PRIMARY KEY (bucket, author_id, thread_id),
+    CONSTRAINT threads_bucket CHECK (bucket = therev.bucket_of(author_id)),
+    CONSTRAINT threads_text CHECK ((deleted_at IS NULL) = (title IS NOT NULL AND body IS NOT NULL)),
+    CONSTRAINT threads_the_deleted_keep_no_text
+        CHECK (deleted_at IS NULL OR (num_nonnulls(title, body) = 0 AND metadata = '{}'))
+);
+-- Query: a thread by its id alone.
+CREATE UNIQUE INDEX threads_by_id ON threads (bucket, thread_id);
+
+-- Written by community/posts.rs and community/bulk.rs. A deleted post keeps its place and loses its text.
+CREATE TABLE posts (
+    bucket           smallint    NOT NULL,
+    author_id        uuid        NOT NULL,
+    post_id          uuid        NOT NULL,
+    thread_id        uuid        NOT NULL,
+    thread_author_id uuid        NOT NULL,
+    parent_post_id   uuid,
+    parent_author_id uuid,
+    type             text        NOT NULL DEFAULT 'TEXT'
+                     CHECK (type IN ('TEXT', 'IMAGE', 'VIDEO', 'LINK', 'POLL', 'AI_GENERATED')),
+    body             text CHECK (octet_length(body) BETWEEN 1 AND 1048576),
+    format           text        NOT NULL DEFAULT 'plain' CHECK (format IN ('plain', 'html')),
+    is_pinned        boolean     NOT NULL DEFAULT false,
+    moderation       text        NOT NULL DEFAULT 'approved'
+                     CHECK (moderation IN ('approved', 'pending', 'rejected', 'flagged')),
+    score            integer     NOT NULL DEFAULT 0,
+    metadata         jsonb       NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
+    created_at       timestamptz NOT NULL DEFAULT now(),
+    updated_at       timestamptz NOT NULL DEFAULT now(),
+    deleted_at       timestamptz,
+    version          bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
+    -- Query: an author's posts, newest first (ids sort by time).
+    PRIMARY KEY (bucket, author_id, post_id),
+    CONSTRAINT posts_bucket CHECK (bucket = therev.bucket_of(author_id)),
+    CONSTRAINT posts_parent_with_author CHECK ((parent_post_id IS NULL) = (parent_author_id IS NULL)),
+    CONSTRAINT posts_text CHECK ((deleted_at IS NULL) = (body IS NOT NULL)),
+    CONSTRAINT posts_the_deleted_keep_no_text CHECK (deleted_at IS NULL OR metadata = '{}')
+);
+-- Query: a post by its id alone.
+CREATE UNIQUE INDEX posts_by_id ON posts (bucket, post_id);
+-- Query: this shard's share of a thread's page.
+CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
+
+-- How much an author wrote in a thread: owned by the author, written in the post's own transaction
+-- (community/posts.rs, community/bulk.rs). Falls to zero, never away.
+CREATE TABLE therev.thread_contributions (
+    bucket           smallint    NOT NULL,
+    author_id        uuid        NOT NULL,
+    thread_id        uuid        NOT NULL,
+    thread_author_id uuid        NOT NULL,
+    -- Posts that can be read, and places of deleted ones.
+    posts            integer     NOT NULL CHECK (posts >= 0),
+    deleted          integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
+    last_post_at     timestamptz NOT NULL,
+    version          bigint      NOT NULL CHECK (version > 0),
+    PRIMARY KEY (bucket, author_id, thread_id),
+    CONSTRAINT thread_contributions_bucket CHECK (bucket = therev.bucket_of(author_id))
+);
+
+-- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
+-- Written by community/delivery.rs. Tells a page which shards to ask.
+CREATE TABLE therev.thread_participants (
+    bucket         smallint    NOT NULL,
+    author_id      uuid        NOT NULL,
+    thread_id      uuid        NOT NULL,
+    participant_id uuid        NOT NULL,
+    posts          integer     NOT NULL CHECK (posts >= 0),
+    deleted        integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
+    last_post_at   timestamptz NOT NULL,
+    version        bigint      NOT NULL CHECK (version > 0),
+    PRIMARY KEY (bucket, author_id, thread_id, participant_id),
+    CONSTRAINT thread_participants_bucket CHECK (bucket = therev.bucket_of(author_id))
+);
+
+-- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
+-- Written by community/delivery.rs.
+CREATE TABLE therev.thread_totals (
+    bucket       smallint NOT NULL,
+    author_id    uuid     NOT NULL,
+    thread_id    uuid     NOT NULL,
+    posts        integer  NOT NULL CHECK (posts >= 0),
+    participants integer  NOT NULL CHECK (participants >= 0),
+    last_post_at timestamptz,
+    -- The sum of the participants' versions: they only grow, so a later sum is a greater one, whoever made it.
+    version      numeric(40) NOT NULL,
+    PRIMARY KEY (bucket, author_id, thread_id),
+    CONSTRAINT thread_totals_bucket CHECK (bucket = therev.bucket_of(author_id))
+);

@@ -1,0 +1,142 @@
+-- Writers that are not therev's own role (psql, scripts) are fenced too, by triggers; the WHEN clause keeps these off
+-- the path of therev's own statements, which carry the fence in themselves.
+
+-- Fills bucket and version, and refuses a row that this shard does not own.
+--
+-- The writer already holds a lock on the table, and under READ COMMITTED this check takes a snapshot of its own: a mark
+-- set before the check is seen here, one set after it waits for the lock. An older snapshot would miss the mark.
+CREATE FUNCTION therev.guard() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+$$
+DECLARE
+    guarded constant therev.colocation_group := TG_ARGV[0];
+    owner_column constant text := TG_ARGV[1];
+    image jsonb;
+    row_bucket smallint;
+    floor bigint;
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'writes to % need READ COMMITTED, this transaction is %',
+            TG_TABLE_NAME, current_setting('transaction_isolation')
+            USING ERRCODE = 'TR002', HINT = 'Begin the transaction with ISOLATION LEVEL READ COMMITTED.';
+    END IF;
+
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        row_bucket := therev.bucket_of((to_jsonb(NEW) ->> owner_column)::uuid);
+        floor := therev.admit(guarded, row_bucket, TG_TABLE_NAME);
+        image := jsonb_build_object('bucket', row_bucket, 'version', floor);
+        IF TG_OP = 'UPDATE' THEN
+            image := image || jsonb_build_object(
+                'version', greatest((to_jsonb(OLD) ->> 'version')::bigint + 1, floor), 'updated_at', now());
+        END IF;
+        NEW := jsonb_populate_record(NEW, image);
+    END IF;
+    IF TG_OP IN ('UPDATE', 'DELETE') THEN
+        PERFORM therev.admit(guarded, (to_jsonb(OLD) ->> 'bucket')::smallint, TG_TABLE_NAME);
+    END IF;
+    RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
+END
+$$;
+
+-- The least version of a row of this bucket, or an error that says where the bucket is.
+CREATE FUNCTION therev.admit(guarded therev.colocation_group, row_bucket smallint, table_name text) RETURNS bigint
+    LANGUAGE plpgsql STABLE AS
+$$
+DECLARE
+    floor bigint;
+    owned therev.ownership;
+BEGIN
+    SELECT f.version_floor INTO floor
+      FROM therev.fence AS f
+     WHERE f.colocation_group = guarded AND get_bit(f.writable, row_bucket) = 1;
+    IF NOT FOUND THEN
+        SELECT * INTO owned FROM therev.ownership AS o WHERE o.colocation_group = guarded AND o.bucket = row_bucket;
+        RAISE EXCEPTION 'shard % does not own % bucket % of this row of %: %',
+            (SELECT shard FROM therev.identity), guarded, row_bucket, table_name,
+            coalesce(owned.state || ' shard ' || owned.peer, owned.state::text, 'it was never placed here')
+            USING ERRCODE = 'TR001', HINT = 'Ask `therev where ID` which shard owns it.';
+    END IF;
+    RETURN floor;
+END
+$$;
+
+CREATE FUNCTION therev.refuse_truncate() RETURNS trigger
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    RAISE EXCEPTION 'TRUNCATE of % is refused: it holds rows of many owners', TG_TABLE_NAME
+        USING ERRCODE = 'TR003', HINT = 'Delete the rows that you mean.';
+END
+$$;
+
+-- A post that a stranger writes is counted like any other.
+CREATE FUNCTION therev.count_post() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+$$
+BEGIN
+    IF TG_OP IN ('UPDATE', 'DELETE') THEN
+        PERFORM therev.contribute(OLD, -1);
+    END IF;
+    IF TG_OP IN ('INSERT', 'UPDATE') THEN
+        PERFORM therev.contribute(NEW, 1);
+    END IF;
+    RETURN NULL;
+END
+$$;
+
+CREATE FUNCTION therev.contribute(p posts, sign integer) RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    WITH contribution AS (
+        INSERT INTO therev.thread_contributions AS c
+               (bucket, author_id, thread_id, thread_author_id, posts, deleted, last_post_at, version)
+        SELECT p.bucket, p.author_id, p.thread_id, p.thread_author_id,
+               CASE WHEN p.deleted_at IS NULL THEN 1 ELSE 0 END,
+               CASE WHEN p.deleted_at IS NULL THEN 0 ELSE 1 END, p.created_at, f.version_floor
+          FROM therev.fence AS f
+         WHERE f.colocation_group = 'content'
+        ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+           SET posts = c.posts + sign * excluded.posts,
+               deleted = c.deleted + sign * excluded.deleted,
+               last_post_at = greatest(c.last_post_at, excluded.last_post_at),
+               version = greatest(c.version + 1, excluded.version)
+        RETURNING *)
+    INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
+    SELECT 'content', c.bucket, 'contribution', c.thread_id, c.author_id, c.version, to_jsonb(c)
+      FROM contribution AS c;
+END;
+
+DO $$
+DECLARE
+    guarded record;
+BEGIN
+    FOR guarded IN
+        SELECT *
+          FROM (VALUES ('public.users', 'account', 'user_id'),
+                       ('public.user_sessions', 'account', 'user_id'),
+                       ('public.user_ai_accounts', 'account', 'user_id'),
+                       ('public.ai_tasks', 'account', 'user_id'),
+                       ('public.ai_task_logs', 'account', 'user_id'),
+                       ('public.audit_log', 'account', 'user_id'),
+                       ('therev.claims', 'account', 'claim_key'),
+                       ('therev.id_routes', 'account', 'id'),
+                       ('public.threads', 'content', 'author_id'),
+                       ('public.posts', 'content', 'author_id'),
+                       ('therev.thread_contributions', 'content', 'author_id'),
+                       ('therev.thread_participants', 'content', 'author_id'),
+                       ('therev.thread_totals', 'content', 'author_id'))
+                 AS t (name, colocation_group, owner_column)
+    LOOP
+        EXECUTE format(
+            'CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE ON %s
+                 FOR EACH ROW WHEN (current_user <> ''therev'') EXECUTE FUNCTION therev.guard(%L, %L)',
+            guarded.name, guarded.colocation_group, guarded.owner_column);
+        EXECUTE format(
+            'CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %s
+                 FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate()', guarded.name);
+    END LOOP;
+END
+$$;
+
+CREATE TRIGGER count_post AFTER INSERT OR UPDATE OR DELETE ON posts
+    FOR EACH ROW WHEN (current_user <> 'therev') EXECUTE FUNCTION therev.count_post();

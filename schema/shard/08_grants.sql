@@ -1,0 +1,25 @@
+-- Least privilege. `therev` is the role of the library: it may not change ownership, truncate, or touch what has been
+-- audited. `therev_reader` is for people and reports: it sees no secret. The owner of all this is `therev_admin`.
+
+GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev;
+GRANT INSERT, UPDATE, DELETE
+    ON users, user_sessions, user_ai_accounts, ai_tasks, threads, posts, therev.claims, therev.id_routes,
+       therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.outbox
+    TO therev;
+GRANT INSERT, DELETE ON ai_task_logs TO therev;
+GRANT INSERT ON audit_log TO therev;
+
+-- A stranger's writes are checked with the fence.
+GRANT SELECT ON therev.fence, therev.ownership TO PUBLIC;
+
+GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, audit_log, user_ai_summary, ai_task_stats, therev.refreshes,
+    therev.claims, therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.outbox,
+    therev.intents, therev.id_routes
+    TO therev_reader;
+GRANT SELECT (bucket, user_id, user_name, first_name, last_name, bio, ideology, profile_pic_url, role, is_active,
+              created_at, updated_at, deleted_at, version) ON users TO therev_reader;
+GRANT SELECT (bucket, user_id, session_id, status, expires_at, last_seen_at, created_at) ON user_sessions
+    TO therev_reader;
+GRANT SELECT (bucket, user_id, account_id, provider, account_type, label, status, is_default, priority, limits,
+              requests_remaining, tokens_remaining, limits_reset_at, last_used_at, created_at, updated_at, version)
+    ON user_ai_accounts TO therev_reader;
