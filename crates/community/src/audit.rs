@@ -131,6 +131,8 @@ static NOTE_OPERATOR: Unfenced = Unfenced::write(
     "INSERT INTO therev.operator_log (actor, action, target, before, after) VALUES ($1, $2, $3, $4, $5)",
 );
 
+crate::fenced_list! { RECEIVE OF_USER }
+
 impl Community {
     /// The newest entries: of one user's account and content, or of everybody and the operators.
     pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<Vec<AuditEntry>> {

@@ -81,6 +81,8 @@ impl Serialize for Seen {
 static ID_ROUTE: Read =
     Read::new(Group::Account, "SELECT r.owner_id FROM therev.id_routes AS r WHERE r.bucket = $1 AND r.id = $2");
 
+crate::fenced_list! { ID_ROUTE }
+
 impl Community {
     /// Opens the community of a cluster. With `relay_ms` in the configuration this node also delivers what others left
     /// behind, for as long as a clone of the handle lives.
@@ -115,7 +117,7 @@ impl Community {
     }
 
     /// An id that the caller chose must carry its owner's bucket, or nobody would find the row again.
-    pub(crate) fn check_id(id: Uuid, owner: UserId) -> Result<()> {
+    pub fn check_id(id: Uuid, owner: UserId) -> Result<()> {
         if bucket_in(id) == Some(owner.bucket()) {
             Ok(())
         } else {

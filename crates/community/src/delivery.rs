@@ -190,6 +190,8 @@ fn newest(events: &[Event]) -> Vec<&Event> {
     by_key.into_values().collect()
 }
 
+crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
+
 impl Community {
     /// Delivers the events of one bucket, waits for that a bounded time, and says what a reader must have seen.
     pub(crate) async fn deliver_bucket(&self, group: Group, bucket: Bucket) -> Seen {

@@ -17,7 +17,7 @@ mod overview;
 mod page;
 mod posts;
 mod relay;
-//SESS
+mod sessions;
 mod text;
 mod threads;
 mod users;
@@ -34,8 +34,28 @@ pub use overview::Overview;
 pub use page::{Author, Cursor, PagePost, ThreadPage};
 pub use posts::{NewPost, Parent, Post, PostChange, PostType};
 pub use relay::Relayed;
-//SESSU pub use sessions::{OpenSession, Session};
+pub use sessions::{NewSession, OpenSession, Session, SessionStatus};
 pub use text::{Format, Moderation};
 pub use threads::{NewThread, Thread, ThreadChange};
 pub use users::{Deleted, NewUser, Role, User, UserChange};
 pub use wherever::{Found, Whereabouts};
+
+/// Every statement of this crate on owned rows, by name.
+#[doc(hidden)]
+pub fn fenced_statements() -> Vec<(&'static str, shards::AnyFenced)> {
+    [
+        audit::fenced(),
+        community::fenced(),
+        delivery::fenced(),
+        names::fenced(),
+        page::fenced(),
+        posts::fenced(),
+        // sessions::fenced(),
+        threads::fenced(),
+        users::fenced(),
+        wherever::fenced(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -172,7 +172,7 @@ static STALE: Unfenced = Unfenced::read(
 static SETTLE: Write = Write::new(
     Group::Account,
     "known AS (
-         SELECT u.user_id, u.deleted_at IS NULL AND $3 IN (u.user_name, u.email) AS has_name
+         SELECT u.user_id, coalesce($3 IN (u.user_name, u.email), false) AS has_name
            FROM users AS u, fence
           WHERE u.bucket = $1 AND u.user_id = $2),
      buried AS (
@@ -185,6 +185,7 @@ static SETTLE: Write = Write::new(
          UPDATE users AS u SET version = greatest(u.version + 1, f.version_floor), updated_at = now()
            FROM known AS k, fence AS f
           WHERE NOT k.has_name AND u.bucket = $1 AND u.user_id = k.user_id
+            -- Looked at again in the row as it is now: the change may just have come.
             AND $3 IS DISTINCT FROM u.user_name AND $3 IS DISTINCT FROM u.email
          RETURNING u.user_id),
      result AS (
@@ -192,6 +193,8 @@ static SETTLE: Write = Write::new(
          UNION ALL
          SELECT false FROM buried)",
 );
+
+crate::fenced_list! { TAKE GIVE_BACK FIND FIND_MANY TAKE_MANY CONFIRM SETTLE }
 
 impl Community {
     /// Takes a name for a user, or says who has it. `version`: the one that the user's row will have at least.

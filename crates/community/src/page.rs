@@ -126,6 +126,8 @@ static POSTS: ReadMany = ReadMany::new(
 static NAMES: Unfenced =
     Unfenced::read("SELECT d.user_id, d.user_name, d.display_name FROM user_directory AS d WHERE d.user_id = ANY ($1)");
 
+crate::fenced_list! { POSTS }
+
 impl Community {
     /// A page of a thread: `limit` posts after a cursor, oldest first.
     ///

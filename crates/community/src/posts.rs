@@ -253,6 +253,8 @@ static DELETE: Write = Write::new(
     ),
 );
 
+crate::fenced_list! { CREATE GET BY_AUTHOR CHANGE DELETE }
+
 impl Community {
     /// Writes a post: one read of the thread's head, one statement on the author's shard, one delivery to the thread's.
     ///

@@ -199,6 +199,8 @@ static IDS_OF_AUTHOR: Read = Read::new(
       WHERE t.bucket = $1 AND t.author_id = $2 AND t.deleted_at IS NULL ORDER BY t.thread_id LIMIT 500",
 );
 
+crate::fenced_list! { HEAD CREATE CHANGE DELETE IDS_OF_AUTHOR }
+
 impl Community {
     /// Opens a thread. The same id with the same title and text again is the same thread.
     pub async fn create_thread(&self, new: NewThread) -> Result<Written<Thread>> {

@@ -272,6 +272,8 @@ static DELETE: Write = Write::new(
     ),
 );
 
+crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER CHANGE DELETE }
+
 impl Community {
     /// Registers a user: takes the names, writes the row, confirms the names.
     ///

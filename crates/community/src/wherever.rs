@@ -62,6 +62,8 @@ static OF_ACCOUNT: Read = Read::new(
      SELECT t.user_id, 'task' FROM ai_tasks AS t WHERE t.bucket = $1 AND t.task_id = $2",
 );
 
+crate::fenced_list! { USER OF_CONTENT OF_ACCOUNT }
+
 impl Community {
     /// Where the user of this name is.
     pub async fn where_name(&self, user_name: &str) -> Result<Whereabouts> {

@@ -37,3 +37,15 @@ macro_rules! words {
         }
     };
 }
+
+/// Names a module's fenced statements in one place, so that a test can try them all.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! fenced_list {
+    ($($name:ident)*) => {
+        #[doc(hidden)]
+        pub(crate) fn fenced() -> Vec<(&'static str, ::shards::AnyFenced)> {
+            vec![$((concat!(module_path!(), "::", stringify!($name)), (&$name).into())),*]
+        }
+    };
+}

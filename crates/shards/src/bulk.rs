@@ -44,12 +44,7 @@ impl Shards {
     /// Begins a bulk write of some buckets on a shard.
     ///
     /// `None`: the shard does not own all of them. The node has learned where they are; the rows are to be grouped anew.
-    pub async fn bulk(
-        &self,
-        group: Group,
-        shard: ShardNo,
-        buckets: &BTreeSet<Bucket>,
-    ) -> Result<Option<Bulk>, Error> {
+    pub async fn bulk(&self, group: Group, shard: ShardNo, buckets: &BTreeSet<Bucket>) -> Result<Option<Bulk>, Error> {
         let pool = self.pool(shard).await?;
         let database = pool.database();
         let client = pool.get().await?;

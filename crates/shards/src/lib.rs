@@ -28,6 +28,8 @@ pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
 pub use init::{InitPlan, init};
 pub use pool::Pool;
+#[doc(hidden)]
+pub use statement::AnyFenced;
 pub use statement::{Read, ReadMany, Unfenced, Write, WriteMany};
 pub use store::Shards;
 

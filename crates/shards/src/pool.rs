@@ -63,7 +63,13 @@ impl Pool {
             .post_create(check)
             .build()
             .map_err(|e| Error::Config(e.to_string()))?;
-        Ok(Pool { database, connections: pool, breaker: Breaker::new(limits.rest), statements: AtomicU64::new(0), stranger })
+        Ok(Pool {
+            database,
+            connections: pool,
+            breaker: Breaker::new(limits.rest),
+            statements: AtomicU64::new(0),
+            stranger,
+        })
     }
 
     /// Which database this is.

@@ -47,6 +47,43 @@ pub struct WriteMany {
     sql: OnceLock<String>,
 }
 
+/// Any of the fenced statements, for the test that tries them all where they must be refused.
+#[doc(hidden)]
+pub enum AnyFenced {
+    Read(&'static Read),
+    Write(&'static Write),
+    ReadMany(&'static ReadMany),
+    WriteMany(&'static WriteMany),
+}
+
+impl AnyFenced {
+    pub fn sql(&self) -> &str {
+        match self {
+            AnyFenced::Read(statement) => statement.sql(),
+            AnyFenced::Write(statement) => statement.sql(),
+            AnyFenced::ReadMany(statement) => statement.sql(),
+            AnyFenced::WriteMany(statement) => statement.sql(),
+        }
+    }
+
+    /// Whether its answer names the refused buckets; else an answer without rows is the refusal.
+    pub fn asks_many(&self) -> bool {
+        matches!(self, AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_))
+    }
+}
+
+macro_rules! any_fenced {
+    ($($kind:ident)*) => {$(
+        impl From<&'static $kind> for AnyFenced {
+            fn from(statement: &'static $kind) -> AnyFenced {
+                AnyFenced::$kind(statement)
+            }
+        }
+    )*};
+}
+
+any_fenced! { Read Write ReadMany WriteMany }
+
 /// A statement on machinery that no bucket owns (the outbox's queue, a version), or that only counts.
 pub struct Unfenced {
     pub(crate) sql: &'static str,

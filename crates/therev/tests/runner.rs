@@ -1,0 +1,22 @@
+//! All integration tests of the library, on real servers; each has a cluster of its own and ends with `check`.
+
+#[path = "runner/agreement.rs"]
+mod agreement;
+#[path = "runner/fence.rs"]
+mod fence;
+#[path = "runner/journey.rs"]
+mod journey;
+#[path = "runner/names.rs"]
+mod names;
+#[path = "runner/outages.rs"]
+mod outages;
+#[path = "runner/outbox.rs"]
+mod outbox;
+#[path = "runner/routing.rs"]
+mod routing;
+#[path = "runner/statements.rs"]
+mod statements;
+#[path = "runner/strangers.rs"]
+mod strangers;
+#[path = "runner/things.rs"]
+mod things;

@@ -1,0 +1,191 @@
+//! Every statement of the library, where it must be refused.
+
+use crate::things::{operator, post, thread, user_per_shard};
+use std::collections::BTreeMap;
+use testkit::TestCluster;
+use therev::{Bucket, Error, Group, NewThread, UserId};
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+/// The tables that buckets own, and the outbox.
+const TABLES: [&str; 14] = [
+    "users",
+    "user_sessions",
+    "user_ai_accounts",
+    "ai_tasks",
+    "ai_task_logs",
+    "audit_log",
+    "therev.claims",
+    "therev.id_routes",
+    "threads",
+    "posts",
+    "therev.thread_contributions",
+    "therev.thread_participants",
+    "therev.thread_totals",
+    "therev.outbox",
+];
+
+/// A hash of everything in a shard's tables.
+async fn contents(client: &Client) -> BTreeMap<&'static str, (i64, i64)> {
+    let mut all = BTreeMap::new();
+    for table in TABLES {
+        let sql = format!("SELECT count(*), coalesce(bit_xor(hashtextextended(t::text, 0)), 0) FROM {table} AS t");
+        let row = client.query_one(&sql, &[]).await.expect("the table is read");
+        all.insert(table, (row.get(0), row.get(1)));
+    }
+    all
+}
+
+/// Some value for a parameter; where the bucket is refused, which one does not matter.
+fn some_value(number: usize, param: &Type, many: bool, owner: UserId) -> Box<dyn ToSql + Sync + Send> {
+    match (number, many) {
+        (0, false) => return Box::new(owner.bucket().sql()),
+        (0, true) => return Box::new(vec![owner.bucket().sql()]),
+        (1, true) if *param == Type::UUID_ARRAY => return Box::new(vec![owner.0]),
+        _ => {}
+    }
+    match *param {
+        Type::UUID => Box::new(owner.0),
+        Type::TEXT => Box::new("text".to_owned()),
+        Type::INT2 => Box::new(1_i16),
+        Type::INT4 => Box::new(1_i32),
+        Type::INT8 => Box::new(1_i64),
+        Type::FLOAT4 => Box::new(1.0_f32),
+        Type::FLOAT8 => Box::new(1.0_f64),
+        Type::BOOL => Box::new(true),
+        Type::BYTEA => Box::new(vec![0_u8; 32]),
+        Type::TIMESTAMPTZ => Box::new(chrono::Utc::now()),
+        Type::JSONB => Box::new(serde_json::json!({ "user_name": "x", "audit_id": Uuid::new_v4() })),
+        Type::JSONB_ARRAY => Box::new(vec![serde_json::json!({})]),
+        Type::UUID_ARRAY => Box::new(vec![owner.0]),
+        Type::TEXT_ARRAY => Box::new(vec!["text".to_owned()]),
+        ref other => panic!("a statement has a parameter of type {other}: add a value for it"),
+    }
+}
+
+#[tokio::test]
+async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Owned by shard 0").await;
+    post(&node, ada, &open, "by its author").await;
+    post(&node, bob, &open, "by another").await;
+    node.relay_once().await.expect("the relay runs");
+
+    let client = cluster.stranger("shard_0").await;
+    client
+        .batch_execute(
+            "CREATE TABLE public.kept AS SELECT * FROM therev.ownership;
+             UPDATE therev.ownership SET state = 'moved', peer = 1 WHERE state = 'owned'",
+        )
+        .await
+        .expect("shard 0 gives everything away");
+    let before = contents(&client).await;
+    client.batch_execute("SET ROLE therev").await.expect("the library's role");
+    let statements: Vec<_> = therev::fenced_statements().into_iter().chain(therev::task_statements()).collect();
+    assert!(statements.len() > 40, "{} statements are known", statements.len());
+    for (name, statement) in statements {
+        let prepared = client.prepare(statement.sql()).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let many = statement.asks_many();
+        let values: Vec<_> =
+            prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, many, ada)).collect();
+        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
+        let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        if many {
+            assert_eq!(rows.len(), 1, "{name} answers with nothing but the refusal");
+            assert_eq!(rows[0].get::<_, Vec<i16>>("refused"), [ada.bucket().sql()], "{name}");
+            assert_eq!(rows[0].get::<_, Option<bool>>("present"), None, "{name}");
+        } else {
+            assert!(rows.is_empty(), "{name} was answered where its bucket is not owned");
+        }
+    }
+    client.batch_execute("RESET ROLE").await.expect("the superuser again");
+    assert_eq!(contents(&client).await, before, "nothing was let through");
+
+    client
+        .batch_execute(
+            "UPDATE therev.ownership AS o SET state = k.state, peer = k.peer FROM public.kept AS k
+              WHERE (o.colocation_group, o.bucket) = (k.colocation_group, k.bucket);
+             DROP TABLE public.kept",
+        )
+        .await
+        .expect("shard 0 has everything back");
+    drop((client, node));
+    cluster.finish().await;
+}
+
+/// The list above is complete: every statement of the sources is on it.
+#[test]
+fn every_statement_of_the_sources_is_tried() {
+    let mut written = 0;
+    for room in ["community", "tasks"] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(room).join("src");
+        for file in std::fs::read_dir(folder).expect("the sources are there").flatten() {
+            let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+            written += ["Read", "Write", "ReadMany", "WriteMany"]
+                .iter()
+                .map(|kind| text.matches(&format!(": {kind} =")).count())
+                .sum::<usize>();
+        }
+    }
+    assert_eq!(written, therev::fenced_statements().len() + therev::task_statements().len());
+}
+
+#[tokio::test]
+async fn a_refused_write_lets_nothing_of_its_transaction_through() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Before").await;
+    node.relay_once().await.expect("the relay runs");
+    let client = cluster.stranger("shard_0").await;
+    client
+        .batch_execute("UPDATE therev.ownership SET state = 'draining' WHERE state = 'owned'")
+        .await
+        .expect("shard 0 drains");
+    let before = contents(&client).await;
+
+    // One statement with several effects (row, contribution, outbox, audit): refused until the deadline.
+    let mut config = cluster.config();
+    config.deadline_ms = 200;
+    let hurried = therev::connect(config).await.expect("a node");
+    let post = hurried.create_post(therev::NewPost::new(ada, open.thread_id, "x")).await;
+    assert!(matches!(post, Err(Error::Store(_))), "{post:?}");
+    let change = hurried.delete_thread(open.thread_id, &operator()).await;
+    assert!(matches!(change, Err(Error::Store(_))), "{change:?}");
+    assert!(hurried.create_thread(NewThread::new(ada, "t", "b")).await.is_err());
+
+    // A bulk transaction: the check fails before anything is sent.
+    let buckets = std::collections::BTreeSet::from([ada.bucket()]);
+    let bulk = hurried.shards().bulk(Group::Content, therev::ShardNo(0), &buckets).await.expect("an answer");
+    assert!(bulk.is_none());
+
+    // A stranger's transaction of several statements, and one with a savepoint.
+    let insert = format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{ada}', '{}', 't', 'b')", Uuid::new_v4());
+    assert!(client.batch_execute(&format!("BEGIN; {insert}; {insert}; COMMIT")).await.is_err());
+    client.batch_execute("ROLLBACK").await.expect("it is over");
+    client.batch_execute("BEGIN; SAVEPOINT s").await.expect("a savepoint");
+    assert!(client.batch_execute(&insert).await.is_err());
+    let after = format!("ROLLBACK TO s; UPDATE threads SET title = 'changed' WHERE author_id = '{ada}'");
+    assert!(client.batch_execute(&after).await.is_err(), "the next write is refused as well");
+    client.batch_execute("ROLLBACK").await.expect("it is over");
+
+    // A pipeline: what was sent behind the refused statement fails with it.
+    client.batch_execute("BEGIN").await.expect("a transaction");
+    let update = format!("UPDATE threads SET title = 'changed' WHERE author_id = '{ada}'");
+    let (first, second, third) =
+        tokio::join!(client.execute(&insert, &[]), client.execute(&update, &[]), client.batch_execute("COMMIT"));
+    assert!(first.is_err() && second.is_err());
+    assert!(third.is_ok(), "the commit of a failed transaction rolls it back");
+
+    assert_eq!(contents(&client).await, before, "nothing was let through");
+    client
+        .batch_execute("UPDATE therev.ownership SET state = 'owned' WHERE state = 'draining'")
+        .await
+        .expect("shard 0 owns again");
+    assert!(Bucket::all().count() == 4096);
+    drop((client, node, hurried));
+    cluster.finish().await;
+}

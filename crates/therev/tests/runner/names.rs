@@ -1,0 +1,110 @@
+//! Unique names, taken at the same time or left half taken.
+
+use crate::things::{operator, user};
+use futures_util::future::join_all;
+use testkit::TestCluster;
+use therev::{Error, NewUser, UserChange, UserId};
+
+#[tokio::test]
+async fn one_of_32_gets_the_name() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let mut nodes = Vec::new();
+        for _ in 0..4 {
+            nodes.push(cluster.node().await);
+        }
+        let tries = (0..32).map(|n| {
+            let node = nodes[n % 4].clone();
+            tokio::spawn(async move {
+                let new = NewUser { user_name: "the-one".into(), ..NewUser::default() };
+                node.register(new, &operator()).await
+            })
+        });
+        let mut winners = Vec::new();
+        for outcome in join_all(tries).await {
+            match outcome.expect("no panic") {
+                Ok(user) => winners.push(user.user_id),
+                Err(Error::Conflict { what: "user name", .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(winners.len(), 1);
+        assert_eq!(nodes[0].user_named("the-one").await.expect("an answer"), Some(winners[0]));
+        drop(nodes);
+        cluster.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn a_name_whose_registration_never_ended_is_free_again() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let slow = UserId::new();
+    let key = claim_key("left-behind");
+    let shard = format!("shard_{}", therev::bucket_of(key).number() % 4);
+    let stranger = cluster.stranger(&shard).await;
+    stranger
+        .execute(
+            "INSERT INTO therev.claims (claim_key, kind, value, user_id, state, version)
+             VALUES ($1, 'user_name', 'left-behind', $2, 'pending', 1)",
+            &[&key, &slow.0],
+        )
+        .await
+        .expect("a claim without a user");
+    // The relay decides by a write on the user's shard ...
+    let relayed = node.relay_once().await.expect("the relay runs");
+    assert_eq!(relayed.claims_settled, 1);
+    // ... that the slow registration, coming late, finds in its way.
+    let late = NewUser { user_id: Some(slow), user_name: "left-behind".into(), ..NewUser::default() };
+    assert!(matches!(node.register(late, &operator()).await, Err(Error::Gone { .. })));
+    assert_ne!(user(&node, "left-behind").await.user_id, slow);
+    drop((node, stranger));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_name_whose_change_never_came_is_free_again() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let ada = user(&node, "ada").await;
+    let key = claim_key("wanted");
+    let stranger = cluster.stranger(&format!("shard_{}", therev::bucket_of(key).number() % 4)).await;
+    stranger
+        .execute(
+            "INSERT INTO therev.claims (claim_key, kind, value, user_id, state, version)
+             VALUES ($1, 'user_name', 'wanted', $2, 'pending', $3)",
+            &[&key, &ada.user_id.0, &(ada.version + 1)],
+        )
+        .await
+        .expect("a claim for a change");
+    node.relay_once().await.expect("the relay runs");
+    let now = node.user(ada.user_id).await.expect("she is there");
+    assert!(now.version > ada.version, "a slow change that expects the old version finds nothing to change");
+    assert_eq!(now.user_name, "ada");
+    assert_eq!(node.user_named("wanted").await.expect("an answer"), None);
+    drop((node, stranger));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn names_go_around() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let ada = user(&node, "a").await;
+    let rename = |name: &str| UserChange { user_name: Some(name.into()), ..UserChange::default() };
+    for name in ["b", "a", "c", "a"] {
+        node.change_user(ada.user_id, rename(name), &operator()).await.expect("a change of name");
+    }
+    let bob = user(&node, "b").await;
+    assert!(matches!(node.change_user(bob.user_id, rename("a"), &operator()).await, Err(Error::Conflict { .. })));
+    assert_eq!(node.user_named("b").await.expect("an answer"), Some(bob.user_id));
+    drop(node);
+    cluster.finish().await;
+}
+
+/// The key of a user name's claim, as SQL computes it.
+fn claim_key(value: &str) -> uuid::Uuid {
+    use sha2::Digest;
+    let digest = sha2::Sha256::digest(format!("user_name:{value}"));
+    uuid::Uuid::from_slice(&digest[..16]).expect("16 bytes")
+}

@@ -1,0 +1,154 @@
+//! Databases that are down.
+
+use crate::things::{operator, post, thread, user, user_per_shard};
+use testkit::TestCluster;
+use therev::{Database, Error, NewUser, Seen, ShardNo, ThreadOrder};
+
+/// Ends every connection to a database and lets nobody in, or lets everybody in again.
+async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
+    let url = cluster.url(part);
+    let (server, database) = url.rsplit_once('/').expect("an address with a database");
+    let client = testkit::connect(&format!("{server}/postgres")).await;
+    let sql = format!(
+        "ALTER DATABASE {database} ALLOW_CONNECTIONS {yes};
+         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE NOT {yes} AND datname = '{database}'"
+    );
+    client.batch_execute(&sql).await.expect("the database is opened or closed");
+}
+
+#[tokio::test]
+async fn the_control_database_is_down() {
+    let cluster = TestCluster::colocated().await;
+    let state = tempfile::tempdir().expect("a folder");
+    let mut config = cluster.config();
+    config.state_file = Some(state.path().join("placement.json"));
+    let node = therev::connect(config.clone()).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Without a catalog").await;
+
+    reachable(&cluster, "control", false).await;
+    post(&node, authors[1], &open, "written by the node that runs").await;
+    user(&node, "newcomer").await;
+    // A node starts from the state file, and finds its way even when the file is wrong by now.
+    let fresh = therev::connect(config).await.expect("a node starts all the same");
+    assert_eq!(fresh.shards().found_placement(), therev::FoundPlacement::StateFile);
+    fresh.shards().forget_placement(therev::Map::first(therev::Layout::Colocated, 2));
+    post(&fresh, authors[2], &open, "written by the node that started").await;
+    assert_eq!(fresh.thread_page(open.thread_id, None, 9).await.expect("the page").posts.len(), 2);
+    assert!(!fresh.overview().await.expect("an overview").is_up());
+    // Without a state file a node says what is down.
+    let error = therev::connect(cluster.config()).await.err().expect("no way to start");
+    assert!(error.to_string().contains("the control database is down"), "{error}");
+
+    reachable(&cluster, "control", true).await;
+    drop((node, fresh));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_shard_is_down_and_comes_back() {
+    let cluster = TestCluster::colocated().await;
+    let mut config = cluster.config();
+    config.breaker_ms = 50;
+    let node = therev::connect(config).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Three quarters").await;
+    for author in authors {
+        post(&node, author, &open, "text").await;
+    }
+
+    reachable(&cluster, "shard_2", false).await;
+    let failed = node.user(authors[2]).await;
+    let Err(Error::Store(error)) = failed else { panic!("{failed:?}") };
+    assert_eq!(error.database(), Some(Database::Shard(ShardNo(2))));
+    assert!(error.to_string().contains("shard 2 is down"), "{error}");
+    // At once, and only its users: the breaker answers for a server that was just found down.
+    for _ in 0..50 {
+        assert!(node.user(authors[2]).await.is_err());
+        node.user(authors[1]).await.expect("another shard's user");
+    }
+    let page = node.thread_page(open.thread_id, None, 9).await.expect("the page");
+    assert_eq!((page.partial, page.missing, page.posts.len()), (true, vec![ShardNo(2)], 3));
+    let registered = NewUser { user_id: Some(authors[1]), user_name: "user-1".into(), ..NewUser::default() };
+    node.register(registered, &operator()).await.expect("a retry elsewhere");
+    assert!(!node.overview().await.expect("an overview").is_up());
+
+    reachable(&cluster, "shard_2", true).await;
+    let back = async {
+        while node.user(authors[2]).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), back).await.expect("the shard is found again by itself");
+    let page = node.thread_page(open.thread_id, None, 9).await.expect("the page");
+    assert!(!page.partial && page.posts.len() == 4);
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn the_directory_is_down() {
+    let cluster = TestCluster::colocated().await;
+    let mut config = cluster.config();
+    config.breaker_ms = 50;
+    let node = therev::connect(config).await.expect("a node");
+    let ada = user(&node, "ada").await;
+    reachable(&cluster, "directory", false).await;
+    // Writes go on; what the directory must hear waits, and the token says so.
+    let open = thread(&node, ada.user_id, "Later").await;
+    assert!(matches!(open.seen, Seen::Pending(..)));
+    let page = node.thread_page(open.thread_id, None, 9).await.expect("the page, without names");
+    assert_eq!(page.thread.title, "Later");
+    reachable(&cluster, "directory", true).await;
+    let token: Seen = open.seen.to_string().parse().expect("a token survives text");
+    let back = async {
+        loop {
+            if let Ok(list) = node.threads(ThreadOrder::Newest, None, 9, Some(&token)).await {
+                break list;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let list = tokio::time::timeout(std::time::Duration::from_secs(10), back).await.expect("the directory is found");
+    assert_eq!(list.items[0].thread_id, open.thread_id, "own writes are visible as soon as the directory is back");
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn databases_that_are_not_meant_are_named() {
+    let cluster = TestCluster::colocated().await;
+    let wrong = |part: &str| {
+        let mut config = cluster.config();
+        let name = cluster.url(part).rsplit('/').next().expect("a database").to_owned();
+        let control = cluster.url("control").rsplit('/').next().expect("a database").to_owned();
+        config.control = config.control.replace(&control, &name);
+        config
+    };
+    let error = therev::connect(wrong("shard_2")).await.err().expect("a shard is no control database");
+    assert!(error.to_string().contains("it is the shard 2 database"), "{error}");
+    let mut config = cluster.config();
+    config.control = config.control.rsplit_once('/').expect("an address").0.to_owned() + "/postgres";
+    let error = therev::connect(config).await.err().expect("no database of therev");
+    assert!(error.to_string().contains("no database of therev"), "{error}");
+    let mut config = cluster.config();
+    config.password = Some("wrong".into());
+    let error = therev::connect(config).await.err().expect("a wrong password");
+    assert!(error.to_string().contains("refuses the role or its password"), "{error}");
+
+    // A shard with a newer schema is refused by name; the others serve.
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let newer = cluster.stranger("shard_1").await;
+    newer
+        .batch_execute("INSERT INTO therev.schema_versions (version, name) VALUES (999, 'from the future')")
+        .await
+        .expect("a newer schema");
+    let fresh = cluster.node().await;
+    let error = fresh.user(authors[1]).await.expect_err("a schema that is not known").to_string();
+    assert!(error.contains("shard 1") && error.contains("999"), "{error}");
+    fresh.user(authors[0]).await.expect("another shard");
+    newer.batch_execute("DELETE FROM therev.schema_versions WHERE version = 999").await.expect("as it was");
+    drop((node, newer, fresh));
+    cluster.finish().await;
+}

@@ -1,0 +1,113 @@
+//! Delivery: twice, late, out of order, or not at all for a while.
+
+use crate::things::{operator, post, thread, user, user_per_shard};
+use testkit::TestCluster;
+use therev::{Seen, ThreadOrder, UserChange};
+
+/// Makes events undelivered again.
+async fn again(cluster: &TestCluster, which: &str) {
+    for n in 0..cluster.shards() {
+        let client = cluster.stranger(&format!("shard_{n}")).await;
+        client
+            .batch_execute(&format!("UPDATE therev.outbox SET delivered_at = NULL WHERE {which}"))
+            .await
+            .expect("events wait again");
+    }
+}
+
+#[tokio::test]
+async fn twice_and_out_of_order_changes_nothing() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        let authors = user_per_shard(&node).await;
+        let open = thread(&node, authors[0], "first title").await;
+        for n in 0..6 {
+            post(&node, authors[n % 4], &open, "text").await;
+        }
+        for name in ["renamed", "renamed-again", "user-2"] {
+            let change = UserChange { user_name: Some(name.into()), ..UserChange::default() };
+            node.change_user(authors[2], change, &operator()).await.expect("a change of name");
+        }
+        let title = therev::ThreadChange { title: Some("second title".into()), ..Default::default() };
+        node.change_thread(open.thread_id, title, &operator()).await.expect("a change");
+        node.relay_once().await.expect("the relay runs");
+
+        again(&cluster, "true").await;
+        node.relay_once().await.expect("everything once more");
+        cluster.prove().await;
+
+        // The oldest state of every key alone, after the newest has been delivered.
+        again(&cluster, "outbox_id IN (SELECT min(outbox_id) FROM therev.outbox GROUP BY kind, key, member)").await;
+        node.relay_once().await.expect("the oldest once more");
+        assert_eq!(node.user_named("user-2").await.expect("an answer"), Some(authors[2]));
+        assert_eq!(node.user_named("renamed").await.expect("an answer"), None);
+        drop(node);
+        cluster.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_held_back_until_its_row_was_deleted_raises_nothing() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let ada = user(&node, "ada").await;
+    let open = thread(&node, ada.user_id, "Short-lived").await;
+    let written = post(&node, ada.user_id, &open, "text").await;
+    node.delete_post(written.post_id, &operator()).await.expect("the post goes");
+    node.delete_user(ada.user_id, true, &operator()).await.expect("everything goes");
+    node.relay_once().await.expect("the relay runs");
+    again(&cluster, "outbox_id IN (SELECT min(outbox_id) FROM therev.outbox GROUP BY kind, key, member)").await;
+    node.relay_once().await.expect("the first events arrive now");
+    let listed = node.threads(ThreadOrder::Newest, None, 9, Some(&open.seen)).await.expect("the list");
+    assert!(listed.items.is_empty());
+    assert!(node.users_by_prefix("", None, 9, Some(&open.seen)).await.expect("the list").items.is_empty());
+    assert_eq!(node.user_named("ada").await.expect("an answer"), None);
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn own_writes_are_visible_while_the_replica_is_behind() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let replica = testkit::connect(&testkit::test_servers().replica).await;
+    replica.batch_execute("SELECT pg_wal_replay_pause()").await.expect("the replica stands still");
+    let ada = user(&node, "ada").await;
+    let open = thread(&node, ada.user_id, "Mine").await;
+    assert!(matches!(open.seen, Seen::Position(_)));
+    let seen: Seen = open.seen.to_string().parse().expect("a token survives text");
+    let own = node.threads(ThreadOrder::Newest, None, 9, Some(&seen)).await.expect("the list");
+    let names = node.users_by_prefix("ada", None, 9, Some(&ada.seen)).await.expect("the list");
+    replica.batch_execute("SELECT pg_wal_replay_resume()").await.expect("the replica goes on");
+    assert_eq!(own.items[0].thread_id, open.thread_id);
+    assert_eq!(names.items[0].user_id, ada.user_id);
+    drop((node, replica));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn any_number_of_relays_at_once() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Busy").await;
+    let mut config = cluster.config();
+    config.delivery_ms = 0;
+    let hasty = therev::connect(config).await.expect("a node");
+    for n in 0..40 {
+        post(&hasty, authors[n % 4], &open, "text").await;
+    }
+    let relays = (0..4).map(|_| {
+        let node = node.clone();
+        tokio::spawn(async move { node.relay_once().await })
+    });
+    for outcome in futures_util::future::join_all(relays).await {
+        outcome.expect("no panic").expect("the relay runs");
+    }
+    node.relay_once().await.expect("what was made meanwhile");
+    let listed = node.threads(ThreadOrder::MostActive, None, 1, Some(&open.seen)).await.expect("the list");
+    assert_eq!(listed.items[0].post_count, 40);
+    drop((node, hasty));
+    cluster.finish().await;
+}

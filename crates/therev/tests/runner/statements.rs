@@ -1,0 +1,68 @@
+//! How many statements an operation costs; this does not depend on the machine.
+
+use crate::things::{post, thread, user_per_shard};
+use std::collections::BTreeMap;
+use testkit::TestCluster;
+use therev::{Database, NewPost, ShardNo, Therev};
+
+/// What was sent since `before`, to whom.
+fn since(node: &Therev, before: &BTreeMap<Database, u64>) -> BTreeMap<Database, u64> {
+    let now = node.shards().statements();
+    now.into_iter().map(|(d, n)| (d, n - before.get(&d).unwrap_or(&0))).filter(|(_, n)| *n > 0).collect()
+}
+
+fn shard(number: i16) -> Database {
+    Database::Shard(ShardNo(number))
+}
+
+#[tokio::test]
+async fn per_operation() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Counted").await;
+    for author in [authors[1], authors[2], authors[2]] {
+        post(&node, author, &open, "text").await;
+    }
+
+    let before = node.shards().statements();
+    node.user(authors[3]).await.expect("a user");
+    assert_eq!(since(&node, &before), BTreeMap::from([(shard(3), 1)]), "a user: one");
+
+    let before = node.shards().statements();
+    node.users(&authors).await.expect("users");
+    assert_eq!(since(&node, &before).values().sum::<u64>(), 4, "many users: one per shard");
+
+    // The head on shard 0; posts are on shards 1 and 2 only; the names from a replica of the directory.
+    let before = node.shards().statements();
+    node.thread_page(open.thread_id, None, 50).await.expect("a page");
+    let asked = BTreeMap::from([(shard(0), 1), (shard(1), 1), (shard(2), 1), (Database::Replica(1), 1)]);
+    assert_eq!(since(&node, &before), asked, "a page: the head, one per shard that holds posts, one for the names");
+
+    let before = node.shards().statements();
+    post(&node, authors[3], &open, "a reply").await;
+    let asked = BTreeMap::from([(shard(0), 2), (shard(3), 1)]);
+    assert_eq!(since(&node, &before), asked, "a reply: the head, its own transaction, one for the thread's shard");
+
+    let before = node.shards().statements();
+    let answer = NewPost::new(authors[0], open.thread_id, "on the thread's own shard");
+    node.create_post(answer).await.expect("a reply");
+    assert_eq!(since(&node, &before), BTreeMap::from([(shard(0), 3)]), "the same on one shard");
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_page_asks_one_shard_of_sixteen() {
+    let cluster = TestCluster::new(therev::Layout::Colocated, 16).await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "On one shard").await;
+    post(&node, authors[0], &open, "text").await;
+    let before = node.shards().statements();
+    node.thread_page(open.thread_id, None, 50).await.expect("a page");
+    let shards: u64 = since(&node, &before).iter().filter(|(d, _)| matches!(d, Database::Shard(_))).map(|(_, n)| n).sum();
+    assert_eq!(shards, 2, "the head and the posts, both of one shard");
+    drop(node);
+    cluster.finish().await;
+}

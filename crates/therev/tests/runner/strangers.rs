@@ -1,0 +1,113 @@
+//! psql and scripts: writers that are not the library.
+
+use crate::things::{post, thread, user_per_shard};
+use testkit::TestCluster;
+use therev::{PostId, ThreadId};
+use tokio_postgres::Client;
+
+async fn refused(client: &Client, sql: &str, code: &str) {
+    match client.batch_execute(sql).await {
+        Ok(()) => panic!("this was let through: {sql}"),
+        Err(error) => assert_eq!(error.code().map(|c| c.code()), Some(code), "{sql}: {error:?}"),
+    }
+    client.batch_execute("ROLLBACK").await.expect("whatever was open is closed");
+}
+
+/// A bucket that is not owned here.
+const NOT_OWNED: &str = "TR001";
+/// An isolation that would miss a mark.
+const ISOLATION: &str = "TR002";
+/// TRUNCATE.
+const TRUNCATE: &str = "TR003";
+
+#[tokio::test]
+async fn are_refused_where_the_bucket_is_not_owned() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "On shard 0").await;
+    post(&node, ada, &open, "a post").await;
+    let client = cluster.stranger("shard_0").await;
+    let there = ThreadId::new(bob);
+
+    // Bob's bucket is owned by shard 1.
+    let row = format!("(author_id, thread_id, title, body) VALUES ('{bob}', '{there}', 't', 'b')");
+    refused(&client, &format!("INSERT INTO threads {row}"), NOT_OWNED).await;
+    refused(&client, &format!("UPDATE threads SET author_id = '{bob}' WHERE author_id = '{ada}'"), NOT_OWNED).await;
+    let copied = client.copy_in::<_, bytes::Bytes>("COPY threads (author_id, thread_id, title, body) FROM STDIN").await;
+    let sink = copied.expect("a copy begins");
+    futures_util::pin_mut!(sink);
+    let line = bytes::Bytes::from(format!("{bob}\t{there}\tt\tb\n"));
+    futures_util::SinkExt::send(&mut sink, line).await.expect("a line is sent");
+    let error = sink.finish().await.expect_err("the copy is refused");
+    assert_eq!(error.code().map(|c| c.code()), Some(NOT_OWNED));
+
+    // Ada's bucket is taken away from under her rows: old owners are checked too.
+    let mark = |state: &str, peer: &str| {
+        format!("UPDATE therev.ownership SET state = '{state}', peer = {peer} WHERE bucket = {}", ada.bucket())
+    };
+    client.batch_execute(&mark("moved", "2")).await.expect("the mark is set");
+    for table in ["users", "threads", "posts"] {
+        refused(&client, &format!("DELETE FROM {table}"), NOT_OWNED).await;
+        refused(&client, &format!("UPDATE {table} SET metadata = '{{\"x\": 1}}'"), NOT_OWNED).await;
+    }
+    client.batch_execute(&mark("draining", "NULL")).await.expect("the mark is set");
+    refused(&client, "UPDATE threads SET title = 'x'", NOT_OWNED).await;
+    client.batch_execute(&mark("owned", "NULL")).await.expect("the mark is taken off");
+    drop((client, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn are_refused_above_read_committed_and_never_truncate() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    thread(&node, ada, "On shard 0").await;
+    let client = cluster.stranger("shard_0").await;
+    for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+        let begin = format!("BEGIN ISOLATION LEVEL {level}");
+        refused(&client, &format!("{begin}; UPDATE threads SET title = 'x'; COMMIT"), ISOLATION).await;
+        refused(&client, &format!("{begin}; DELETE FROM threads; COMMIT"), ISOLATION).await;
+        let id = ThreadId::new(ada);
+        let insert = format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{ada}', '{id}', 't', 'b')");
+        refused(&client, &format!("{begin}; {insert}; COMMIT"), ISOLATION).await;
+    }
+    refused(&client, "TRUNCATE posts", TRUNCATE).await;
+    refused(&client, "TRUNCATE users CASCADE", TRUNCATE).await;
+    refused(&client, "TRUNCATE audit_log", TRUNCATE).await;
+    let month = client
+        .query_one("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LIMIT 1", &[])
+        .await
+        .expect("there is a month");
+    refused(&client, &format!("TRUNCATE {}", month.get::<_, &str>(0)), TRUNCATE).await;
+    drop((client, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn write_rows_that_count_like_any_other() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "On shard 0").await;
+    let client = cluster.stranger("shard_1").await;
+    let id = PostId::new(bob);
+    client
+        .execute(
+            "INSERT INTO posts (author_id, post_id, thread_id, thread_author_id, body) VALUES ($1, $2, $3, $4, 'by hand')",
+            &[&bob.0, &id.0, &open.thread_id.0, &ada.0],
+        )
+        .await
+        .expect("the bucket is filled in");
+    node.relay_once().await.expect("the relay runs");
+    assert_eq!(node.thread(open.thread_id).await.expect("the thread").post_count, 1);
+    let page = node.thread_page(open.thread_id, None, 5).await.expect("the page");
+    assert_eq!(page.posts[0].post.body.as_deref(), Some("by hand"));
+    let first = page.posts[0].post.version;
+    client.execute("UPDATE posts SET body = 'again' WHERE post_id = $1", &[&id.0]).await.expect("an update");
+    assert!(node.post(id).await.expect("the post").version > first, "versions grow for strangers too");
+    client.execute("DELETE FROM posts WHERE post_id = $1", &[&id.0]).await.expect("a delete");
+    drop((client, node));
+    cluster.finish().await;
+}
