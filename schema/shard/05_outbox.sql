@@ -6,7 +6,8 @@ CREATE TABLE therev.outbox (
     colocation_group therev.colocation_group NOT NULL,
     -- Of the owner that wrote it.
     bucket           smallint    NOT NULL,
-    -- user, thread: to the directory. claim: to the name's shard. contribution: to the thread's shard.
+    -- user, thread: to the directory; a user's names are confirmed with it, on the shards of their claims.
+    -- claim: a name that was given up, to its shard. contribution: to the thread's shard.
     -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
     kind             text        NOT NULL
                      CHECK (kind IN ('user', 'thread', 'claim', 'contribution', 'totals', 'audit')),
@@ -23,11 +24,11 @@ CREATE INDEX outbox_pending ON therev.outbox (bucket, outbox_id) WHERE delivered
 -- Query: delivered an hour ago, to be dropped (maintain).
 CREATE INDEX outbox_delivered ON therev.outbox (delivered_at) WHERE delivered_at IS NOT NULL;
 
--- What the directory holds of a user.
+-- What the directory holds of a user, and the names that its claims are to confirm.
 CREATE FUNCTION therev.user_state(u users) RETURNS jsonb
     LANGUAGE sql STABLE
     RETURN jsonb_build_object(
-        'user_id', u.user_id, 'user_name', u.user_name,
+        'user_id', u.user_id, 'user_name', u.user_name, 'email', u.email,
         'display_name', nullif(concat_ws(' ', u.first_name, u.last_name), ''),
         'profile_pic_url', u.profile_pic_url, 'role', u.role, 'is_active', u.is_active,
         'created_at', u.created_at, 'deleted', u.deleted_at IS NOT NULL, 'version', u.version);
@@ -68,12 +69,6 @@ BEGIN
         INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
         SELECT 'account', n.bucket, 'user', n.user_id, n.version, therev.user_state(n)
           FROM new_users AS n;
-
-        INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
-        SELECT 'account', n.bucket, 'claim', therev.claim_key(name.kind, name.value), n.user_id, n.version,
-               jsonb_build_object('kind', name.kind, 'value', name.value, 'user_id', n.user_id,
-                                  'held', true, 'version', n.version)
-          FROM new_users AS n, therev.names_of(n) AS name;
     END IF;
     RETURN NULL;
 END
@@ -86,8 +81,7 @@ $$
 BEGIN
     INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
     SELECT 'account', OLD.bucket, 'claim', therev.claim_key(name.kind, name.value), OLD.user_id, v.version,
-           jsonb_build_object('kind', name.kind, 'value', name.value, 'user_id', OLD.user_id,
-                              'held', false, 'version', v.version)
+           jsonb_build_object('user_id', OLD.user_id, 'version', v.version)
       FROM therev.names_of(OLD) AS name,
            (SELECT CASE WHEN TG_OP = 'DELETE' THEN OLD.version + 1 ELSE NEW.version END AS version) AS v
      WHERE TG_OP = 'DELETE'

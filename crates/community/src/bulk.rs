@@ -355,6 +355,7 @@ impl Community {
                 }
             }
             let mut won: HashSet<Uuid> = self.take_names(&wanted).await?.into_iter().collect();
+            fail::fail_point!("bulk.names_taken");
             let lost: Vec<Name> =
                 wanted.into_iter().map(|(name, _)| name).filter(|name| !won.contains(&name.key())).collect();
             // Taken by the same user, in a run that was cut off: it is that user's.
@@ -432,7 +433,9 @@ impl Community {
             bulk.copy(R::COPY, R::TYPES, encoded).await?;
             more(&bulk, &new).await?;
         }
+        fail::fail_point!("bulk.before_commit");
         bulk.commit().await?;
+        fail::fail_point!("bulk.committed");
         let count = u64::try_from(new.len()).unwrap_or(0);
         Ok(Some(Copied {
             written: BTreeMap::from([(shard, count)]),

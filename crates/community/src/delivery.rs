@@ -6,12 +6,13 @@
 use crate::audit;
 use crate::community::{Community, Seen};
 use crate::error::Result;
-use crate::names;
+use crate::names::{self, Name, NameKind};
+use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shards::{Item, Token, Unfenced, WriteMany};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -244,12 +245,14 @@ impl Community {
         for event in newest {
             by_kind.entry(&event.kind).or_default().push(event);
         }
+        // Each kind has databases of its own; but the directory takes totals only of a thread that it knows.
+        let side_by_side = ["user", "thread", "claim", "audit", "contribution"];
+        let mut outcomes = join_all(side_by_side.map(|kind| self.deliver_kind(kind, by_kind.get(kind)))).await;
+        outcomes.push(self.deliver_kind("totals", by_kind.get("totals")).await);
         let mut delivered = 0;
         let mut failed = None;
-        // Threads before their totals: the directory takes totals only of a thread that it knows.
-        for kind in ["user", "thread", "claim", "audit", "contribution", "totals"] {
-            let Some(part) = by_kind.get(kind) else { continue };
-            match self.deliver_kind(kind, part).await {
+        for (kind, outcome) in side_by_side.into_iter().chain(["totals"]).zip(outcomes) {
+            match outcome {
                 Ok(done) => {
                     let ids: Vec<i64> = events
                         .iter()
@@ -266,27 +269,60 @@ impl Community {
     }
 
     /// Delivers events of one kind, each key once; says which keys are delivered.
-    async fn deliver_kind(&self, kind: &str, events: &[&Event]) -> Result<Vec<(Uuid, Uuid)>> {
-        let keys = || events.iter().map(|e| (e.key, e.member)).collect();
-        match kind {
-            "user" | "thread" => {
-                let upsert = if kind == "user" { &UPSERT_USERS } else { &UPSERT_THREADS };
-                let states: Value = events.iter().map(|e| e.payload.clone()).collect();
-                self.shards().directory().writer(upsert, &[&states]).await?;
-                Ok(keys())
+    async fn deliver_kind(&self, kind: &str, events: Option<&Vec<&Event>>) -> Result<HashSet<(Uuid, Uuid)>> {
+        let Some(events) = events else { return Ok(HashSet::new()) };
+        let delivered = match kind {
+            "user" => {
+                // The names first: a user whose names cannot be confirmed now stays pending as a whole.
+                let confirmed = self.confirm_names(events).await;
+                self.tell_directory(&UPSERT_USERS, events).await?;
+                confirmed
             }
-            "totals" => self.deliver_totals(events).await,
+            "thread" => {
+                self.tell_directory(&UPSERT_THREADS, events).await?;
+                events.iter().map(|e| (e.key, e.member)).collect()
+            }
+            "totals" => self.deliver_totals(events).await?,
             "claim" => self.deliver_to_shards(&names::CONFIRM, events).await,
             "audit" => self.deliver_to_shards(&audit::RECEIVE, events).await,
             _ => self.deliver_to_shards(&UPSERT_PARTICIPANTS, events).await,
-        }
+        };
+        fail::fail_point!("deliver.kind_delivered");
+        Ok(delivered)
     }
 
-    async fn deliver_to_shards(&self, statement: &WriteMany, events: &[&Event]) -> Result<Vec<(Uuid, Uuid)>> {
+    async fn tell_directory(&self, upsert: &Unfenced, events: &[&Event]) -> Result<()> {
+        let states: Value = events.iter().map(|e| e.payload.clone()).collect();
+        self.shards().directory().writer(upsert, &[&states]).await?;
+        Ok(())
+    }
+
+    /// Confirms the claims of users' names; says whose are all confirmed.
+    async fn confirm_names(&self, events: &[&Event]) -> HashSet<(Uuid, Uuid)> {
+        let mut items = Vec::new();
+        let mut buckets_of: BTreeMap<(Uuid, Uuid), Vec<Bucket>> = BTreeMap::new();
+        for event in events {
+            let buckets = buckets_of.entry((event.key, event.member)).or_default();
+            for kind in NameKind::ALL {
+                let Some(value) = event.field::<String>(kind.sql()) else { continue };
+                let name = Name { kind, value };
+                buckets.push(name.bucket());
+                items.push(name.told(UserId(event.key), event.version, true));
+            }
+        }
+        let answer = self.shards().write_many(&names::CONFIRM, items).await;
+        fail::fail_point!("deliver.names_confirmed");
+        let reached = |(_, buckets): &(_, Vec<Bucket>)| buckets.iter().all(|b| !answer.unanswered.contains(b));
+        buckets_of.into_iter().filter(reached).map(|(key, _)| key).collect()
+    }
+
+    async fn deliver_to_shards(&self, statement: &WriteMany, events: &[&Event]) -> HashSet<(Uuid, Uuid)> {
         let item = |event: &&Event| {
             let mut value = event.payload.clone();
             if event.kind == "claim" {
+                // A name that was given up.
                 value["claim_key"] = json!(event.key);
+                value["held"] = json!(false);
             }
             event.target().map(|bucket| Item { bucket, value })
         };
@@ -295,10 +331,10 @@ impl Community {
             tracing::debug!(%shard, %error, "events for a shard stay in the outbox");
         }
         let reached = |e: &&&Event| e.target().is_some_and(|bucket| !answer.unanswered.contains(&bucket));
-        Ok(events.iter().filter(reached).map(|e| (e.key, e.member)).collect())
+        events.iter().filter(reached).map(|e| (e.key, e.member)).collect()
     }
 
-    async fn deliver_totals(&self, events: &[&Event]) -> Result<Vec<(Uuid, Uuid)>> {
+    async fn deliver_totals(&self, events: &[&Event]) -> Result<HashSet<(Uuid, Uuid)>> {
         let item = |e: &&Event| e.target().map(|bucket| Item { bucket, value: e.payload.clone() });
         let rows = self.shards().write_many(&SUM_TOTALS, events.iter().filter_map(item).collect()).await.rows;
         let totals: Value = rows.iter().map(|row| row.get::<_, Value>("totals")).collect();

@@ -50,7 +50,7 @@ pub fn fenced_statements() -> Vec<(&'static str, shards::AnyFenced)> {
         names::fenced(),
         page::fenced(),
         posts::fenced(),
-        // sessions::fenced(),
+        sessions::fenced(),
         threads::fenced(),
         users::fenced(),
         wherever::fenced(),

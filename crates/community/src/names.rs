@@ -22,6 +22,8 @@ pub(crate) enum NameKind {
 }
 
 impl NameKind {
+    pub(crate) const ALL: [NameKind; 2] = [NameKind::UserName, NameKind::Email];
+
     pub(crate) fn sql(self) -> &'static str {
         match self {
             NameKind::UserName => "user_name",
@@ -55,6 +57,14 @@ impl Name {
 
     pub(crate) fn bucket(&self) -> Bucket {
         bucket_of(self.key())
+    }
+
+    /// What [`CONFIRM`] is told of it: that a user's row of this version has it, or has it no more.
+    pub(crate) fn told(&self, user: UserId, version: i64, held: bool) -> Item {
+        let value = serde_json::json!({
+            "claim_key": self.key(), "user_id": user.0, "held": held, "version": version
+        });
+        Item { bucket: self.bucket(), value }
     }
 
     pub(crate) fn taken(&self) -> Error {
@@ -258,13 +268,9 @@ impl Community {
                 let version: i64 = row.get("version");
                 let decided = self.shards().write(&SETTLE, user.bucket(), &[&user.0, &name.value]).await?;
                 let Some(decision) = decided.first() else { continue };
+                fail::fail_point!("settle.decided");
                 let has_name: bool = decision.get("has_name");
-                let told = Item {
-                    bucket: name.bucket(),
-                    value: serde_json::json!({
-                        "claim_key": name.key(), "user_id": user.0, "held": has_name, "version": version
-                    }),
-                };
+                let told = name.told(user, version, has_name);
                 self.shards().write_many(&CONFIRM, vec![told]).await.whole()?;
                 settled += 1;
             }

@@ -269,6 +269,7 @@ impl Community {
         if thread.is_locked {
             return Err(Error::Locked(new.thread_id));
         }
+        fail::fail_point!("post.thread_read");
         let bucket = new.author_id.bucket();
         let (post_type, format) = (new.post_type.name(), new.format.name());
         let parent = new.parent.map(|p| p.post_id.0);
@@ -286,6 +287,7 @@ impl Community {
             &metadata,
         ];
         let row = self.create_once(&CREATE, bucket, &params, "post", id.0).await?;
+        fail::fail_point!("post.written");
         let post = post_from(&row)?;
         if post.thread_id != new.thread_id || post.body.as_ref().is_some_and(|body| *body != new.body) {
             return Err(Error::Conflict { what: "id", value: id.to_string() });

@@ -24,6 +24,7 @@ pub struct Relayed {
     pub shards_down: Vec<ShardNo>,
 }
 
+/// A later round: what it found waiting or down is what counts.
 impl AddAssign for Relayed {
     fn add_assign(&mut self, other: Relayed) {
         for (kind, count) in other.delivered {
@@ -61,23 +62,8 @@ impl Community {
         self.relay_pass(0.0).await
     }
 
-    async fn relay_pass(&self, younger_is_the_writers_s: f64) -> Result<Relayed> {
-        let mut total = Relayed::default();
-        // Participants that were delivered make totals, which may be on a shard that was already passed.
-        for _ in 0..3 {
-            let mut pass = Relayed::default();
-            for shard in self.shards().numbers() {
-                if let Err(error) = self.relay_shard(shard, younger_is_the_writers_s, &mut pass).await {
-                    tracing::warn!(%shard, %error, "the relay could not serve a shard");
-                    pass.shards_down.push(shard);
-                }
-            }
-            let idle = pass.delivered.is_empty();
-            total += pass;
-            if idle {
-                break;
-            }
-        }
+    async fn relay_pass(&self, writers_turn_s: f64) -> Result<Relayed> {
+        let mut total = self.deliver_all(writers_turn_s).await;
         let timeout = self.shards().config().claim_timeout_s;
         match self.settle_claims(seconds(timeout)).await {
             Ok(settled) => total.claims_settled += settled,
@@ -85,12 +71,32 @@ impl Community {
         }
         if total.claims_settled > 0 {
             // Settling wrote users' rows, whose events are younger than anybody's turn.
+            total += self.deliver_all(0.0).await;
+        }
+        Ok(total)
+    }
+
+    /// Delivers what is undelivered on all shards.
+    pub(crate) async fn deliver_all(&self, writers_turn_s: f64) -> Relayed {
+        let mut total = Relayed::default();
+        // Participants that were delivered make totals, which may be on a shard that was already passed.
+        for _ in 0..3 {
+            let mut round = Relayed::default();
+            // One after the other: each delivers to several databases at once already.
             for shard in self.shards().numbers() {
-                self.relay_shard(shard, 0.0, &mut total).await?;
+                if let Err(error) = self.relay_shard(shard, writers_turn_s, &mut round).await {
+                    tracing::warn!(%shard, %error, "the relay could not serve a shard");
+                    round.shards_down.push(shard);
+                }
+            }
+            let idle = round.delivered.is_empty();
+            total += round;
+            if idle {
+                break;
             }
         }
         self.mark_delivered().await;
-        Ok(total)
+        total
     }
 
     /// One shard's outbox, from its beginning to its end.
@@ -123,6 +129,7 @@ impl Community {
     /// Writes the marks of what was delivered. A mark that is lost means one more delivery, which changes nothing.
     pub(crate) async fn mark_delivered(&self) {
         for (shard, ids) in self.inner.acks.take() {
+            fail::fail_point!("relay.before_mark");
             if let Err(error) = self.shards().unfenced(shard, &MARK, &[&ids]).await {
                 tracing::debug!(%shard, %error, "delivered events could not be marked; they will be delivered again");
             }

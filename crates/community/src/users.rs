@@ -272,7 +272,23 @@ static DELETE: Write = Write::new(
     ),
 );
 
-crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER CHANGE DELETE }
+/// What a create that ran beside the deletion left: it was committed after the deletion's snapshot.
+static SWEEP: Write = Write::new(
+    Group::Account,
+    "gone AS (
+         SELECT u.user_id FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NOT NULL),
+     sessions AS (
+         DELETE FROM user_sessions AS s USING gone WHERE s.bucket = $1 AND s.user_id = gone.user_id),
+     logs AS (
+         DELETE FROM ai_task_logs AS l USING gone WHERE l.bucket = $1 AND l.user_id = gone.user_id),
+     tasks AS (
+         DELETE FROM ai_tasks AS t USING gone WHERE t.bucket = $1 AND t.user_id = gone.user_id),
+     accounts AS (
+         DELETE FROM user_ai_accounts AS a USING gone WHERE a.bucket = $1 AND a.user_id = gone.user_id),
+     result AS (SELECT g.user_id FROM gone AS g)",
+);
+
+crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER CHANGE DELETE SWEEP }
 
 impl Community {
     /// Registers a user: takes the names, writes the row, confirms the names.
@@ -289,6 +305,7 @@ impl Community {
                 return Err(error);
             }
             taken.push(name);
+            fail::fail_point!("register.name_taken");
         }
         let note = actor.note("register");
         let mut written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
@@ -299,6 +316,7 @@ impl Community {
         {
             written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
         }
+        fail::fail_point!("register.written");
         let rows = written.map_err(Error::of_constraint)?;
         let row = rows.first().ok_or_else(|| Error::Changed { what: "user", id: user.to_string() })?;
         if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
@@ -374,7 +392,13 @@ impl Community {
     ///
     /// Content goes first and in steps of its own, so that a deletion that was cut off is asked for again.
     pub async fn delete_user(&self, id: UserId, with_content: bool, actor: &Actor) -> Result<Written<Deleted>> {
-        self.user(id).await?;
+        if let Err(error) = self.user(id).await {
+            // Asked again after it was cut off: the last step is repeated.
+            if matches!(error, Error::Gone { .. }) {
+                self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
+            }
+            return Err(error);
+        }
         let mut gone = Deleted { threads: 0, posts: 0 };
         if with_content {
             gone.threads = self.delete_threads_of(id, actor).await?;
@@ -384,6 +408,7 @@ impl Community {
         if rows.is_empty() {
             return Err(Error::gone("user", id));
         }
+        self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
         let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
         Ok(Written { value: gone, seen })
     }

@@ -11,9 +11,23 @@ use crate::Error;
 
 /// Variables that would turn PostgreSQL's tools to other servers than those named.
 const MISLEADING: [&str; 17] = [
-    "PGDATA", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGPASSWORD", "PGPASSFILE", "PGSERVICE",
-    "PGSERVICEFILE", "PGOPTIONS", "PGREQUIRESSL", "PGCHANNELBINDING", "PGTARGETSESSIONATTRS", "PGCLIENTENCODING",
-    "PGSSLROOTCERT", "PGREQUIREAUTH",
+    "PGDATA",
+    "PGHOST",
+    "PGHOSTADDR",
+    "PGPORT",
+    "PGDATABASE",
+    "PGUSER",
+    "PGPASSWORD",
+    "PGPASSFILE",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGOPTIONS",
+    "PGREQUIRESSL",
+    "PGCHANNELBINDING",
+    "PGTARGETSESSIONATTRS",
+    "PGCLIENTENCODING",
+    "PGSSLROOTCERT",
+    "PGREQUIREAUTH",
 ];
 
 /// The account that owns the servers' files and processes.

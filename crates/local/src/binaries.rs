@@ -12,7 +12,7 @@ const OLDEST: u32 = 15;
 /// What is run; a folder that lacks one is of no use.
 const TOOLS: [&str; 5] = ["postgres", "initdb", "pg_ctl", "pg_basebackup", "psql"];
 /// Where packages put them, around the version: Debian, RPM of PostgreSQL's own, Homebrew on both kinds of Mac,
-/// MacPorts, Postgres.app, FreeBSD and what `make install` does.
+/// `MacPorts`, Postgres.app, FreeBSD and what `make install` does.
 const USUAL_PLACES: [(&str, &str, &str); 8] = [
     ("/usr/lib/postgresql", "", "bin"),
     ("/usr", "pgsql-", "bin"),
@@ -61,10 +61,8 @@ impl Binaries {
             return Err(Error::NoTool { bin, tool });
         }
         let program = bin.join("postgres");
-        let output = plain_command(&program)
-            .arg("--version")
-            .output()
-            .map_err(|source| Error::Program { program, source })?;
+        let output =
+            plain_command(&program).arg("--version").output().map_err(|source| Error::Program { program, source })?;
         let major = major_in(&String::from_utf8_lossy(&output.stdout));
         major.map(|major| Self { bin: bin.clone(), major }).ok_or(Error::NoTool { bin, tool: "postgres" })
     }

@@ -7,7 +7,7 @@ use crate::account::{Account, remove};
 use crate::binaries::Binaries;
 use crate::place::Place;
 use crate::running::Running;
-use crate::server::{Server, ServerState, ServerStatus};
+use crate::server::{Server, ServerStatus};
 use crate::side_by_side::{side_by_side, tell};
 use crate::state::{Lock, State};
 use crate::{Addresses, Error, Options, ServerId, ports, replica};

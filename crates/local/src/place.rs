@@ -8,8 +8,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, ServerId};
 use crate::account::{Account, remove};
+use crate::{Error, ServerId};
 
 /// The longest path of a socket that systems take, without its closing zero (Linux 107, macOS 103).
 const SOCKET_PATH_MAX: usize = 103;
@@ -105,9 +105,11 @@ impl Place {
 
 fn name_of(dir: &Path) -> String {
     // FNV-1a: the same in every version, unlike the standard library's. It needs to be short, not secret.
-    let hash = dir.as_os_str().as_bytes().iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = dir
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("therev-{hash:016x}")
 }
 

@@ -44,11 +44,7 @@ pub(crate) fn raise(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
     }
     copy(replica, &slot, to)?;
     replica.start(to)?;
-    if receives(replica) {
-        Ok(())
-    } else {
-        Err(Error::NotStreaming { server: replica.id, log: replica.log() })
-    }
+    if receives(replica) { Ok(()) } else { Err(Error::NotStreaming { server: replica.id, log: replica.log() }) }
 }
 
 /// Removes a replica that is no longer wanted, with its slot.
@@ -60,7 +56,8 @@ pub(crate) fn dismiss(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
 }
 
 fn slot_is_usable(replica: &Server<'_>, slot: &str) -> Result<bool, Error> {
-    let usable = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND wal_status <> 'lost'");
+    let usable =
+        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND wal_status <> 'lost'");
     Ok(sql::run(replica.cluster, PRIMARY, &usable)? == "1")
 }
 

@@ -41,8 +41,7 @@ impl Running {
 
     /// The server's first process, while it lives.
     pub(crate) fn postmaster(&self) -> Option<i32> {
-        let first: Vec<i32> =
-            process::all().into_iter().filter(|it| self.is_postmaster(it)).map(|it| it.pid).collect();
+        let first: Vec<i32> = process::all().into_iter().filter(|it| self.is_postmaster(it)).map(|it| it.pid).collect();
         // A child looks like its parent until it has named itself.
         let recorded = self.recorded_pid().filter(|pid| first.contains(pid));
         recorded.or_else(|| first.into_iter().min())

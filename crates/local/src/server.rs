@@ -202,9 +202,8 @@ impl Server<'_> {
 
     /// Runs a program to its end; its last words are the reason when it fails.
     pub(crate) fn run(&self, tool: &'static str, mut command: Command) -> Result<Output, Error> {
-        let output = command
-            .output()
-            .map_err(|source| Error::Program { program: command.get_program().into(), source })?;
+        let output =
+            command.output().map_err(|source| Error::Program { program: command.get_program().into(), source })?;
         if output.status.success() {
             return Ok(output);
         }

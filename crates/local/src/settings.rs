@@ -58,7 +58,7 @@ impl Settings<'_> {
     pub(crate) fn text(&self) -> String {
         let mut text = String::from("# Written by therev at each start; changes here are lost.\n");
         let mut set = |name: &str, value: &str| {
-            text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+            text.extend([name, " = '", &value.replace('\'', "''"), "'\n"]);
         };
         set("port", &self.port.to_string());
         // A comma would separate two folders.

@@ -15,7 +15,7 @@ where
     W: Fn(ServerId, &Tell) -> Result<(), Error> + Sync,
 {
     thread::scope(|scope| {
-        let (tell, told) = channel();
+        let (tell, told) = channel::<String>();
         let work = &work;
         let workers: Vec<_> = servers
             .iter()
@@ -25,7 +25,9 @@ where
             })
             .collect();
         drop(tell);
-        told.iter().for_each(|line: String| say(&line));
+        for line in told {
+            say(&line);
+        }
         let results = workers.into_iter().map(|worker| match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),

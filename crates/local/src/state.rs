@@ -79,8 +79,8 @@ impl State {
     pub(crate) fn save(&self, dir: &Path) -> Result<(), Error> {
         use std::io::Write;
         let path = file_in(dir);
-        let text = serde_json::to_string_pretty(self)
-            .map_err(|source| Error::BadState { path: path.clone(), source })?;
+        let text =
+            serde_json::to_string_pretty(self).map_err(|source| Error::BadState { path: path.clone(), source })?;
         let new = dir.join("cluster.json.new");
         crate::account::remove(&new)?;
         let mut file = OpenOptions::new()

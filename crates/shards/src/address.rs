@@ -74,7 +74,8 @@ impl Login {
         base.connect_timeout(Duration::from_millis(config.connect_timeout_ms));
         base.application_name("therev");
         let options = match role {
-            LIBRARY_ROLE => format!("-c role={role} -c statement_timeout={}", config.deadline_ms),
+            // Every statement is short: compiling one takes longer than running it.
+            LIBRARY_ROLE => format!("-c role={role} -c jit=off -c statement_timeout={}", config.deadline_ms),
             _ => format!("-c role={role}"),
         };
         base.options(options);

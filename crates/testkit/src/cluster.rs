@@ -6,7 +6,7 @@ use therev::{Config, InitPlan, Layout, Therev};
 use tokio_postgres::{Client, NoTls};
 
 /// The password of therev's roles on test servers.
-const PASSWORD: &str = "test";
+pub const PASSWORD: &str = "test";
 
 /// A cluster on databases of its own.
 pub struct TestCluster {
@@ -129,7 +129,11 @@ impl TestCluster {
         let relayed = node.relay_once().await.expect("the relay runs");
         assert_eq!(relayed.waiting, 0, "nothing waits: {relayed:?}");
         let report = node.check().await.expect("check runs");
-        assert!(report.ok, "check found something: {:#?}", report.checks.iter().filter(|c| c.wrong > 0));
+        assert!(
+            report.ok,
+            "check found something: {:#?}",
+            report.checks.iter().filter(|c| c.wrong > 0).collect::<Vec<_>>()
+        );
     }
 }
 

@@ -3,5 +3,5 @@
 mod cluster;
 mod servers;
 
-pub use cluster::{TestCluster, connect};
+pub use cluster::{PASSWORD, TestCluster, connect};
 pub use servers::{TestServers, test_servers};

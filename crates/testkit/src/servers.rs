@@ -1,20 +1,39 @@
-//! The servers that tests share.
+//! The servers that all tests of a run share.
 
-use serde::Deserialize;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// Where they are.
-#[derive(Debug, Deserialize)]
+use local::Addresses;
+
+/// Where the shared servers are.
+#[derive(Debug)]
 pub struct TestServers {
-    /// A superuser's addresses.
+    /// A superuser's addresses, on the database `postgres`.
     pub servers: Vec<String>,
     /// A streaming replica of the first.
     pub replica: String,
+    /// Where PostgreSQL's programs are.
+    pub pg_bin: PathBuf,
 }
 
-/// The servers that `with-test-servers` started.
+impl TestServers {
+    /// The variable in which `with-test-servers` passes them on.
+    pub const VARIABLE: &str = "THEREV_TEST_SERVERS";
+}
+
+/// The servers that `with-test-servers` started. A test that needs them and has none fails with the way to run it.
 pub fn test_servers() -> &'static TestServers {
     static SERVERS: OnceLock<TestServers> = OnceLock::new();
-    #[expect(clippy::disallowed_methods, reason = "the one way in")]
-    SERVERS.get_or_init(|| serde_json::from_str(&std::env::var("THEREV_TEST_SERVERS").unwrap()).unwrap())
+    SERVERS.get_or_init(|| {
+        #[expect(clippy::disallowed_methods, reason = "a test process is given its servers in no other way")]
+        let given = std::env::var(TestServers::VARIABLE).ok();
+        let addresses = given.and_then(|text| text.parse::<Addresses>().ok());
+        match addresses {
+            Some(Addresses { servers, replica: Some(replica), pg_bin }) => TestServers { servers, replica, pg_bin },
+            _ => panic!(
+                "this test needs servers: run `scripts/test`, or \
+                 `cargo run -p testkit --bin with-test-servers -- cargo nextest run`"
+            ),
+        }
+    })
 }

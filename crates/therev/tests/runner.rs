@@ -12,6 +12,8 @@ mod names;
 mod outages;
 #[path = "runner/outbox.rs"]
 mod outbox;
+#[path = "runner/personal.rs"]
+mod personal;
 #[path = "runner/routing.rs"]
 mod routing;
 #[path = "runner/statements.rs"]

@@ -46,6 +46,15 @@ const PROOFS: &[Proof] = &[
                     UNION ALL SELECT bucket, claim_key, kind || ' ' || value FROM therev.claims) AS r",
     },
     Proof {
+        name: "deleted users have nothing left",
+        sql: "
+            SELECT r.key, u.deleted_at IS NOT NULL AS wrong
+              FROM (SELECT bucket, user_id, 'session ' || session_id AS key FROM user_sessions
+                    UNION ALL SELECT bucket, user_id, 'account ' || account_id FROM user_ai_accounts
+                    UNION ALL SELECT bucket, user_id, 'task ' || task_id FROM ai_tasks) AS r
+              JOIN users AS u USING (bucket, user_id)",
+    },
+    Proof {
         name: "ids that route",
         // An id of version 8 carries its bucket in bits 52 to 63; any other needs a route, which may be elsewhere and
         // is then looked up by whoever reads it.

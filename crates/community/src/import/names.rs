@@ -23,7 +23,23 @@ const ROUNDS_MAX: usize = 8;
 
 /// The user name that a display name suggests: always a valid one, and itself when it is one already and short.
 pub fn user_name_from(display: &str) -> String {
-    let mut name = spelled(display);
+    made(display, MADE_CHARS_MAX)
+}
+
+/// `base-suffix`, the base shortened where both are too long together. The suffix is made a name as well, and
+/// one without letters and digits adds nothing.
+pub fn with_suffix(base: &str, suffix: &str) -> String {
+    if spelled(suffix).is_empty() {
+        return made(base, NAME_CHARS_MAX);
+    }
+    let suffix = made(suffix, MADE_CHARS_MAX);
+    let room = NAME_CHARS_MAX - 1 - suffix.chars().count();
+    format!("{}-{suffix}", made(base, room))
+}
+
+/// A valid name of at most `chars` characters.
+fn made(text: &str, chars: usize) -> String {
+    let mut name = spelled(text);
     for _ in 0..ROUNDS_MAX {
         let next = spelled(&name);
         if next == name {
@@ -31,20 +47,8 @@ pub fn user_name_from(display: &str) -> String {
         }
         name = next;
     }
-    let name = cut(&name, MADE_CHARS_MAX);
+    let name = cut(&name, chars);
     if name.is_empty() { NAMELESS.to_owned() } else { name.to_owned() }
-}
-
-/// `base-suffix`, the base shortened where both are too long together. The suffix is made a name as well, and
-/// one without letters and digits adds nothing.
-pub fn with_suffix(base: &str, suffix: &str) -> String {
-    let base = user_name_from(base);
-    let suffix = match spelled(suffix) {
-        empty if empty.is_empty() => return base,
-        _ => user_name_from(suffix),
-    };
-    let room = NAME_CHARS_MAX - 1 - suffix.chars().count();
-    format!("{}-{suffix}", cut(&base, room))
 }
 
 /// One spelling, letters and digits kept, runs of everything else folded to one character.
@@ -125,6 +129,7 @@ mod tests {
         assert_eq!(with_suffix("anna", ""), "anna");
         assert_eq!(with_suffix("", ""), "user");
         assert_eq!(with_suffix(&"a".repeat(28), &"9".repeat(11)).len(), 40);
+        assert_eq!(with_suffix(&"a".repeat(99), "42"), format!("{}-42", "a".repeat(37)));
         assert_eq!(with_suffix(&"a".repeat(28), &"9".repeat(99)), format!("{}-{}", "a".repeat(11), "9".repeat(28)));
     }
 

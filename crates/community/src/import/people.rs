@@ -50,8 +50,7 @@ fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
 fn user_names(display: &str, source_id: &str, site: &str) -> Vec<String> {
     let base = user_name_from(display);
     let with_id = with_suffix(&base, source_id);
-    let site = user_name_from(site);
-    let with_site = with_suffix(&with_suffix("", &format!("{site}.{source_id}")), "user");
+    let with_site = with_suffix(&user_name_from(site), source_id);
     vec![base, with_id, with_site]
 }
 

@@ -3,8 +3,8 @@
 use crate::things::{operator, post, thread, user, user_per_shard};
 use testkit::TestCluster;
 use therev::{
-    Actor, Error, Group, Layout, Moderation, NewPost, NewThread, NewUser, PostChange, PostId, Role, ShardNo, ThreadChange,
-    ThreadOrder, UserChange, UserId,
+    Actor, Error, Group, Layout, Moderation, NewPost, NewThread, NewUser, PostChange, PostId, Role, ShardNo,
+    ThreadChange, ThreadOrder, UserChange, UserId,
 };
 
 #[tokio::test]
@@ -281,7 +281,8 @@ async fn what_cannot_be_accepted_is_refused_whole() {
         let refused = node.create_thread(NewThread::new(ada.user_id, title, "")).await;
         assert!(matches!(refused, Err(Error::Invalid { field: "title", .. })));
     }
-    let stranger_id = NewPost { post_id: Some(PostId(uuid::Uuid::new_v4())), ..NewPost::new(ada.user_id, open.thread_id, "x") };
+    let stranger_id =
+        NewPost { post_id: Some(PostId(uuid::Uuid::new_v4())), ..NewPost::new(ada.user_id, open.thread_id, "x") };
     assert!(matches!(node.create_post(stranger_id).await, Err(Error::Invalid { field: "id", .. })));
     let nowhere = therev::ThreadId::new(ada.user_id);
     assert!(matches!(node.create_post(NewPost::new(ada.user_id, nowhere, "x")).await, Err(Error::NotFound { .. })));

@@ -42,9 +42,13 @@ async fn a_wrong_or_empty_placement_answers_everything_rightly() {
             lost.shards().forget_placement(map.clone());
             let written = post(&lost, authors[3], &open, "by a lost node").await;
             lost.shards().forget_placement(map.clone());
-            lost.change_post(written.post_id, PostChange { is_pinned: Some(true), ..PostChange::default() }, &operator())
-                .await
-                .expect("a change");
+            lost.change_post(
+                written.post_id,
+                PostChange { is_pinned: Some(true), ..PostChange::default() },
+                &operator(),
+            )
+            .await
+            .expect("a change");
             lost.shards().forget_placement(map.clone());
             assert_eq!(lost.thread_page(open.thread_id, None, 50).await.expect("the page").posts.len(), before + 1);
             lost.shards().forget_placement(map.clone());

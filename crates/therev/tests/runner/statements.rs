@@ -61,7 +61,8 @@ async fn a_page_asks_one_shard_of_sixteen() {
     post(&node, authors[0], &open, "text").await;
     let before = node.shards().statements();
     node.thread_page(open.thread_id, None, 50).await.expect("a page");
-    let shards: u64 = since(&node, &before).iter().filter(|(d, _)| matches!(d, Database::Shard(_))).map(|(_, n)| n).sum();
+    let shards: u64 =
+        since(&node, &before).iter().filter(|(d, _)| matches!(d, Database::Shard(_))).map(|(_, n)| n).sum();
     assert_eq!(shards, 2, "the head and the posts, both of one shard");
     drop(node);
     cluster.finish().await;

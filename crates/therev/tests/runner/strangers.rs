@@ -4,11 +4,12 @@ use crate::things::{post, thread, user_per_shard};
 use testkit::TestCluster;
 use therev::{PostId, ThreadId};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 async fn refused(client: &Client, sql: &str, code: &str) {
     match client.batch_execute(sql).await {
         Ok(()) => panic!("this was let through: {sql}"),
-        Err(error) => assert_eq!(error.code().map(|c| c.code()), Some(code), "{sql}: {error:?}"),
+        Err(error) => assert_eq!(error.code().map(SqlState::code), Some(code), "{sql}: {error:?}"),
     }
     client.batch_execute("ROLLBACK").await.expect("whatever was open is closed");
 }
@@ -40,7 +41,7 @@ async fn are_refused_where_the_bucket_is_not_owned() {
     let line = bytes::Bytes::from(format!("{bob}\t{there}\tt\tb\n"));
     futures_util::SinkExt::send(&mut sink, line).await.expect("a line is sent");
     let error = sink.finish().await.expect_err("the copy is refused");
-    assert_eq!(error.code().map(|c| c.code()), Some(NOT_OWNED));
+    assert_eq!(error.code().map(SqlState::code), Some(NOT_OWNED));
 
     // Ada's bucket is taken away from under her rows: old owners are checked too.
     let mark = |state: &str, peer: &str| {
@@ -70,14 +71,18 @@ async fn are_refused_above_read_committed_and_never_truncate() {
         refused(&client, &format!("{begin}; UPDATE threads SET title = 'x'; COMMIT"), ISOLATION).await;
         refused(&client, &format!("{begin}; DELETE FROM threads; COMMIT"), ISOLATION).await;
         let id = ThreadId::new(ada);
-        let insert = format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{ada}', '{id}', 't', 'b')");
+        let insert =
+            format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{ada}', '{id}', 't', 'b')");
         refused(&client, &format!("{begin}; {insert}; COMMIT"), ISOLATION).await;
     }
     refused(&client, "TRUNCATE posts", TRUNCATE).await;
     refused(&client, "TRUNCATE users CASCADE", TRUNCATE).await;
     refused(&client, "TRUNCATE audit_log", TRUNCATE).await;
     let month = client
-        .query_one("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LIMIT 1", &[])
+        .query_one(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LIMIT 1",
+            &[],
+        )
         .await
         .expect("there is a month");
     refused(&client, &format!("TRUNCATE {}", month.get::<_, &str>(0)), TRUNCATE).await;

@@ -3,18 +3,18 @@
 use therev::{Actor, NewPost, NewThread, NewUser, Post, Therev, Thread, User, UserId, Written};
 
 /// Somebody at the command line.
-pub fn operator() -> Actor {
+pub(crate) fn operator() -> Actor {
     Actor::Operator("test".into())
 }
 
 /// A user of this name, whose id is on any shard.
-pub async fn user(node: &Therev, name: &str) -> Written<User> {
+pub(crate) async fn user(node: &Therev, name: &str) -> Written<User> {
     let new = NewUser { user_name: name.into(), first_name: Some(name.to_uppercase()), ..NewUser::default() };
     node.register(new, &operator()).await.expect("the user is registered")
 }
 
 /// Users whose buckets are on four different shards of four (`bucket mod 4`), in the order of the shards.
-pub async fn user_per_shard(node: &Therev) -> [UserId; 4] {
+pub(crate) async fn user_per_shard(node: &Therev) -> [UserId; 4] {
     let mut ids = [None; 4];
     while ids.iter().any(Option::is_none) {
         let id = UserId::new();
@@ -29,11 +29,11 @@ pub async fn user_per_shard(node: &Therev) -> [UserId; 4] {
 }
 
 /// A thread of an author.
-pub async fn thread(node: &Therev, author: UserId, title: &str) -> Written<Thread> {
+pub(crate) async fn thread(node: &Therev, author: UserId, title: &str) -> Written<Thread> {
     node.create_thread(NewThread::new(author, title, "body")).await.expect("the thread is opened")
 }
 
 /// A reply to a thread.
-pub async fn post(node: &Therev, author: UserId, thread: &Thread, body: &str) -> Post {
+pub(crate) async fn post(node: &Therev, author: UserId, thread: &Thread, body: &str) -> Post {
     node.create_post(NewPost::new(author, thread.thread_id, body)).await.expect("the post is written")
 }

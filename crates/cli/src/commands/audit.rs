@@ -1,0 +1,92 @@
+//! `therev audit`: who changed what of whom.
+
+use crate::app::App;
+use crate::error::Result;
+use crate::input;
+use crate::output::Output;
+use crate::readable;
+use crate::tables::minute;
+use clap::Subcommand;
+use serde_json::Value;
+use therev::AuditEntry;
+
+/// Read the audit log: who changed what of whom
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the newest entries: one user's, or everybody's and the operators'
+    #[command(after_help = "\
+Examples:
+  therev audit list
+  therev audit list --user @ada --limit 5 --json")]
+    List {
+        /// Only what was done to this user's account and content
+        #[arg(long, value_name = "ID|@NAME")]
+        user: Option<String>,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(i64).range(1..=1_000))]
+        limit: i64,
+    },
+}
+
+/// What changed stands under the time.
+const INDENT: &str = "                      ";
+
+pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
+    let Command::List { user, limit } = args.command;
+    let therev = app.open().await?;
+    let of = match &user {
+        Some(user) => Some(input::user(&therev, user).await?),
+        None => None,
+    };
+    let entries = therev.audit(of, limit).await?;
+    app.out.fact(&entries, || said(&entries, &app.out))
+}
+
+fn said(entries: &[AuditEntry], out: &Output) -> String {
+    if entries.is_empty() {
+        return "Nothing was noted.".to_owned();
+    }
+    let one = |entry: &AuditEntry| {
+        let (action, target) = (readable::line(&entry.action), readable::line(&entry.target));
+        // `change user` of `user 018f…`: the word once.
+        let what = target.split(' ').next().unwrap_or_default();
+        let did = format!("{} {target}", action.strip_suffix(what).unwrap_or(&action).trim_end());
+        let mut lines = vec![format!("{}  {}: {did}", minute(entry.created_at), readable::line(&entry.actor))];
+        let changes = changes(entry).join(", ");
+        let wrapped = readable::plain(&changes, out.width - INDENT.len());
+        lines.extend(wrapped.lines().filter(|line| !line.is_empty()).map(|line| format!("{INDENT}{line}")));
+        lines.join("\n")
+    };
+    entries.iter().map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// Field by field: what was there, what is there now.
+fn changes(entry: &AuditEntry) -> Vec<String> {
+    let nothing = serde_json::Map::new();
+    let before = entry.before.as_object().unwrap_or(&nothing);
+    let after = entry.after.as_object().unwrap_or(&nothing);
+    let said = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => shortened(&readable::line(text)),
+        Some(other) => shortened(&readable::line(&other.to_string())),
+    };
+    let mut fields: Vec<&String> = before.keys().chain(after.keys()).collect();
+    fields.sort();
+    fields.dedup();
+    let change = |field: &String| match before.get(field) {
+        None => format!("{field}: {}", said(after.get(field))),
+        old => format!("{field}: {} → {}", said(old), said(after.get(field))),
+    };
+    fields.into_iter().map(change).collect()
+}
+
+fn shortened(text: &str) -> String {
+    let short: String = text.chars().take(80).collect();
+    if short.len() < text.len() { format!("{short}…") } else { short }
+}

@@ -1,0 +1,215 @@
+//! `therev cluster up`: servers, then a cluster on them; nothing is done twice.
+
+use crate::app::App;
+use crate::commands::init::LayoutName;
+use crate::commands::schema::{SchemaOf, versions};
+use crate::config::{FILE, LOCAL_FOLDER, file_text};
+use crate::error::{CliError, Result};
+use crate::output::talk;
+use crate::passfile::{Passwords, library_address};
+use local::{Cluster, Options};
+use std::path::Path;
+use therev::{Config, InitPlan, Layout};
+
+/// Files of the cluster's folder that are ours; the rest is the servers'.
+const PASSFILE: &str = "passfile";
+const STATE_FILE: &str = "placement.json";
+/// The layout that was asked for first, until the control database says it.
+const LAYOUT_FILE: &str = "layout";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Up {
+    /// How many shards; fixed when the cluster is made [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    shards: Option<u16>,
+    /// How the colocation groups lie on them; fixed when the cluster is made [default: colocated]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutName>,
+    /// How many streaming replicas of the directory's server [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
+    replicas: Option<u16>,
+}
+
+pub(super) async fn run(app: &App, dir: &Path, wanted: &Up) -> Result<()> {
+    let existing = match Cluster::open(dir) {
+        Ok(cluster) => Some(cluster),
+        Err(local::Error::NoCluster { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let asked = wanted.layout.map(Layout::from);
+    let layout = first_layout(dir, existing.is_some(), asked)?;
+    let options = options(app, dir, wanted, existing.as_ref());
+    if layout == Layout::Split && options.shards < 2 {
+        return Err(CliError::usage("the split layout takes 2 shards or more", "give another --shards or --layout"));
+    }
+    write(dir, LAYOUT_FILE, layout.name())?;
+    let cluster = Cluster::up(&options, &mut |line| talk(line))?;
+    let passwords = Passwords::read_or_make(&dir.join(PASSFILE))?;
+    let plan = plan(&cluster, layout, &passwords)?;
+    if passwords.are_new {
+        Passwords::add_lines(&dir.join(PASSFILE), &plan.passfile())?;
+    }
+    let initialized = !is_current(dir, &plan).await?;
+    if initialized {
+        talk("Making the cluster: roles, schemas, first placement");
+        therev::init(&plan).await.map_err(therev::Error::from)?;
+    }
+    write_config(dir, &library_address(&plan.control))?;
+    tell(app, dir, &cluster, layout, initialized)
+}
+
+/// Removes what [`run`] wrote beside the servers.
+pub(super) fn forget(dir: &Path) -> Result<()> {
+    for name in [FILE, PASSFILE, STATE_FILE, LAYOUT_FILE] {
+        let path = dir.join(name);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(CliError::file("remove", &path, &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The layout of the cluster that is there, or the one to begin with.
+fn first_layout(dir: &Path, exists: bool, asked: Option<Layout>) -> Result<Layout> {
+    let remembered = std::fs::read_to_string(dir.join(LAYOUT_FILE)).ok().filter(|_| exists);
+    let remembered: Option<Layout> = remembered.and_then(|word| word.trim().parse().ok());
+    match (remembered, asked) {
+        (Some(has), Some(asked)) => same_layout(dir, has, asked),
+        (has, asked) => Ok(has.or(asked).unwrap_or(Layout::Colocated)),
+    }
+}
+
+fn same_layout(dir: &Path, has: Layout, asked: Layout) -> Result<Layout> {
+    if has == asked {
+        return Ok(has);
+    }
+    let message = format!("the cluster in {} has the {} layout, not {}", dir.display(), has.name(), asked.name());
+    Err(CliError::new("local", message, "leave out --layout, or name another folder with --dir"))
+}
+
+fn options(app: &App, dir: &Path, wanted: &Up, existing: Option<&Cluster>) -> Options {
+    let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+    let mut options = Options::new(dir);
+    options.shards = wanted.shards.or(existing.map(|it| count(it.shards()))).unwrap_or(options.shards);
+    let replicas = existing.map(|it| count(it.directory_replica_urls().len()));
+    options.replicas = wanted.replicas.or(replicas).unwrap_or(options.replicas);
+    options.pg_bin.clone_from(&app.env.pg_bin);
+    options.search_path.clone_from(&app.env.search_path);
+    options
+}
+
+fn plan(cluster: &Cluster, layout: Layout, passwords: &Passwords) -> Result<InitPlan> {
+    Ok(InitPlan {
+        control: cluster.control_url()?,
+        directory: cluster.directory_url()?,
+        replicas: cluster.directory_replica_urls(),
+        shards: cluster.shard_urls(),
+        layout,
+        password: passwords.library.clone(),
+        admin_password: passwords.admin.clone(),
+    })
+}
+
+/// Whether the cluster on these servers is whole: the control database has the servers' addresses, and every schema is
+/// this program's.
+async fn is_current(dir: &Path, plan: &InitPlan) -> Result<bool> {
+    let config =
+        Config { passfile: Some(dir.join(PASSFILE)), relay_ms: 0, ..Config::new(library_address(&plan.control)) };
+    let therev = match therev::connect(config).await {
+        Ok(therev) => therev,
+        Err(error) => {
+            tracing::debug!(%error, "no cluster on these servers yet");
+            return Ok(false);
+        }
+    };
+    let catalog = therev.shards().catalog();
+    same_layout(dir, catalog.layout, plan.layout)?;
+    let there = catalog.shards.iter().map(|shard| &shard.at).chain([&catalog.directory]).chain(&catalog.replicas);
+    let there: Vec<String> = there.map(ToString::to_string).collect();
+    let wanted = plan.shards.iter().chain([&plan.directory]).chain(&plan.replicas);
+    let wanted: Vec<String> = wanted.map(|url| place(url).to_owned()).collect();
+    if there != wanted {
+        return Ok(false);
+    }
+    Ok(versions(therev.shards(), false).await?.iter().all(SchemaOf::is_current))
+}
+
+/// `host:port/database` of an address.
+fn place(url: &str) -> &str {
+    url.rsplit_once('@').map_or(url, |(_, place)| place)
+}
+
+/// Writes the configuration, or only what changed of one that somebody has added keys to.
+fn write_config(dir: &Path, control: &str) -> Result<()> {
+    let path = dir.join(FILE);
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    let text = match before.parse::<toml::Table>() {
+        Ok(table) if table.get("control").and_then(toml::Value::as_str) == Some(control) => return Ok(()),
+        Ok(mut table) if table.contains_key("control") => {
+            table.insert("control".to_owned(), control.into());
+            table.to_string()
+        }
+        _ => file_text(control, Path::new(PASSFILE), STATE_FILE)?,
+    };
+    write(dir, FILE, &text)
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| CliError::file("make", dir, &e))?;
+    let path = dir.join(name);
+    std::fs::write(&path, text).map_err(|e| CliError::file("write", &path, &e))
+}
+
+fn tell(app: &App, dir: &Path, cluster: &Cluster, layout: Layout, initialized: bool) -> Result<()> {
+    let (shards, replicas) = (cluster.shards(), cluster.directory_replica_urls().len());
+    let config = dir.join(FILE);
+    let fact = serde_json::json!({
+        "dir": cluster.dir(), "layout": layout, "shards": shards, "replicas": replicas, "config": config,
+        "initialized": initialized,
+    });
+    app.out.fact(&fact, || {
+        let found = dir == app.folder.join(LOCAL_FOLDER);
+        let next = if found {
+            "therev status".to_owned()
+        } else {
+            format!("eval \"$(therev cluster env --dir '{}')\" && therev status", dir.display())
+        };
+        let plural = if replicas == 1 { "replica" } else { "replicas" };
+        let servers = format!("{shards} shards ({}), {replicas} {plural} of the directory", layout.name());
+        format!("The cluster in {} is up: {servers}.\nNext: {next}", dir.display())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_layout_than_the_clusters_is_an_error_that_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        assert_eq!(first_layout(dir, false, None).unwrap(), Layout::Colocated);
+        assert_eq!(first_layout(dir, false, Some(Layout::Split)).unwrap(), Layout::Split);
+        write(dir, LAYOUT_FILE, "split").unwrap();
+        assert_eq!(first_layout(dir, true, None).unwrap(), Layout::Split);
+        // What is left of a cluster that is gone says nothing.
+        assert_eq!(first_layout(dir, false, None).unwrap(), Layout::Colocated);
+        let error = first_layout(dir, true, Some(Layout::Colocated)).unwrap_err().to_string();
+        assert!(error.contains("split") && error.contains("--layout"), "{error}");
+    }
+
+    #[test]
+    fn keys_that_somebody_added_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = || std::fs::read_to_string(folder.path().join(FILE)).unwrap();
+        write_config(folder.path(), "postgresql://therev@h:1/c").unwrap();
+        write(folder.path(), FILE, &format!("{}deadline_ms = 9\n", read())).unwrap();
+        write_config(folder.path(), "postgresql://therev@h:2/c").unwrap();
+        let config = Config::parse(&read(), folder.path()).unwrap();
+        assert_eq!((config.control.as_str(), config.deadline_ms), ("postgresql://therev@h:2/c", 9));
+        assert!(config.passfile.is_some());
+    }
+}

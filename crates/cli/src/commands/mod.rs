@@ -1,0 +1,69 @@
+//! The commands, as they are typed.
+
+mod audit;
+mod check;
+mod cluster;
+mod completions;
+mod import;
+mod init;
+mod maintain;
+mod man;
+mod post;
+mod relay;
+mod schema;
+mod status;
+mod thread;
+mod user;
+mod where_is;
+
+use crate::app::App;
+use crate::error::Result;
+use clap::Subcommand;
+use std::process::ExitCode;
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Cluster(cluster::Args),
+    Init(init::Args),
+    Schema(schema::Args),
+    Status(status::Args),
+    Check(check::Args),
+    Where(where_is::Args),
+    User(user::Args),
+    Thread(thread::Args),
+    Post(post::Args),
+    Import(import::Args),
+    Maintain(maintain::Args),
+    Relay(relay::Args),
+    Audit(audit::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+}
+
+/// Runs one of them.
+pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Cluster(args) => return cluster::run(app, args).await,
+        Command::Schema(args) => return schema::run(app, args).await,
+        Command::Status(args) => return status::run(app, args).await,
+        Command::Check(args) => return check::run(app, args).await,
+        Command::Maintain(args) => return maintain::run(app, args).await,
+        Command::Relay(args) => return relay::run(app, args).await,
+        Command::Init(args) => init::run(app, args).await?,
+        Command::Where(args) => where_is::run(app, args).await?,
+        Command::User(args) => user::run(app, args).await?,
+        Command::Thread(args) => thread::run(app, args).await?,
+        Command::Post(args) => post::run(app, args).await?,
+        Command::Import(args) => import::run(app, args).await?,
+        Command::Audit(args) => audit::run(app, args).await?,
+        Command::Completions(args) => completions::run(args)?,
+        Command::Man(args) => man::run(args)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Success, or 1 when something is wrong that the data tells.
+pub(crate) fn unless_wrong(is_well: bool) -> ExitCode {
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,28 @@
+//! What the libraries say while they work, on stderr.
+
+use crate::cli::{Global, LogFormat};
+use std::io::stderr;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt, registry};
+
+/// The rooms whose words are shown more of with `-v`; drivers below them only warn.
+const OURS: [&str; 6] = ["therev", "community", "shards", "schema", "tasks", "local"];
+
+/// Begins to write the log.
+pub(crate) fn start(global: &Global) {
+    let level = match global.verbose {
+        0 => LevelFilter::WARN,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let filter = Targets::new().with_default(LevelFilter::WARN).with_targets(OURS.map(|room| (room, level)));
+    let lines = fmt::layer().with_writer(stderr).with_target(false);
+    let lines = match global.log_format {
+        LogFormat::Json => lines.json().boxed(),
+        LogFormat::Text => lines.without_time().with_ansi(crate::output::stderr_is_terminal()).boxed(),
+    };
+    registry().with(lines.with_filter(filter)).init();
+}

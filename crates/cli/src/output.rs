@@ -1,0 +1,78 @@
+//! The way out: data on stdout, talk on stderr, never wider than the terminal or 100 columns.
+
+use crate::error::Result;
+use serde::Serialize;
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+
+/// The widest that anything is written.
+const WIDTH_MAX: usize = 100;
+/// Below this nothing can be laid out.
+const WIDTH_MIN: usize = 40;
+
+/// Where data and talk go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output {
+    /// Whether programs read stdout.
+    pub(crate) json: bool,
+    /// Columns of a line.
+    pub(crate) width: usize,
+    /// Whether stdout may be coloured.
+    pub(crate) colors: bool,
+}
+
+impl Output {
+    pub(crate) fn new(json: bool, no_color: bool) -> Output {
+        let columns = terminal_size::terminal_size_of(stdout()).map_or(WIDTH_MAX, |(width, _)| usize::from(width.0));
+        Output { json, width: columns.clamp(WIDTH_MIN, WIDTH_MAX), colors: stdout().is_terminal() && !no_color }
+    }
+
+    /// Writes a fact: as JSON when programs read, else as the text that `say` makes.
+    pub(crate) fn fact(&self, value: &impl Serialize, say: impl FnOnce() -> String) -> Result<()> {
+        if self.json { document(value) } else { write_line(&say()) }
+    }
+
+    /// What is well, and what is not, as a word that can be seen.
+    pub(crate) fn word(&self, word: &str, is_well: bool) -> String {
+        let color = if is_well { 32 } else { 31 };
+        if self.colors { format!("\x1b[{color}m{word}\x1b[0m") } else { word.to_owned() }
+    }
+
+    /// A heading.
+    pub(crate) fn bold(&self, text: &str) -> String {
+        if self.colors { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+/// Writes data as it is.
+pub(crate) fn write_text(text: &str) -> Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Writes a line of data.
+pub(crate) fn write_line(line: &str) -> Result<()> {
+    write_text(&format!("{line}\n"))
+}
+
+/// Writes one JSON document.
+pub(crate) fn document(value: &impl Serialize) -> Result<()> {
+    write_line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Talks to whoever watches.
+pub(crate) fn talk(line: &str) {
+    // Nobody watching is no reason to stop.
+    let _ = writeln!(stderr(), "{line}");
+}
+
+/// Whether somebody watches stderr.
+pub(crate) fn stderr_is_terminal() -> bool {
+    stderr().is_terminal()
+}
+
+/// Whether somebody can be asked.
+pub(crate) fn stdin_is_terminal() -> bool {
+    stdin().is_terminal()
+}

@@ -1,0 +1,116 @@
+//! Passwords of therev's roles: read from a passfile, or made and written to it. Addresses without them.
+
+use crate::error::{CliError, Result};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use uuid::Uuid;
+
+/// The passwords of the library's role and of the schema owner's.
+pub(crate) struct Passwords {
+    pub(crate) library: String,
+    pub(crate) admin: String,
+    /// Whether they must be written down.
+    pub(crate) are_new: bool,
+}
+
+impl Passwords {
+    /// The passwords that a passfile has for these roles, or new ones.
+    pub(crate) fn read_or_make(path: &Path) -> Result<Passwords> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(CliError::file("read", path, &error)),
+        };
+        let of = |role: &str| text.lines().find_map(|line| password_in(line, role));
+        Ok(match (of("therev"), of("therev_admin")) {
+            (Some(library), Some(admin)) => Passwords { library, admin, are_new: false },
+            _ => Passwords { library: new_password(), admin: new_password(), are_new: true },
+        })
+    }
+
+    /// Adds lines to a passfile that only its owner may read.
+    pub(crate) fn add_lines(path: &Path, lines: &str) -> Result<()> {
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).append(true).read(true).mode(0o600);
+        let failed = |e: std::io::Error| CliError::file("write", path, &e);
+        let mut file = options.open(path).map_err(failed)?;
+        // A last line without an end would swallow the first new one.
+        let open_end = std::fs::read(path).map_err(failed)?.last().is_some_and(|byte| *byte != b'\n');
+        let text = if open_end { format!("\n{lines}") } else { lines.to_owned() };
+        file.write_all(text.as_bytes()).map_err(failed)
+    }
+}
+
+/// 244 random bits.
+fn new_password() -> String {
+    format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
+}
+
+/// The password in a line of five fields, when it is for this role.
+fn password_in(line: &str, role: &str) -> Option<String> {
+    if line.starts_with('#') {
+        return None;
+    }
+    let mut fields = vec![String::new()];
+    let mut chars = line.chars();
+    while let Some(c) = chars.next() {
+        let last = fields.len() - 1;
+        match c {
+            '\\' => fields[last].extend(chars.next()),
+            ':' if fields.len() < 5 => fields.push(String::new()),
+            other => fields[last].push(other),
+        }
+    }
+    let [_, _, _, whose, password]: [String; 5] = fields.try_into().ok()?;
+    (whose == role).then_some(password)
+}
+
+/// An address for the library: its own role, and no password.
+pub(crate) fn library_address(address: &str) -> String {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let (rest, query) = rest.split_once('?').map_or((rest, ""), |(rest, query)| (rest, query));
+    let (authority, path) = rest.split_once('/').map_or((rest, ""), |(authority, path)| (authority, path));
+    let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
+    let secret = ["user=", "password="];
+    let kept: Vec<&str> = query.split('&').filter(|pair| !pair.is_empty()).collect();
+    let kept: Vec<&str> = kept.into_iter().filter(|pair| !secret.iter().any(|name| pair.starts_with(name))).collect();
+    let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
+    format!("postgresql://therev@{hosts}/{path}{query}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn an_address_loses_role_and_password() {
+        let address = library_address("postgres://postgres:s3:cr@t@a:1,b:2/control?password=x&sslmode=disable&user=me");
+        assert_eq!(address, "postgresql://therev@a:1,b:2/control?sslmode=disable");
+        assert_eq!(library_address("postgresql://h/d"), "postgresql://therev@h/d");
+    }
+
+    #[test]
+    fn passwords_are_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pass");
+        std::fs::write(&path, "# mine\n*:*:*:somebody:x").unwrap();
+        let made = Passwords::read_or_make(&path).unwrap();
+        assert!(made.are_new && made.library.len() == 64 && made.library != made.admin);
+        let lines = format!("*:*:*:therev:{}\n*:*:*:therev_admin:a\\:b\n", made.library);
+        Passwords::add_lines(&path, &lines).unwrap();
+        let read = Passwords::read_or_make(&path).unwrap();
+        assert!(!read.are_new);
+        assert_eq!((read.library, read.admin.as_str()), (made.library, "a:b"));
+        assert!(std::fs::read_to_string(&path).unwrap().contains("somebody:x\n"));
+    }
+
+    #[test]
+    fn a_new_file_is_its_owners() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pass");
+        Passwords::add_lines(&path, "*:*:*:therev:x\n").unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,28 @@
+//! The one test binary of the command line; every file beside it is a module of it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod exit_codes;
+mod help;
+
+use std::process::{Command, Output, Stdio};
+
+/// Runs the program in an empty folder, without the caller's environment.
+fn therev(args: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_therev"));
+    command.env_clear().env("COLUMNS", "100").current_dir(folder.path()).args(args).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+#[test]
+fn no_file_is_forgotten() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+    let modules = include_str!("runner.rs");
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if let Some(module) = name.strip_suffix(".rs").filter(|module| *module != "runner") {
+            assert!(modules.contains(&format!("\nmod {module};")), "tests/{name} is not part of tests/runner.rs");
+        }
+    }
+}

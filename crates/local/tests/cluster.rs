@@ -1,0 +1,307 @@
+//! Real servers: each test has a cluster of its own and looks afterwards that nothing of it is left.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use local::{Addresses, Cluster, Error, Options, ServerId, ServerState};
+
+/// A folder for one cluster, which is destroyed with it.
+struct Ground {
+    folder: tempfile::TempDir,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+        Self { folder }
+    }
+
+    /// A folder that nobody but its owner may enter.
+    fn closed() -> Self {
+        let ground = Self::new();
+        fs::set_permissions(ground.folder.path(), fs::Permissions::from_mode(0o700)).expect("its mode");
+        ground
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join(".therev")
+    }
+
+    fn options(&self, shards: u16, replicas: u16) -> Options {
+        Options { shards, replicas, durable: false, ..Options::new(self.dir()) }
+    }
+
+    fn up(&self, shards: u16, replicas: u16) -> (Cluster, Vec<String>) {
+        let mut said = Vec::new();
+        let cluster = Cluster::up(&self.options(shards, replicas), &mut |line| said.push(line.to_owned()))
+            .unwrap_or_else(|error| panic!("up: {error}\n{said:#?}"));
+        (cluster, said)
+    }
+
+    /// Commands of processes that have to do with this cluster.
+    fn processes(&self) -> Vec<String> {
+        let output = Command::new("ps").args(["-axww", "-o", "args="]).output().expect("ps");
+        let dir = self.folder.path().to_string_lossy().into_owned();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().filter(|line| line.contains(&dir)).map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Ok(cluster) = Cluster::open(&self.dir()) {
+            cluster.destroy(&mut |_| {}).expect("destroyed");
+        }
+    }
+}
+
+fn quiet(_: &str) {}
+
+/// What psql answers, or what it complains of.
+fn ask(cluster: &Cluster, url: &str, sql: &str) -> Result<String, String> {
+    let output = Command::new(cluster.pg_bin().join("psql"))
+        .args(["-X", "-A", "-t", "-q", "-c", sql, url])
+        .output()
+        .expect("psql runs");
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+fn pids(cluster: &Cluster) -> Vec<Option<i32>> {
+    cluster.status().into_iter().map(|it| it.pid).collect()
+}
+
+fn assert_all_run(cluster: &Cluster) {
+    for status in cluster.status() {
+        assert_eq!(status.state, ServerState::Running, "{}", status.server);
+    }
+    for url in cluster.shard_urls().iter().chain(&cluster.directory_replica_urls()) {
+        assert_eq!(ask(cluster, url, "SELECT 1").expect(url), "1");
+    }
+}
+
+#[test]
+fn comes_up_cold_and_then_warm_with_everything_in_it() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(2, 1);
+    assert_all_run(&cluster);
+    let on = |url: Result<String, Error>, sql| ask(&cluster, &url.expect("an address"), sql).expect(sql);
+    assert_eq!(on(cluster.shard_url(1), "SELECT current_database()"), "therev_shard_1");
+    assert_eq!(on(cluster.control_url(), "SHOW wal_level"), "logical");
+    assert_eq!(on(cluster.directory_url(), "SHOW server_encoding"), "UTF8");
+    assert_eq!(on(cluster.directory_url(), "SHOW listen_addresses"), "127.0.0.1");
+    assert_eq!(on(cluster.shard_url(0), "SHOW shared_preload_libraries"), "pg_stat_statements");
+    assert_eq!(on(cluster.shard_url(0), "SELECT usesuper FROM pg_user WHERE usename = current_user"), "t");
+    let replica = cluster.directory_replica_urls().remove(0);
+    assert_eq!(ask(&cluster, &replica, "SELECT pg_is_in_recovery()").expect("the replica"), "t");
+
+    let wrong = cluster.control_url().expect("an address").replace(cluster.superuser().1, "guessed");
+    assert!(
+        ask(&cluster, &wrong, "SELECT 1").expect_err("a wrong password").contains("password authentication failed")
+    );
+    let socket = cluster.status()[0].data.parent().expect("a parent").join("sockets");
+    if socket.exists() {
+        let unnamed = format!("postgresql:///postgres?host={}&port={}", socket.display(), cluster.status()[0].port);
+        assert!(ask(&cluster, &format!("{unnamed}&user=postgres"), "SELECT 1").is_err(), "a socket asks no password");
+    }
+
+    let before = (pids(&cluster), cluster.addresses());
+    let (again, said) = ground.up(2, 1);
+    assert_eq!((pids(&again), again.addresses()), before);
+    assert_eq!(said, Vec::<String>::new(), "a second `up` has nothing to do");
+    assert_eq!(again.addresses().to_string().parse::<Addresses>().expect("addresses"), again.addresses());
+}
+
+#[test]
+fn down_leaves_nothing_running_and_keeps_the_data() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(2, 1);
+    let control = cluster.control_url().expect("an address");
+    ask(&cluster, &control, "CREATE TABLE kept AS SELECT 42 AS answer").expect("a table");
+    cluster.down(&mut quiet).expect("down");
+    assert_eq!(ground.processes(), Vec::<String>::new());
+    assert!(cluster.status().iter().all(|it| it.state == ServerState::Down && it.pid.is_none()));
+    let sockets = ground.dir().join("servers/sockets");
+    assert_eq!(fs::read_dir(&sockets).map_or(0, Iterator::count), 0, "sockets");
+    cluster.down(&mut quiet).expect("down twice");
+
+    let (cluster, _) = ground.up(2, 1);
+    assert_eq!(cluster.control_url().expect("an address"), control, "ports are remembered");
+    assert_eq!(ask(&cluster, &control, "SELECT answer FROM kept").expect("the table"), "42");
+}
+
+#[test]
+fn up_repairs_each_server_that_was_killed() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(2, 1);
+    let servers = [ServerId::Shard(0), ServerId::Shard(1), ServerId::Replica(1)];
+    for server in servers {
+        cluster.kill(server).expect("killed");
+        let cluster = ground.up(2, 1).0;
+        assert_all_run(&cluster);
+    }
+    for server in servers {
+        cluster.kill(server).expect("killed");
+    }
+    let (mut cluster, said) = ground.up(2, 1);
+    assert_all_run(&cluster);
+    assert!(!said.iter().any(|line| line.contains("anew")), "the replica could go on: {said:?}");
+
+    cluster.kill(ServerId::Shard(1)).expect("killed");
+    cluster.start_server(ServerId::Shard(1), &mut quiet).expect("started");
+    cluster.stop_server(ServerId::Replica(1)).expect("stopped");
+    cluster.start_server(ServerId::Replica(1), &mut quiet).expect("started");
+    assert_all_run(&cluster);
+    assert!(matches!(cluster.kill(ServerId::Shard(2)), Err(Error::UnknownServer { .. })));
+}
+
+#[test]
+fn a_stale_pid_file_whose_number_is_someone_elses_does_not_keep_a_server_down() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(1, 0);
+    cluster.kill(ServerId::Shard(0)).expect("killed");
+    let file = cluster.status()[0].data.join("postmaster.pid");
+    let text = fs::read_to_string(&file).expect("it outlives the server");
+    let rest = text.split_once('\n').expect("lines").1;
+    fs::write(&file, format!("{}\n{rest}", std::process::id())).expect("written");
+    assert_all_run(&ground.up(1, 0).0);
+}
+
+#[test]
+fn a_replica_that_cannot_follow_is_made_anew() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(1, 1);
+    cluster.stop_server(ServerId::Replica(1)).expect("stopped");
+    let control = cluster.control_url().expect("an address");
+    ask(&cluster, &control, "SELECT pg_drop_replication_slot('replica_1')").expect("the slot is gone");
+    let (cluster, said) = ground.up(1, 1);
+    assert!(said.iter().any(|line| line.contains("anew")), "{said:?}");
+    assert_all_run(&cluster);
+
+    let (cluster, _) = ground.up(1, 0);
+    assert_eq!(cluster.directory_replica_urls(), Vec::<String>::new());
+    assert_eq!(ask(&cluster, &control, "SELECT count(*) FROM pg_replication_slots").expect("slots"), "0");
+    assert_all_run(&ground.up(1, 2).0);
+}
+
+#[test]
+fn a_port_that_was_taken_is_exchanged() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(1, 1);
+    let before = cluster.status()[0].port;
+    cluster.down(&mut quiet).expect("down");
+    let _stranger = TcpListener::bind(("127.0.0.1", before)).expect("the port");
+    let (cluster, said) = ground.up(1, 1);
+    assert_ne!(cluster.status()[0].port, before);
+    assert!(said.iter().any(|line| line.contains(&before.to_string())), "{said:?}");
+    assert_all_run(&cluster);
+}
+
+#[test]
+fn two_at_once_end_with_one_cluster() {
+    let ground = Ground::new();
+    let (one, other) = std::thread::scope(|scope| {
+        let one = scope.spawn(|| ground.up(2, 1).0);
+        let other = scope.spawn(|| ground.up(2, 1).0);
+        (one.join().expect("one"), other.join().expect("the other"))
+    });
+    assert_eq!((pids(&one), one.addresses()), (pids(&other), other.addresses()));
+    assert_all_run(&one);
+}
+
+#[test]
+fn works_in_a_folder_that_the_servers_may_not_enter() {
+    let ground = Ground::closed();
+    let (cluster, _) = ground.up(1, 1);
+    assert_all_run(&cluster);
+    let data = cluster.status()[0].data.clone();
+    let home = data.parent().expect("a parent").to_owned();
+    let outside = fs::metadata(ground.dir()).expect("the folder").uid() == 0;
+    assert_eq!(!data.starts_with(fs::canonicalize(ground.dir()).expect("a path")), outside);
+
+    // The folder is deleted by hand: what lies outside is found again and removed.
+    if outside {
+        fs::remove_dir_all(ground.dir()).expect("deleted");
+        let (_, said) = ground.up(1, 0);
+        assert!(said.iter().any(|line| line.contains("left of a cluster")), "{said:?}");
+    }
+    let cluster = Cluster::open(&ground.dir()).expect("the cluster");
+    cluster.destroy(&mut quiet).expect("destroyed");
+    assert!(!home.exists() && !ground.dir().exists());
+    assert_eq!(ground.processes(), Vec::<String>::new());
+}
+
+#[test]
+fn destroy_leaves_nothing_of_its_own_even_after_a_crash() {
+    let ground = Ground::new();
+    let (cluster, _) = ground.up(2, 1);
+    let note = ground.dir().join("someone-elses");
+    fs::write(&note, "kept").expect("written");
+    cluster.kill(ServerId::Shard(0)).expect("killed");
+    cluster.destroy(&mut quiet).expect("destroyed");
+    assert_eq!(ground.processes(), Vec::<String>::new());
+    let left: Vec<_> = fs::read_dir(ground.dir()).expect("the folder").map(|it| it.expect("an entry").path()).collect();
+    assert_eq!(left, [note]);
+    assert!(matches!(Cluster::open(&ground.dir()), Err(Error::NoCluster { .. })));
+}
+
+#[test]
+fn sockets_stay_short_in_a_deep_folder() {
+    let ground = Ground::new();
+    let deep = ground.dir().join("a-folder-with-a-long-name".repeat(4)).join("cluster");
+    let options = Options { dir: deep, ..ground.options(1, 0) };
+    let cluster = Cluster::up(&options, &mut quiet).expect("up");
+    assert_all_run(&cluster);
+    let asked = ask(&cluster, &cluster.control_url().expect("an address"), "SHOW unix_socket_directories");
+    let sockets = asked.expect("sockets").trim_matches('"').to_owned();
+    assert!(sockets.starts_with("/tmp/therev-") && Path::new(&sockets).is_dir(), "{sockets}");
+    cluster.destroy(&mut quiet).expect("destroyed");
+    assert!(!Path::new(&sockets).exists());
+}
+
+#[test]
+fn says_what_cannot_be() {
+    let ground = Ground::new();
+    assert!(matches!(Cluster::open(&ground.dir()), Err(Error::NoCluster { .. })));
+    let up = |options: Options| Cluster::up(&options, &mut quiet).map(drop).expect_err("an error");
+    assert!(matches!(up(ground.options(0, 0)), Error::ShardsOutOfRange { asked: 0, .. }));
+    assert!(matches!(up(ground.options(1, 65)), Error::ReplicasOutOfRange { asked: 65, .. }));
+    let elsewhere = Options { pg_bin: Some(ground.folder.path().to_owned()), ..ground.options(1, 0) };
+    assert!(matches!(up(elsewhere), Error::NoTool { tool: "postgres", .. }));
+
+    ground.up(1, 0);
+    let error = up(ground.options(3, 0));
+    assert!(matches!(error, Error::OtherShards { has: 1, asked: 3, .. }));
+    assert!(error.to_string().contains("has 1 shards, not 3"), "{error}");
+}
+
+/// Not a promise about every machine, but a look at the times: `cargo test -p local -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures, and wants the machine for itself"]
+fn how_long_it_takes() {
+    let ground = Ground::new();
+    let options = Options { durable: true, ..ground.options(4, 1) };
+    let timed = |what: &str, work: &mut dyn FnMut()| {
+        let begin = Instant::now();
+        work();
+        println!("{what}: {} ms", begin.elapsed().as_millis());
+    };
+    let up = || Cluster::up(&options, &mut quiet).expect("up");
+    timed("cold", &mut || drop(up()));
+    timed("nothing to do", &mut || drop(up()));
+    timed("down", &mut || up().down(&mut quiet).expect("down"));
+    timed("warm", &mut || drop(up()));
+    for server in [ServerId::Shard(0), ServerId::Shard(3), ServerId::Replica(1)] {
+        up().kill(server).expect("killed");
+        timed(&format!("after kill -9 of {server}"), &mut || drop(up()));
+    }
+    timed("destroy", &mut || up().destroy(&mut quiet).expect("destroyed"));
+}

@@ -1,0 +1,56 @@
+//! Does one thing and is killed in the middle of it: `cut-off POINT NTH CONTROL_URL PASSWORD OPERATION [ARGUMENT …]`.
+//!
+//! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use therev::{Actor, Config, NewPost, NewUser, Therev};
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [point, nth, control, password, operation, rest @ ..] = arguments.as_slice() else {
+        return Err("cut-off POINT NTH CONTROL_URL PASSWORD OPERATION [ARGUMENT …]".into());
+    };
+    let nth: u32 = nth.parse()?;
+    let passed = AtomicU32::new(0);
+    fail::cfg_callback(point.as_str(), move || {
+        if passed.fetch_add(1, Ordering::SeqCst) + 1 == nth {
+            // The signal ends the process before this call returns; should it fail, the abort does.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+            std::process::abort();
+        }
+    })?;
+    let mut config = Config::new(control.as_str());
+    config.password = Some(password.as_str().into());
+    config.relay_ms = 0;
+    config.claim_timeout_s = 0;
+    config.delivery_ms = 5_000;
+    run(&therev::connect(config).await?, operation, rest).await
+}
+
+async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<dyn std::error::Error>> {
+    let operator = Actor::Operator("cut-off".into());
+    match (operation, rest) {
+        ("register", [user, name]) => {
+            let new = NewUser {
+                user_id: Some(user.parse()?),
+                user_name: name.clone(),
+                email: Some(format!("{name}@example.org")),
+                ..NewUser::default()
+            };
+            node.register(new, &operator).await?;
+        }
+        ("post", [author, thread, post]) => {
+            let new = NewPost::new(author.parse()?, thread.parse()?, "cut off");
+            node.create_post(NewPost { post_id: Some(post.parse()?), ..new }).await?;
+        }
+        ("relay", []) => {
+            node.relay_once().await?;
+        }
+        ("import", [folder]) => {
+            therev::import::stackexchange(node, folder.as_ref(), "example", &mut |_| {}).await?;
+        }
+        _ => return Err(format!("what is {operation}?").into()),
+    }
+    Ok(())
+}

@@ -1,0 +1,6 @@
+//! Failure tests: processes that are killed, and sequences that nobody thought of.
+
+#[path = "runner/cut_off.rs"]
+mod cut_off;
+#[path = "runner/sequences.rs"]
+mod sequences;

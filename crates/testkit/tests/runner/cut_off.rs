@@ -1,0 +1,142 @@
+//! `kill -9` between each two steps: what is half done is finished or undone by the relay and by the same call again.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+use testkit::TestCluster;
+use therev::{Actor, Error, NewPost, NewThread, NewUser, PostId, Therev, UserId};
+
+fn operator() -> Actor {
+    Actor::Operator("test".into())
+}
+
+/// Runs an operation in a process that is killed at the nth pass of a point. Says whether it came there.
+fn cut_off(cluster: &TestCluster, point: &str, nth: u32, operation: &[&str]) -> bool {
+    let status = Command::new(env!("CARGO_BIN_EXE_cut-off"))
+        .args([point, &nth.to_string(), &cluster.config().control, testkit::PASSWORD])
+        .args(operation)
+        .status()
+        .expect("the process starts");
+    assert!(status.success() || status.signal() == Some(9), "{point}: {status}");
+    !status.success()
+}
+
+async fn register(node: &Therev, id: UserId, name: &str) -> Result<UserId, Error> {
+    let email = Some(format!("{name}@example.org"));
+    let new = NewUser { user_id: Some(id), user_name: name.into(), email, ..NewUser::default() };
+    node.register(new, &operator()).await.map(|user| user.user_id)
+}
+
+#[tokio::test]
+async fn registration() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let points = [
+            ("register.name_taken", 1),
+            ("register.name_taken", 2),
+            ("register.written", 1),
+            ("deliver.kind_delivered", 1),
+            ("deliver.names_confirmed", 1),
+        ];
+        for (n, (point, nth)) in points.into_iter().enumerate() {
+            let node = cluster.node().await;
+            // Cut off, then asked again before any relay: the same registration.
+            let (id, name) = (UserId::new(), format!("again-{n}"));
+            assert!(cut_off(&cluster, point, nth, &["register", &id.to_string(), &name]), "{point} {nth}");
+            assert_eq!(register(&node, id, &name).await.expect("the retry"), id, "{point} {nth}");
+
+            // Cut off, then the relay: the user is there with its names, or the names are free.
+            let (id, name) = (UserId::new(), format!("settled-{n}"));
+            assert!(cut_off(&cluster, point, nth, &["register", &id.to_string(), &name]));
+            cluster.prove().await;
+            let written = node.user(id).await.is_ok();
+            assert_eq!(written, point != "register.name_taken", "{point} {nth}");
+            let other = register(&node, UserId::new(), &name).await;
+            assert_eq!(matches!(other, Err(Error::Conflict { .. })), written, "{point} {nth}: {other:?}");
+        }
+        cluster.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn posting() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let (ada, bob) = (UserId::new(), UserId::new());
+    register(&node, ada, "ada").await.expect("a user");
+    register(&node, bob, "bob").await.expect("a user");
+    let thread = node.create_thread(NewThread::new(ada, "Cut", "off")).await.expect("a thread").thread_id;
+    let points = ["post.thread_read", "post.written", "deliver.kind_delivered"];
+    let mut expected = 0;
+    for point in points {
+        let id = PostId::new(bob);
+        let operation = ["post", &bob.to_string(), &thread.to_string(), &id.to_string()];
+        assert!(cut_off(&cluster, point, 1, &operation), "{point}");
+        cluster.prove().await;
+        let again = NewPost { post_id: Some(id), ..NewPost::new(bob, thread, "cut off") };
+        node.create_post(again).await.expect("the same post");
+        expected += 1;
+        node.relay_once().await.expect("the relay runs");
+        assert_eq!(node.thread(thread).await.expect("the thread").post_count, expected, "{point}");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_relay() {
+    let cluster = TestCluster::colocated().await;
+    let mut config = cluster.config();
+    config.delivery_ms = 0;
+    let node = therev::connect(config).await.expect("a node");
+    let ada = UserId::new();
+    register(&node, ada, "ada").await.expect("a user");
+    let thread = node.create_thread(NewThread::new(ada, "Left", "behind")).await.expect("a thread").thread_id;
+    node.create_post(NewPost::new(ada, thread, "text")).await.expect("a post");
+    for client in ["shard_0", "shard_1", "shard_2", "shard_3"] {
+        let shard = cluster.stranger(client).await;
+        shard.batch_execute("UPDATE therev.outbox SET delivered_at = NULL").await.expect("everything waits");
+    }
+    for (point, nth) in [("deliver.kind_delivered", 1), ("relay.before_mark", 1), ("deliver.kind_delivered", 2)] {
+        assert!(cut_off(&cluster, point, nth, &["relay"]), "{point} {nth}");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+/// An import that is killed five times and started again each time, and then once more when all is there.
+#[tokio::test]
+async fn an_import_at_five_moments() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
+    let folder = folder.to_str().expect("a path in UTF-8");
+    let cluster = TestCluster::colocated().await;
+    let moments = [
+        ("bulk.names_taken", 2),
+        ("bulk.before_commit", 2),
+        ("bulk.committed", 3),
+        ("bulk.before_commit", 9),
+        ("deliver.kind_delivered", 2),
+    ];
+    for (point, nth) in moments {
+        assert!(cut_off(&cluster, point, nth, &["import", folder]), "{point} {nth}");
+        cluster.prove().await;
+    }
+    let node = cluster.node().await;
+    let import = async || {
+        therev::import::stackexchange(&node, folder.as_ref(), "example", &mut |_| {}).await.expect("the import ends")
+    };
+    let last = import().await;
+    assert!(last.skipped.iter().any(|s| s.reason == "already here"), "it went on where it was cut off");
+    let again = import().await;
+    assert_eq!(again.written.values().sum::<u64>(), 0, "everything is there: {again:?}");
+    let held = node.overview().await.expect("an overview");
+    let posts: i64 = held.shards.iter().filter_map(|s| s.posts).sum();
+    let known: u64 = again.skipped.iter().filter(|s| is_post(s.kind, &s.reason)).map(|s| s.count).sum();
+    assert_eq!(posts.unsigned_abs(), known);
+    drop(node);
+    cluster.finish().await;
+}
+
+fn is_post(kind: &str, reason: &str) -> bool {
+    matches!(kind, "answer" | "comment") && reason == "already here"
+}
