@@ -3,8 +3,11 @@
 # The oldest PostgreSQL that therev runs on.
 oldest_postgres=15
 
+# Bold, where that is shown.
+if [ -t 2 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); else bold='' plain=''; fi
+
 say() {
-    printf '\n\033[1m%s\033[0m\n' "$*" >&2
+    printf '\n%s%s%s\n' "$bold" "$*" "$plain" >&2
 }
 
 fail() {
@@ -14,7 +17,7 @@ fail() {
 
 # Shows a command as one would type it, then runs it.
 show() {
-    printf '\n\033[1m$ %s\033[0m\n' "$*" >&2
+    printf '\n%s$ %s%s\n' "$bold" "$*" "$plain" >&2
     "$@"
 }
 

@@ -9,7 +9,6 @@ use clap::{Args, Parser, ValueEnum};
     name = "therev",
     version,
     max_term_width = 100,
-    infer_subcommands = false,
     after_help = "\
 Examples:
   therev cluster up                      four servers on this machine, ready to use

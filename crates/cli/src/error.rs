@@ -1,5 +1,6 @@
 //! What went wrong, for people and for programs: one sentence, and the next step.
 
+use crate::output::talk;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -64,9 +65,9 @@ impl CliError {
             return ExitCode::SUCCESS;
         }
         if json {
-            eprintln!("{}", self.json());
+            talk(&self.json().to_string());
         } else {
-            eprintln!("{self}");
+            talk(&self.to_string());
         }
         if self.kind == USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
@@ -89,7 +90,7 @@ pub(crate) fn report_usage(usage: &clap::Error) -> ExitCode {
     if std::env::args_os().any(|arg| arg == "--json") {
         let text = usage.render().to_string();
         let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim();
-        eprintln!("{}", CliError::usage(message, "`--help` shows what can be said").json());
+        talk(&CliError::usage(message, "`--help` shows what can be said").json().to_string());
     } else {
         let _ = usage.print();
     }

@@ -27,13 +27,13 @@ const STAND_INS: RangeInclusive<char> = '\u{F0000}'..='\u{FFFFD}';
 const INLINE: [&str; 13] = ["a", "b", "br", "code", "em", "i", "kbd", "samp", "span", "strong", "sub", "sup", "var"];
 
 /// HTML as text of `width` columns: links as footnotes, code indented and never wrapped, no colours.
-pub fn html(text: &str, width: usize) -> String {
+pub(crate) fn html(text: &str, width: usize) -> String {
     let laid_out = if text.matches('<').count() > TAGS_MAX { None } else { laid_out(text, width) };
     laid_out.map_or_else(|| plain(text, width), |text| tidy(&text))
 }
 
 /// Plain text wrapped to `width` columns; its line breaks and indentation stay.
-pub fn plain(text: &str, width: usize) -> String {
+pub(crate) fn plain(text: &str, width: usize) -> String {
     let lines: Vec<String> = without_controls(&text.replace('\t', INDENT)).split('\n').map(as_html).collect();
     let config = config::with_decorator(TrivialDecorator::new()).allow_width_overflow();
     let wrapped = config.string_from_read(lines.join("<br>").as_bytes(), width.max(1));
@@ -41,7 +41,7 @@ pub fn plain(text: &str, width: usize) -> String {
 }
 
 /// The text as one line, for tables and titles.
-pub fn line(text: &str) -> String {
+pub(crate) fn line(text: &str) -> String {
     without_controls(text).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 

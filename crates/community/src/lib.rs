@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use lists::{Listed, ThreadCard, ThreadOrder, UserCard};
 pub use maintenance::Maintained;
 pub use names::normalized_user_name;
-pub use overview::Overview;
+pub use overview::{DirectoryStatus, OutboxStatus, Overview, ShardStatus, Standby, State};
 pub use page::{Author, Cursor, PagePost, ThreadPage};
 pub use posts::{NewPost, Parent, Post, PostChange, PostType};
 pub use relay::Relayed;

@@ -123,10 +123,14 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
         .await
         .map_err(|e| target.sql(e))?;
     let found: Uuid = row.get("cluster_id");
-    let same = cluster_id.is_none_or(|id| id == found)
+    let layout: &str = row.get("layout");
+    if found_is_ours(cluster_id, found) && layout != plan.layout.name() {
+        let reason = format!("its cluster has the {layout} layout, which cannot be changed");
+        return Err(Error::WrongDatabase { database, reason });
+    }
+    let same = found_is_ours(cluster_id, found)
         && row.get::<_, &str>("kind") == target.kind.name()
-        && row.get::<_, Option<i16>>("shard") == number
-        && row.get::<_, &str>("layout") == plan.layout.name();
+        && row.get::<_, Option<i16>>("shard") == number;
     if !same {
         let reason = "it already is another database of a cluster; init takes empty ones".into();
         return Err(Error::WrongDatabase { database, reason });
@@ -135,6 +139,11 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
         first_ownership(&client, shard, plan).await.map_err(|e| target.sql(e))?;
     }
     Ok(found)
+}
+
+/// Whether a database's cluster is the one that is being made; the first one asked says which that is.
+fn found_is_ours(cluster_id: Option<Uuid>, found: Uuid) -> bool {
+    cluster_id.is_none_or(|id| id == found)
 }
 
 /// Marks every bucket of every group as owned here or moved to its first owner, unless the shard knows already.

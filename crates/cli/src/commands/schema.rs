@@ -48,12 +48,16 @@ impl SchemaOf {
         self.error.is_none() && self.version == Some(self.newest)
     }
 
+    fn is_newer(&self) -> bool {
+        self.version.is_some_and(|version| version > self.newest)
+    }
+
     fn state(&self) -> String {
         match (&self.error, self.version) {
             (Some(error), _) => error.clone(),
             (None, Some(version)) if version == self.newest && self.applied.is_empty() => "current".to_owned(),
             (None, Some(version)) if version == self.newest => format!("applied {}", self.applied.join(", ")),
-            (None, Some(version)) if version > self.newest => "newer than this program".to_owned(),
+            (None, Some(_)) if self.is_newer() => "newer than this program".to_owned(),
             _ => "behind".to_owned(),
         }
     }
@@ -122,6 +126,9 @@ fn said(versions: &Versions, applies: bool, out: &Output) -> String {
     let table = table(out.width, &header, &["version", "newest"], rows);
     let last = match (versions.ok, applies) {
         (true, _) => "All databases are at this program's version.",
+        _ if versions.databases.iter().any(SchemaOf::is_newer) => {
+            "A newer program made some of these schemas; use that one."
+        }
         (false, true) => "Not all are up to date. What was applied stays; `therev schema apply` continues.",
         (false, false) => "Not all are up to date; `therev schema apply` applies what is missing.",
     };

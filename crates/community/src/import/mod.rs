@@ -102,6 +102,16 @@ pub struct VoteReport {
     pub examples: Vec<String>,
 }
 
+/// The ids of everything imported come from the site's name: one spelling, so that nobody imports a site twice by
+/// writing it differently.
+fn check_site(site: &str) -> Result<(), crate::Error> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    if (1..=40).contains(&site.len()) && site.chars().all(plain) {
+        return Ok(());
+    }
+    Err(crate::Error::invalid("site", "1 to 40 of a-z, 0-9, - and . are allowed"))
+}
+
 /// Imports a Stack Exchange data dump: `Users.xml`, `Posts.xml`, `Comments.xml`, `Votes.xml` in `folder`.
 ///
 /// Users get unique user names made from their display names; questions become threads, answers and comments posts.
@@ -113,6 +123,7 @@ pub async fn stackexchange(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<ImportReport, ImportError> {
     let started = Instant::now();
+    check_site(site)?;
     let mut import = source::Import::new(community, folder, site, progress)?;
     people::import(&mut import).await?;
     content::import_posts(&mut import).await?;

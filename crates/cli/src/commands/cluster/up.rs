@@ -51,7 +51,7 @@ pub(super) async fn run(app: &App, dir: &Path, wanted: &Up) -> Result<()> {
     }
     let initialized = !is_current(dir, &plan).await?;
     if initialized {
-        talk("Making the cluster: roles, schemas, first placement");
+        talk("Setting the cluster up: roles, schemas, addresses");
         therev::init(&plan).await.map_err(therev::Error::from)?;
     }
     write_config(dir, &library_address(&plan.control))?;
