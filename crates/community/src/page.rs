@@ -159,12 +159,20 @@ impl Community {
     }
 
     /// What the directory knows of some users; while it is down, nothing.
+    ///
+    /// Whom a replica does not know may have come a moment ago: the writer is asked for those.
     pub(crate) async fn authors(&self, ids: BTreeSet<UserId>) -> BTreeMap<UserId, Author> {
-        let ids: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
-        let rows = self.shards().directory().read(&NAMES, &[&ids], None).await.unwrap_or_else(|error| {
+        let directory = self.shards().directory();
+        let mut wanted: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
+        let mut rows = directory.read(&NAMES, &[&wanted], None).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "names are missing: the directory gave no answer");
             Vec::new()
         });
+        let known: BTreeSet<Uuid> = rows.iter().map(|row| row.get("user_id")).collect();
+        wanted.retain(|id| !known.contains(id));
+        if !wanted.is_empty() && directory.replica_count() > 0 {
+            rows.extend(directory.writer(&NAMES, &[&wanted]).await.unwrap_or_default());
+        }
         let author = |row: &tokio_postgres::Row| {
             let user_id = UserId(row.get("user_id"));
             (user_id, Author { user_id, user_name: row.get("user_name"), display_name: row.get("display_name") })

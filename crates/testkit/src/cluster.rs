@@ -2,6 +2,7 @@
 
 use crate::servers::test_servers;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use therev::{Config, InitPlan, Layout, Therev};
 use tokio_postgres::{Client, NoTls};
 
@@ -92,6 +93,25 @@ impl TestCluster {
     /// A superuser's connection to one database.
     pub async fn stranger(&self, part: &str) -> Client {
         connect(&self.url(part)).await
+    }
+
+    /// Waits until the directory's replica has everything that its writer has now.
+    pub async fn replica_caught_up(&self) {
+        let position = "SELECT pg_current_wal_flush_lsn()::text";
+        let row = self.stranger("directory").await.query_one(position, &[]).await.expect("the writer answers");
+        let replica = connect(&test_servers().replica).await;
+        let reached = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn";
+        let wait = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(10));
+            loop {
+                ticks.tick().await;
+                let there = replica.query_one(reached, &[&row.get::<_, &str>(0)]).await.expect("the replica answers");
+                if there.get(0) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the replica catches up");
     }
 
     /// What a node is given to find this cluster: nothing runs in the background, claims settle at once.

@@ -120,6 +120,7 @@ async fn what_deleting_means() {
 
         // A deleted author's content stays, without a name.
         node.delete_user(carl, false, &operator()).await.expect("the user is deleted");
+        cluster.replica_caught_up().await;
         let page = node.thread_page(thread.thread_id, None, 10).await.expect("the page");
         assert_eq!(page.posts[1].author.user_name, None);
         assert_eq!(page.posts[1].post.body.as_deref(), Some("under it"));

@@ -33,6 +33,7 @@ async fn per_operation() {
     node.users(&authors).await.expect("users");
     assert_eq!(since(&node, &before).values().sum::<u64>(), 4, "many users: one per shard");
 
+    cluster.replica_caught_up().await;
     // The head on shard 0; posts are on shards 1 and 2 only; the names from a replica of the directory.
     let before = node.shards().statements();
     node.thread_page(open.thread_id, None, 50).await.expect("a page");
