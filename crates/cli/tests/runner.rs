@@ -4,6 +4,7 @@
 
 mod exit_codes;
 mod help;
+mod on_a_cluster;
 
 use std::process::{Command, Output, Stdio};
 

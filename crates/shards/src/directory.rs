@@ -11,6 +11,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
@@ -113,12 +114,21 @@ impl Directory {
             match read_after(replica, statement, params, seen).await {
                 Ok(Some(rows)) => return Ok(rows),
                 Ok(None) => {}
-                Err(error @ Error::Sql { .. }) => return Err(error),
+                // A statement that is wrong is wrong everywhere. A replica that is down, or that had to cancel it to go
+                // on replaying, is only passed over.
+                Err(error) if error.sql_error().is_some_and(|refused| !is_of_the_moment(refused.code())) => {
+                    return Err(error);
+                }
                 Err(error) => tracing::debug!(%error, "a directory replica was passed over"),
             }
         }
         self.writer.query(statement.sql, params, false).await
     }
+}
+
+/// Class 40: transaction rollback, as by a conflict with recovery. Class 57: operator intervention, time-outs.
+fn is_of_the_moment(code: &SqlState) -> bool {
+    code.code().starts_with("40") || code.code().starts_with("57")
 }
 
 /// Reads from one replica; `None` when it is behind or of another life.

@@ -110,7 +110,7 @@ impl Pool {
                 Error::Down { database, source: Some(source) }
             }
             PoolError::Timeout(_) => Error::Deadline {
-                limit_ms: self.connections.timeouts().wait.unwrap_or_default().as_millis(),
+                limit_ms: self.deadline().as_millis(),
                 waiting_for: format!("a connection to {database}"),
             },
             other => {
@@ -122,11 +122,25 @@ impl Pool {
 
     /// One statement, prepared once per connection. A read is tried again once when its connection turns out to be
     /// broken: a restarted server costs its first callers nothing.
+    ///
+    /// No statement waits longer than the deadline, whatever the server does; what a write did then is not known.
     pub(crate) async fn query(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        match self.query_once(sql, params, writes).await {
-            Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
-            outcome => outcome,
-        }
+        let tries = async {
+            match self.query_once(sql, params, writes).await {
+                Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
+                outcome => outcome,
+            }
+        };
+        tokio::time::timeout(self.deadline(), tries).await.unwrap_or_else(|_| {
+            Err(Error::Deadline {
+                limit_ms: self.deadline().as_millis(),
+                waiting_for: format!("an answer from {}", self.database),
+            })
+        })
+    }
+
+    fn deadline(&self) -> Duration {
+        self.connections.timeouts().wait.unwrap_or_default()
     }
 
     async fn query_once(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {

@@ -5,7 +5,11 @@ use therev::{Actor, Config, NewPost, NewThread, NewUser, ThreadOrder, UserId};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let control = std::env::args().nth(1).ok_or("give the address of the control database")?;
-    let therev = therev::connect(Config::new(control)).await?;
+    run(Config::new(control)).await
+}
+
+pub(crate) async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let therev = therev::connect(config).await?;
     let operator = Actor::Operator("quickstart".into());
 
     // Ids that the caller chooses make every call repeatable.

@@ -1,0 +1,136 @@
+//! The command on a real cluster: what it prints for programs, and how it fails.
+
+use crate::therev;
+use serde_json::{Value, json};
+use std::process::Output;
+use testkit::TestCluster;
+
+/// Runs a command on a cluster, found by the superuser's address as `cluster env` would print it.
+fn on(cluster: &TestCluster, args: &[&str]) -> Output {
+    let control = cluster.url("control");
+    let mut all = vec!["--control", control.as_str()];
+    all.extend(args);
+    therev(&all)
+}
+
+/// What a command prints for programs.
+fn json_of(cluster: &TestCluster, args: &[&str]) -> Value {
+    let output = on(cluster, &[args, &["--json"]].concat());
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Kind and exit code of a command that fails; nothing may be on its standard output.
+fn failure(cluster: &TestCluster, args: &[&str]) -> (String, i32) {
+    let output = on(cluster, &[args, &["--json"]].concat());
+    assert!(output.stdout.is_empty(), "{args:?}");
+    let error: Value = serde_json::from_slice(&output.stderr)
+        .unwrap_or_else(|_| panic!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)));
+    let error = &error["error"];
+    assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{error}");
+    assert!(error.get("next").is_some(), "{error}");
+    (error["kind"].as_str().unwrap().to_owned(), output.status.code().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journey_for_programs() {
+    let cluster = TestCluster::colocated().await;
+    let ada = json_of(&cluster, &["user", "add", "ada"]);
+    let thread = json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Tea?", "--body", "No."]);
+    let id = thread["thread_id"].as_str().unwrap();
+    let post = json_of(&cluster, &["post", "add", "--author", "@ada", "--thread", id, "--body", "Yes."]);
+    let post_id = post["post_id"].as_str().unwrap();
+    json_of(&cluster, &["post", "add", "--author", "@ada", "--reply-to", post_id, "--body", "Perhaps."]);
+
+    let found = json_of(&cluster, &["where", "@ada"]);
+    let keys: Vec<&String> = found.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["bucket", "exists", "group", "owner", "shard", "via"]);
+    assert_eq!((&found["owner"], &found["via"], &found["exists"]), (&ada["user_id"], &json!("name"), &json!(true)));
+    assert_eq!(json_of(&cluster, &["where", post_id])["group"], "content");
+    let nobody = json_of(&cluster, &["where", "018f3c5e-7b2a-7000-8000-00000000abcd"]);
+    assert_eq!((&nobody["bucket"], &nobody["exists"]), (&json!(3483), &json!(false)));
+
+    let page = json_of(&cluster, &["thread", "show", id]);
+    let bodies: Vec<&Value> = page["posts"].as_array().unwrap().iter().map(|post| &post["body"]).collect();
+    assert_eq!(bodies, ["Yes.", "Perhaps."]);
+    let status = json_of(&cluster, &["status"]);
+    assert_eq!(status["shards"].as_array().unwrap().len(), 4);
+    let posts: i64 = status["shards"].as_array().unwrap().iter().map(|s| s["posts"].as_i64().unwrap()).sum();
+    assert_eq!(posts, 2);
+    assert!(status["directory"]["replicas"][0]["lag_ms"].is_number() && status["found_by"].is_string());
+    let check = json_of(&cluster, &["check"]);
+    assert_eq!(check["ok"], true, "{check}");
+    let log = json_of(&cluster, &["audit", "list", "--user", "@ada"]);
+    assert_eq!(log.as_array().or(log["entries"].as_array()).unwrap()[0]["action"], "register");
+
+    json_of(&cluster, &["user", "delete", "@ada", "--with-content"]);
+    assert_eq!(failure(&cluster, &["thread", "show", id]), ("gone".into(), 1));
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_input_gets_one_clear_sentence() {
+    let cluster = TestCluster::colocated().await;
+    json_of(&cluster, &["user", "add", "ada"]);
+    let thread = json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Open", "--body", ""]);
+    let id = thread["thread_id"].as_str().unwrap();
+    let nowhere = "01646449-9349-8f35-abaa-0f1857397a51";
+    for (args, kind) in [
+        (vec!["user", "add", "ADA"], "conflict"),
+        (vec!["user", "add", "a b"], "invalid"),
+        (vec!["user", "show", "@nobody"], "not_found"),
+        (vec!["thread", "show", nowhere], "not_found"),
+        (vec!["post", "add", "--author", "@ada", "--thread", id, "--body", ""], "invalid"),
+        (vec!["import", "stackexchange", "/nonexistent", "--site", "x"], "io"),
+    ] {
+        let (found, code) = failure(&cluster, &args);
+        assert_eq!(code, 1, "{args:?}");
+        if kind != "io" {
+            assert_eq!(found, kind, "{args:?}");
+        }
+    }
+    // People get the same in words, with the next step, and never a password.
+    let output = on(&cluster, &["thread", "show", nowhere]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains(nowhere) && !text.contains("postgresql://"), "{text}");
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_dump_stops_at_its_line_and_leaves_the_rest_whole() {
+    let cluster = TestCluster::colocated().await;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &[u8]| std::fs::write(folder.path().join(name), text).unwrap();
+    let user = |id: u32| format!("<row Id=\"{id}\" CreationDate=\"2018-01-01T00:00:00\" DisplayName=\"Ann\" />\r\n");
+    let good = format!("\u{feff}<?xml version=\"1.0\"?>\r\n<users>\r\n{}{}</users>", user(1), user(2));
+    for (name, root) in [("Posts.xml", "posts"), ("Comments.xml", "comments"), ("Votes.xml", "votes")] {
+        write(name, format!("<{root}></{root}>").as_bytes());
+    }
+    let dump = folder.path().to_str().unwrap();
+    let import = ["import", "stackexchange", dump, "--site", "small"];
+    let broken: [(&str, Vec<u8>); 4] = [
+        ("line 4", good.replace("<row Id=\"2\"", "<row Id=\"2\" Broken").into_bytes()),
+        (
+            "DOCTYPE",
+            good.replace("<users>", "<!DOCTYPE u [<!ENTITY x SYSTEM \"file:///etc/passwd\">]><users>").into_bytes(),
+        ),
+        ("line 4", good.replace("Id=\"2\"", "Id=\"&#0;\"").into_bytes()),
+        ("line 4", [good.split("<row Id=\"2\"").next().unwrap().as_bytes(), b"<row Id=\"\xff\"/></users>"].concat()),
+    ];
+    for (word, bytes) in broken {
+        write("Users.xml", &bytes);
+        let output = on(&cluster, &import);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(text.contains(word) && text.contains("Users.xml"), "{text}");
+        cluster.prove().await;
+    }
+    write("Users.xml", good.as_bytes());
+    let report = json_of(&cluster, &import);
+    let written = report["written"]["users"].as_u64().unwrap();
+    let known = report["skipped"].as_array().unwrap().iter().filter(|s| s["reason"] == "already here");
+    assert_eq!(written + known.map(|s| s["count"].as_u64().unwrap()).sum::<u64>(), 2, "{report}");
+    let names = json_of(&cluster, &["user", "list", "ann"]);
+    assert_eq!(names["items"].as_array().unwrap().len(), 2, "two of one display name have two user names");
+    cluster.finish().await;
+}
