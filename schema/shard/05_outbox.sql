@@ -1,21 +1,19 @@
--- What other databases must hear of, written in the transaction that made it true and delivered later. Events carry
--- states with versions, never increments: delivered twice or out of order they change nothing.
+-- What other databases must hear of, written in the transaction that made it true and delivered later. An event is what
+-- one statement made true of one kind: facts, which are states with versions, never increments. Delivered twice or out
+-- of order they change nothing.
 
 CREATE TABLE therev.outbox (
     outbox_id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     colocation_group therev.colocation_group NOT NULL,
-    -- Of the owner that wrote it.
-    bucket           smallint    NOT NULL,
+    -- Of the owner that wrote it; -1: of several owners, whom one statement wrote for.
+    bucket           smallint    NOT NULL CHECK (bucket BETWEEN -1 AND 4095),
     -- user, thread: to the directory; a user's names are confirmed with it, on the shards of their claims.
     -- claim: a name that was given up, to its shard. contribution: to the thread's shard.
     -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
     kind             text        NOT NULL
                      CHECK (kind IN ('user', 'thread', 'claim', 'contribution', 'totals', 'audit')),
-    key              uuid        NOT NULL,
-    -- The second half of the key where it has two: the participant of a thread, the user of a claim.
-    member           uuid        NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
-    version          bigint      NOT NULL,
-    payload          jsonb       NOT NULL,
+    facts            jsonb       NOT NULL CHECK (jsonb_typeof(facts) = 'array'),
+    fact_count       integer     NOT NULL GENERATED ALWAYS AS (jsonb_array_length(facts)) STORED,
     created_at       timestamptz NOT NULL DEFAULT now(),
     delivered_at     timestamptz
 );
@@ -23,6 +21,11 @@ CREATE TABLE therev.outbox (
 CREATE INDEX outbox_pending ON therev.outbox (bucket, outbox_id) WHERE delivered_at IS NULL;
 -- Query: delivered an hour ago, to be dropped (maintain).
 CREATE INDEX outbox_delivered ON therev.outbox (delivered_at) WHERE delivered_at IS NOT NULL;
+
+-- The bucket of an event whose facts lie between these two buckets.
+CREATE FUNCTION therev.common_bucket(least_bucket smallint, greatest_bucket smallint) RETURNS smallint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN least_bucket = greatest_bucket THEN least_bucket ELSE -1::smallint END;
 
 -- What the directory holds of a user, and the names that its claims are to confirm.
 CREATE FUNCTION therev.user_state(u users) RETURNS jsonb
@@ -55,20 +58,25 @@ BEGIN ATOMIC
      WHERE n.value IS NOT NULL;
 END;
 
+-- Of 500 rows at the most, one event.
 -- SECURITY DEFINER: whoever may change a user may not therefore write into the outbox.
 CREATE FUNCTION therev.publish_users() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
 $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-        SELECT 'account', o.bucket, 'user', o.user_id, o.version + 1,
-               therev.user_state(o) || jsonb_build_object('deleted', true, 'version', o.version + 1)
-          FROM old_users AS o;
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+        SELECT 'account', therev.common_bucket(min(s.bucket), max(s.bucket)), 'user', jsonb_agg(s.fact)
+          FROM (SELECT o.bucket, (row_number() OVER () - 1) / 500 AS part,
+                       therev.user_state(o) || jsonb_build_object('deleted', true, 'version', o.version + 1) AS fact
+                  FROM old_users AS o) AS s
+         GROUP BY s.part;
     ELSE
-        INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-        SELECT 'account', n.bucket, 'user', n.user_id, n.version, therev.user_state(n)
-          FROM new_users AS n;
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+        SELECT 'account', therev.common_bucket(min(s.bucket), max(s.bucket)), 'user', jsonb_agg(s.fact)
+          FROM (SELECT n.bucket, (row_number() OVER () - 1) / 500 AS part, therev.user_state(n) AS fact
+                  FROM new_users AS n) AS s
+         GROUP BY s.part;
     END IF;
     RETURN NULL;
 END
@@ -79,9 +87,11 @@ CREATE FUNCTION therev.release_names() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
 $$
 BEGIN
-    INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
-    SELECT 'account', OLD.bucket, 'claim', therev.claim_key(name.kind, name.value), OLD.user_id, v.version,
-           jsonb_build_object('user_id', OLD.user_id, 'version', v.version)
+    INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+    SELECT 'account', OLD.bucket, 'claim',
+           jsonb_build_array(jsonb_build_object(
+               'claim_key', therev.claim_key(name.kind, name.value), 'user_id', OLD.user_id,
+               'held', false, 'version', v.version))
       FROM therev.names_of(OLD) AS name,
            (SELECT CASE WHEN TG_OP = 'DELETE' THEN OLD.version + 1 ELSE NEW.version END AS version) AS v
      WHERE TG_OP = 'DELETE'
@@ -108,14 +118,18 @@ CREATE FUNCTION therev.publish_threads() RETURNS trigger
 $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
-        INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-        SELECT 'content', o.bucket, 'thread', o.thread_id, o.version + 1,
-               therev.thread_state(o) || jsonb_build_object('deleted', true, 'version', o.version + 1)
-          FROM old_threads AS o;
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+        SELECT 'content', therev.common_bucket(min(s.bucket), max(s.bucket)), 'thread', jsonb_agg(s.fact)
+          FROM (SELECT o.bucket, (row_number() OVER () - 1) / 500 AS part,
+                       therev.thread_state(o) || jsonb_build_object('deleted', true, 'version', o.version + 1) AS fact
+                  FROM old_threads AS o) AS s
+         GROUP BY s.part;
     ELSE
-        INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-        SELECT 'content', n.bucket, 'thread', n.thread_id, n.version, therev.thread_state(n)
-          FROM new_threads AS n;
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+        SELECT 'content', therev.common_bucket(min(s.bucket), max(s.bucket)), 'thread', jsonb_agg(s.fact)
+          FROM (SELECT n.bucket, (row_number() OVER () - 1) / 500 AS part, therev.thread_state(n) AS fact
+                  FROM new_threads AS n) AS s
+         GROUP BY s.part;
     END IF;
     RETURN NULL;
 END

@@ -101,8 +101,8 @@ BEGIN ATOMIC
                last_post_at = greatest(c.last_post_at, excluded.last_post_at),
                version = greatest(c.version + 1, excluded.version)
         RETURNING *)
-    INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
-    SELECT 'content', c.bucket, 'contribution', c.thread_id, c.author_id, c.version, to_jsonb(c)
+    INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+    SELECT 'content', c.bucket, 'contribution', jsonb_build_array(to_jsonb(c))
       FROM contribution AS c;
 END;
 

@@ -83,8 +83,8 @@ macro_rules! audited {
                      ON f.colocation_group = 'account' AND get_bit(f.writable, n.bucket) = 1
                  RETURNING audit_id),
              audit_sent AS (
-                 INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-                 SELECT 'content', n.bucket, 'audit', n.audit_id, 1, to_jsonb(n)
+                 INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+                 SELECT 'content', n.bucket, 'audit', jsonb_build_array(to_jsonb(n))
                    FROM noted AS n
                   WHERE NOT EXISTS (SELECT FROM audited))"
         )

@@ -294,7 +294,7 @@ impl BulkRow for BulkPost {
     }
 }
 
-/// What the posts of a batch add to their authors' contributions, and the events about it, in the same transaction.
+/// What the posts of a batch add to their authors' contributions, and the event about them, in the same transaction.
 const CONTRIBUTE: &str = "
     WITH contribution AS (
         INSERT INTO therev.thread_contributions AS c
@@ -307,9 +307,10 @@ const CONTRIBUTE: &str = "
            SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
                version = greatest(c.version + 1, excluded.version)
         RETURNING c.*)
-    INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
-    SELECT 'content', c.bucket, 'contribution', c.thread_id, c.author_id, c.version, to_jsonb(c)
-      FROM contribution AS c";
+    INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+    SELECT 'content', therev.common_bucket(min(c.bucket), max(c.bucket)), 'contribution', jsonb_agg(to_jsonb(c))
+      FROM contribution AS c
+    HAVING count(*) > 0";
 
 /// How often a batch is tried again after somebody else wrote the same rows, or a connection broke.
 const TRIES: u32 = 5;

@@ -10,7 +10,7 @@ use crate::names::{self, Name, NameKind};
 use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use shards::{Item, Token, Unfenced, WriteMany};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Mutex, PoisonError};
@@ -18,15 +18,23 @@ use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-/// One undelivered row of a shard's outbox.
+/// One undelivered row of a shard's outbox: what one statement made true.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
     pub(crate) outbox_id: i64,
     pub(crate) kind: String,
-    pub(crate) key: Uuid,
-    pub(crate) member: Uuid,
-    pub(crate) version: i64,
-    pub(crate) payload: Value,
+    pub(crate) facts: Vec<Value>,
+}
+
+/// What a fact is about: an id, and a second one where it takes two (the participant of a thread, the user of a claim).
+type Key = (Uuid, Uuid);
+
+/// One state with its version.
+#[derive(Debug)]
+struct Fact<'a> {
+    key: Key,
+    version: i64,
+    value: &'a Value,
 }
 
 /// Delivered rows whose marks have not been written yet: one statement a shard and relay pass, not one an event.
@@ -47,7 +55,7 @@ impl Acks {
 }
 
 static OF_BUCKET: Unfenced = Unfenced::read(
-    "SELECT o.outbox_id, o.kind, o.key, o.member, o.version, o.payload
+    "SELECT o.outbox_id, o.kind, o.facts
        FROM therev.outbox AS o
       WHERE o.bucket = $1 AND o.delivered_at IS NULL AND o.kind <> 'totals'
       ORDER BY o.outbox_id LIMIT 1000",
@@ -115,10 +123,11 @@ static UPSERT_PARTICIPANTS: WriteMany = WriteMany::new(
           WHERE p.version < excluded.version
          RETURNING p.bucket, p.author_id, p.thread_id),
      told AS (
-         INSERT INTO therev.outbox (colocation_group, bucket, kind, key, version, payload)
-         SELECT DISTINCT 'content'::therev.colocation_group, c.bucket, 'totals', c.thread_id, 1::bigint,
-                jsonb_build_object('thread_id', c.thread_id, 'author_id', c.author_id)
-           FROM changed AS c),
+         INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+         SELECT 'content', therev.common_bucket(min(c.bucket), max(c.bucket)), 'totals',
+                jsonb_agg(DISTINCT jsonb_build_object('thread_id', c.thread_id, 'author_id', c.author_id))
+           FROM changed AS c
+         HAVING count(*) > 0),
      result AS (SELECT c.thread_id FROM changed AS c)",
 );
 
@@ -152,43 +161,59 @@ static SUM_TOTALS: WriteMany = WriteMany::new(
 
 impl Event {
     pub(crate) fn from_row(row: &Row) -> Event {
-        Event {
-            outbox_id: row.get("outbox_id"),
-            kind: row.get("kind"),
-            key: row.get("key"),
-            member: row.get("member"),
-            version: row.get("version"),
-            payload: row.get("payload"),
-        }
-    }
-
-    /// A field of the payload; an event that lacks it is never delivered, and `check` names it by its age.
-    fn field<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_value(self.payload.get(name)?.clone()).ok()
-    }
-
-    /// The bucket that owns the row it is for, where that is on a shard.
-    fn target(&self) -> Option<Bucket> {
-        match self.kind.as_str() {
-            "claim" => Some(bucket_of(self.key)),
-            "contribution" => self.field::<UserId>("thread_author_id").map(UserId::bucket),
-            "totals" => self.field::<UserId>("author_id").map(UserId::bucket),
-            "audit" => self.field::<UserId>("user_id").map(UserId::bucket),
-            _ => None,
-        }
+        let facts = match row.get("facts") {
+            Value::Array(facts) => facts,
+            other => vec![other],
+        };
+        Event { outbox_id: row.get("outbox_id"), kind: row.get("kind"), facts }
     }
 }
 
-/// The newest event per key; older ones are delivered with it.
-fn newest(events: &[Event]) -> Vec<&Event> {
-    let mut by_key: BTreeMap<(&str, Uuid, Uuid), &Event> = BTreeMap::new();
+impl Fact<'_> {
+    /// Reads what a fact of this kind is about; one that does not say is never delivered, and `check` names it by its
+    /// age.
+    fn read<'a>(kind: &str, value: &'a Value) -> Option<Fact<'a>> {
+        let (first, second) = match kind {
+            "user" => ("user_id", None),
+            "thread" | "totals" => ("thread_id", None),
+            "claim" => ("claim_key", Some("user_id")),
+            "contribution" => ("thread_id", Some("author_id")),
+            "audit" => ("audit_id", None),
+            _ => return None,
+        };
+        let second = second.map_or(Some(Uuid::nil()), |name| field(value, name))?;
+        let version = value.get("version").and_then(Value::as_i64).unwrap_or(0);
+        Some(Fact { key: (field(value, first)?, second), version, value })
+    }
+
+    /// The bucket that owns the row it is for, where that is on a shard.
+    fn target(&self, kind: &str) -> Option<Bucket> {
+        let owner = match kind {
+            "claim" => return Some(bucket_of(self.key.0)),
+            "contribution" => "thread_author_id",
+            "totals" => "author_id",
+            _ => "user_id",
+        };
+        field::<UserId>(self.value, owner).map(UserId::bucket)
+    }
+}
+
+fn field<T: DeserializeOwned>(value: &Value, name: &str) -> Option<T> {
+    serde_json::from_value(value.get(name)?.clone()).ok()
+}
+
+/// The newest fact per kind and key; older ones are delivered with it.
+fn newest(events: &[Event]) -> BTreeMap<&str, BTreeMap<Key, Fact<'_>>> {
+    let mut by_kind: BTreeMap<&str, BTreeMap<Key, Fact<'_>>> = BTreeMap::new();
     for event in events {
-        let known = by_key.entry((&event.kind, event.key, event.member)).or_insert(event);
-        if event.version > known.version {
-            *known = event;
+        for fact in event.facts.iter().filter_map(|value| Fact::read(&event.kind, value)) {
+            let known = by_kind.entry(&event.kind).or_default();
+            if known.get(&fact.key).is_none_or(|older| older.version < fact.version) {
+                known.insert(fact.key, fact);
+            }
         }
     }
-    by_key.into_values().collect()
+    by_kind
 }
 
 crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
@@ -236,15 +261,11 @@ impl Community {
         }
     }
 
-    /// Delivers events of one shard's outbox, the newest state per key, and notes which are delivered. Says how many.
+    /// Delivers events of one shard's outbox, the newest fact per key, and notes which are delivered. Says how many.
     ///
     /// A database that is down keeps only its own events back; its error is returned after the others are served.
     pub(crate) async fn deliver(&self, shard: ShardNo, events: Vec<Event>) -> Result<usize> {
-        let mut by_kind: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
-        let newest = newest(&events);
-        for event in newest {
-            by_kind.entry(&event.kind).or_default().push(event);
-        }
+        let by_kind = newest(&events);
         // Each kind has databases of its own; but the directory takes totals only of a thread that it knows.
         let side_by_side = ["user", "thread", "claim", "audit", "contribution"];
         let mut outcomes = join_all(side_by_side.map(|kind| self.deliver_kind(kind, by_kind.get(kind)))).await;
@@ -254,11 +275,9 @@ impl Community {
         for (kind, outcome) in side_by_side.into_iter().chain(["totals"]).zip(outcomes) {
             match outcome {
                 Ok(done) => {
-                    let ids: Vec<i64> = events
-                        .iter()
-                        .filter(|e| e.kind == kind && done.contains(&(e.key, e.member)))
-                        .map(|e| e.outbox_id)
-                        .collect();
+                    let is_done = |value| Fact::read(kind, value).is_some_and(|fact| done.contains(&fact.key));
+                    let whole = events.iter().filter(|e| e.kind == kind && e.facts.iter().all(is_done));
+                    let ids: Vec<i64> = whole.map(|e| e.outbox_id).collect();
                     delivered += ids.len();
                     self.inner.acks.add(shard, ids);
                 }
@@ -268,46 +287,46 @@ impl Community {
         failed.map_or(Ok(delivered), Err)
     }
 
-    /// Delivers events of one kind, each key once; says which keys are delivered.
-    async fn deliver_kind(&self, kind: &str, events: Option<&Vec<&Event>>) -> Result<HashSet<(Uuid, Uuid)>> {
-        let Some(events) = events else { return Ok(HashSet::new()) };
+    /// Delivers facts of one kind, each key once; says which keys are delivered.
+    async fn deliver_kind(&self, kind: &str, facts: Option<&BTreeMap<Key, Fact<'_>>>) -> Result<HashSet<Key>> {
+        let Some(facts) = facts else { return Ok(HashSet::new()) };
         let delivered = match kind {
             "user" => {
                 // The names first: a user whose names cannot be confirmed now stays pending as a whole.
-                let confirmed = self.confirm_names(events).await;
-                self.tell_directory(&UPSERT_USERS, events).await?;
+                let confirmed = self.confirm_names(facts).await;
+                self.tell_directory(&UPSERT_USERS, facts).await?;
                 confirmed
             }
             "thread" => {
-                self.tell_directory(&UPSERT_THREADS, events).await?;
-                events.iter().map(|e| (e.key, e.member)).collect()
+                self.tell_directory(&UPSERT_THREADS, facts).await?;
+                facts.keys().copied().collect()
             }
-            "totals" => self.deliver_totals(events).await?,
-            "claim" => self.deliver_to_shards(&names::CONFIRM, events).await,
-            "audit" => self.deliver_to_shards(&audit::RECEIVE, events).await,
-            _ => self.deliver_to_shards(&UPSERT_PARTICIPANTS, events).await,
+            "totals" => self.deliver_totals(facts).await?,
+            "claim" => self.deliver_to_shards(kind, &names::CONFIRM, facts).await,
+            "audit" => self.deliver_to_shards(kind, &audit::RECEIVE, facts).await,
+            _ => self.deliver_to_shards(kind, &UPSERT_PARTICIPANTS, facts).await,
         };
         fail::fail_point!("deliver.kind_delivered");
         Ok(delivered)
     }
 
-    async fn tell_directory(&self, upsert: &Unfenced, events: &[&Event]) -> Result<()> {
-        let states: Value = events.iter().map(|e| e.payload.clone()).collect();
+    async fn tell_directory(&self, upsert: &Unfenced, facts: &BTreeMap<Key, Fact<'_>>) -> Result<()> {
+        let states: Value = facts.values().map(|fact| fact.value.clone()).collect();
         self.shards().directory().writer(upsert, &[&states]).await?;
         Ok(())
     }
 
     /// Confirms the claims of users' names; says whose are all confirmed.
-    async fn confirm_names(&self, events: &[&Event]) -> HashSet<(Uuid, Uuid)> {
+    async fn confirm_names(&self, facts: &BTreeMap<Key, Fact<'_>>) -> HashSet<Key> {
         let mut items = Vec::new();
-        let mut buckets_of: BTreeMap<(Uuid, Uuid), Vec<Bucket>> = BTreeMap::new();
-        for event in events {
-            let buckets = buckets_of.entry((event.key, event.member)).or_default();
+        let mut buckets_of: BTreeMap<Key, Vec<Bucket>> = BTreeMap::new();
+        for fact in facts.values() {
+            let buckets = buckets_of.entry(fact.key).or_default();
             for kind in NameKind::ALL {
-                let Some(value) = event.field::<String>(kind.sql()) else { continue };
+                let Some(value) = field::<String>(fact.value, kind.sql()) else { continue };
                 let name = Name { kind, value };
                 buckets.push(name.bucket());
-                items.push(name.told(UserId(event.key), event.version, true));
+                items.push(name.told(UserId(fact.key.0), fact.version, true));
             }
         }
         let answer = self.shards().write_many(&names::CONFIRM, items).await;
@@ -316,49 +335,50 @@ impl Community {
         buckets_of.into_iter().filter(reached).map(|(key, _)| key).collect()
     }
 
-    async fn deliver_to_shards(&self, statement: &WriteMany, events: &[&Event]) -> HashSet<(Uuid, Uuid)> {
-        let item = |event: &&Event| {
-            let mut value = event.payload.clone();
-            if event.kind == "claim" {
-                // A name that was given up.
-                value["claim_key"] = json!(event.key);
-                value["held"] = json!(false);
-            }
-            event.target().map(|bucket| Item { bucket, value })
-        };
-        let answer = self.shards().write_many(statement, events.iter().filter_map(item).collect()).await;
+    async fn deliver_to_shards(
+        &self,
+        kind: &str,
+        statement: &WriteMany,
+        facts: &BTreeMap<Key, Fact<'_>>,
+    ) -> HashSet<Key> {
+        let answer = self.shards().write_many(statement, items(kind, facts)).await;
         for (shard, error) in &answer.missing {
-            tracing::debug!(%shard, %error, "events for a shard stay in the outbox");
+            tracing::debug!(%shard, %error, "facts for a shard stay in the outbox");
         }
-        let reached = |e: &&&Event| e.target().is_some_and(|bucket| !answer.unanswered.contains(&bucket));
-        events.iter().filter(reached).map(|e| (e.key, e.member)).collect()
+        let reached = |fact: &&Fact<'_>| fact.target(kind).is_some_and(|bucket| !answer.unanswered.contains(&bucket));
+        facts.values().filter(reached).map(|fact| fact.key).collect()
     }
 
-    async fn deliver_totals(&self, events: &[&Event]) -> Result<HashSet<(Uuid, Uuid)>> {
-        let item = |e: &&Event| e.target().map(|bucket| Item { bucket, value: e.payload.clone() });
-        let rows = self.shards().write_many(&SUM_TOTALS, events.iter().filter_map(item).collect()).await.rows;
+    async fn deliver_totals(&self, facts: &BTreeMap<Key, Fact<'_>>) -> Result<HashSet<Key>> {
+        let rows = self.shards().write_many(&SUM_TOTALS, items("totals", facts)).await.rows;
         let totals: Value = rows.iter().map(|row| row.get::<_, Value>("totals")).collect();
         let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&totals]).await?;
         Ok(known.iter().map(|row| (row.get("thread_id"), Uuid::nil())).collect())
     }
 }
 
+/// Facts as a statement on many owners takes them.
+fn items(kind: &str, facts: &BTreeMap<Key, Fact<'_>>) -> Vec<Item> {
+    let item = |fact: &Fact<'_>| fact.target(kind).map(|bucket| Item { bucket, value: fact.value.clone() });
+    facts.values().filter_map(item).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn the_newest_state_per_key_is_delivered_and_stands_for_the_older_ones() {
-        let event = |outbox_id, key, version| Event {
-            outbox_id,
-            kind: "user".into(),
-            key: Uuid::from_u128(key),
-            member: Uuid::nil(),
-            version,
-            payload: json!({}),
-        };
-        let events = [event(1, 7, 3), event(2, 8, 1), event(3, 7, 5), event(4, 7, 4)];
-        let ids: Vec<i64> = newest(&events).iter().map(|e| e.outbox_id).collect();
-        assert_eq!(ids, [3, 2]);
+    fn the_newest_fact_per_key_stands_for_the_older_ones() {
+        let fact = |id: u128, version: i64| json!({ "user_id": Uuid::from_u128(id), "version": version });
+        let event = |outbox_id, facts| Event { outbox_id, kind: "user".into(), facts };
+        let events = [
+            event(1, vec![fact(7, 3), fact(8, 1)]),
+            event(2, vec![fact(7, 5)]),
+            event(3, vec![fact(7, 4), json!({ "version": 9 })]),
+        ];
+        let by_kind = newest(&events);
+        let versions: Vec<i64> = by_kind["user"].values().map(|fact| fact.version).collect();
+        assert_eq!(versions, [5, 1], "one that does not say what it is about is left out");
     }
 }

@@ -141,10 +141,10 @@ pub(crate) use post_columns;
 macro_rules! contribution_sent {
     () => {
         "sent AS (
-             INSERT INTO therev.outbox (colocation_group, bucket, kind, key, member, version, payload)
-             SELECT 'content', c.bucket, 'contribution', c.thread_id, c.author_id, c.version, to_jsonb(c)
+             INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+             SELECT 'content', c.bucket, 'contribution', jsonb_build_array(to_jsonb(c))
                FROM contribution AS c
-             RETURNING outbox_id, key, member, version, payload)"
+             RETURNING outbox_id, kind, facts)"
     };
 }
 
@@ -170,11 +170,11 @@ static CREATE: Write = Write::new(
          ",
         contribution_sent!(),
         ", result AS (
-             SELECT s.outbox_id, s.key, s.member, s.version AS event_version, s.payload, ",
+             SELECT s.outbox_id, s.kind, s.facts, ",
         post_columns!(),
         " FROM created AS p, sent AS s
              UNION ALL
-             SELECT NULL, NULL, NULL, NULL, NULL, ",
+             SELECT NULL, NULL, NULL, ",
         post_columns!(),
         " FROM posts AS p, fence WHERE p.bucket = $1 AND p.author_id = $2 AND p.post_id = $3)"
     ),
@@ -249,7 +249,7 @@ static DELETE: Write = Write::new(
         ", ",
         contribution_sent!(),
         ", result AS (
-             SELECT s.outbox_id, s.key, s.member, s.version AS event_version, s.payload FROM deleted AS d, sent AS s)"
+             SELECT s.outbox_id, s.kind, s.facts FROM deleted AS d, sent AS s)"
     ),
 );
 
@@ -365,15 +365,10 @@ impl Community {
 
     /// Delivers the contribution that a statement returned with its row; a repeated create returns none.
     async fn deliver_contribution(&self, bucket: Bucket, row: &Row) {
-        let Some(outbox_id) = row.get::<_, Option<i64>>("outbox_id") else { return };
-        let event = Event {
-            outbox_id,
-            kind: "contribution".to_owned(),
-            key: row.get("key"),
-            member: row.get("member"),
-            version: row.get("event_version"),
-            payload: row.get("payload"),
-        };
+        if row.get::<_, Option<i64>>("outbox_id").is_none() {
+            return;
+        }
+        let event = Event::from_row(row);
         self.deliver_now(self.shard_of(Group::Content, bucket), vec![event]).await;
     }
 }

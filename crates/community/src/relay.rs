@@ -36,17 +36,20 @@ impl AddAssign for Relayed {
     }
 }
 
-/// How many events one pass takes from a shard.
+/// How many facts one pass takes from a shard, or one event more.
 const BATCH: i64 = 2_000;
 /// Events younger than this are their writer's to deliver.
 const WRITERS_TURN_S: f64 = 2.0;
 
 static PENDING: Unfenced = Unfenced::read(
-    "SELECT o.bucket, o.outbox_id, o.kind, o.key, o.member, o.version, o.payload
-       FROM therev.outbox AS o
-      WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
-        AND (o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3))
-      ORDER BY o.bucket, o.outbox_id LIMIT $4",
+    "SELECT p.bucket, p.outbox_id, p.kind, p.facts
+       FROM (SELECT o.*, sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
+               FROM therev.outbox AS o
+              WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
+                AND (o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3))
+              ORDER BY o.bucket, o.outbox_id LIMIT $4) AS p
+      WHERE p.facts_before < $4
+      ORDER BY p.bucket, p.outbox_id",
 );
 
 static MARK: Unfenced = Unfenced::write(
@@ -102,7 +105,7 @@ impl Community {
     /// One shard's outbox, from its beginning to its end.
     async fn relay_shard(&self, shard: ShardNo, writers_turn_s: f64, done: &mut Relayed) -> Result<()> {
         self.mark_delivered().await;
-        let mut after = (-1_i16, 0_i64);
+        let mut after = (-2_i16, 0_i64);
         loop {
             let rows = self.shards().unfenced(shard, &PENDING, &[&after.0, &after.1, &writers_turn_s, &BATCH]).await?;
             let events: Vec<Event> = rows.iter().map(Event::from_row).collect();

@@ -96,7 +96,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "outbox younger than a minute",
         sql: "
-            SELECT o.kind || ' ' || o.key AS key, o.created_at < now() - interval '1 minute' AS wrong
+            SELECT o.kind || ' event ' || o.outbox_id AS key, o.created_at < now() - interval '1 minute' AS wrong
               FROM therev.outbox AS o
              WHERE o.delivered_at IS NULL",
     },
