@@ -34,7 +34,8 @@ impl Actor {
     }
 
     /// What the `noted` CTE of a statement takes: an entry's id, actor and action.
-    pub(crate) fn note(&self, action: &str) -> Value {
+    #[doc(hidden)]
+    pub fn note(&self, action: &str) -> Value {
         json!({ "audit_id": Uuid::new_v4(), "actor": self.to_string(), "action": action })
     }
 

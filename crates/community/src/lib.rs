@@ -15,6 +15,7 @@ mod maintenance;
 mod names;
 mod overview;
 mod page;
+mod passwords;
 mod posts;
 mod relay;
 mod sessions;

@@ -4,13 +4,12 @@ use crate::audit::{Actor, audited};
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
 use crate::names::{Name, NameKind, normalized_email, normalized_user_name};
+use crate::passwords::{hash_password, verify_password};
 use crate::text::{check_chars, check_object};
 use crate::words;
-use argon2::password_hash::{PasswordHasher, PasswordVerifier};
-use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
 use chrono::{DateTime, Utc};
 use placement::{Bucket, Group, UserId};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{Read, ReadMany, Write};
@@ -505,38 +504,4 @@ fn checked_change(change: &UserChange) -> Result<Value> {
     check_person(&[("bio", &flat(&change.bio), 100_000), ("ideology", &flat(&change.ideology), 200)])?;
     check_person(&[("profile_pic_url", &flat(&change.profile_pic_url), 2_000)])?;
     serde_json::to_value(&change).map_err(|e| Error::invalid("change", e.to_string()))
-}
-
-/// Argon2id with m = 19456 KiB, t = 2, p = 1: the design's choice.
-fn argon2() -> Result<Argon2<'static>> {
-    let params = Params::new(19_456, 2, 1, None).map_err(|e| Error::invalid("password", e.to_string()))?;
-    Ok(Argon2::new(Algorithm::Argon2id, Version::V0x13, params))
-}
-
-/// Hashes a password on a thread where it may take its time.
-async fn hash_password(password: SecretString) -> Result<String> {
-    let length = password.expose_secret().chars().count();
-    if !(8..=1_000).contains(&length) {
-        return Err(Error::invalid("password", "8 to 1000 characters are allowed"));
-    }
-    let hashed = tokio::task::spawn_blocking(move || {
-        let hash = argon2()?.hash_password(password.expose_secret().as_bytes());
-        hash.map(|h| h.to_string()).map_err(|e| Error::invalid("password", e.to_string()))
-    });
-    hashed.await.map_err(|e| Error::invalid("password", e.to_string()))?
-}
-
-/// Whether a password fits a hash; without a hash it takes as long and never does.
-async fn verify_password(password: SecretString, hash: Option<String>) -> bool {
-    let verified = tokio::task::spawn_blocking(move || {
-        let bytes = password.expose_secret().as_bytes();
-        let Ok(argon2) = argon2() else { return false };
-        let Some(hash) = hash else {
-            // The outcome does not matter, the time does.
-            let _ = argon2.hash_password(bytes);
-            return false;
-        };
-        PasswordHash::new(&hash).is_ok_and(|parsed| argon2.verify_password(bytes, &parsed).is_ok())
-    });
-    verified.await.unwrap_or(false)
 }

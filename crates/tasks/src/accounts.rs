@@ -1,7 +1,7 @@
 //! AI accounts of a user, without their credentials. Writes table `user_ai_accounts`.
 
 use crate::Tasks;
-use crate::audit::{audited, note};
+use crate::audit::audited;
 use crate::check::{check_object, check_priority, check_text, word};
 use chrono::{DateTime, Utc};
 use community::{Actor, Community, Error, Result, words};
@@ -305,7 +305,7 @@ impl Tasks {
     /// Removes an AI account. What its tasks say of it stays.
     pub async fn remove_account(&self, id: AccountId, actor: &Actor) -> Result<()> {
         let bucket = self.community.route("account", id.0).await?;
-        let note = note(actor, "remove account");
+        let note = actor.note("remove account");
         let rows = self.community.shards().write(&REMOVE, bucket, &[&id.0, &note]).await?;
         if rows.is_empty() { Err(no_account(id)) } else { Ok(()) }
     }

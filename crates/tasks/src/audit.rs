@@ -1,13 +1,12 @@
 //! The audit entry in the transaction of a statement of this crate.
 
 use community::Actor;
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// The CTE that leaves an audit entry.
 ///
 /// `$change` names a CTE with `bucket, user_id, target, before, after`, of one row or none; `$note` is the parameter
-/// with [`note`]. AI accounts and tasks are in the audit log's own group, so the fence of the statement is its fence.
+/// with [`Actor::note`]. AI accounts and tasks are in the audit log's own group, so the fence of the statement is its fence.
 macro_rules! audited {
     ($change:literal, $note:literal) => {
         concat!(
@@ -24,11 +23,6 @@ macro_rules! audited {
     };
 }
 pub(crate) use audited;
-
-/// An entry's id, actor and action.
-pub(crate) fn note(actor: &Actor, action: &str) -> Value {
-    json!({ "audit_id": Uuid::new_v4(), "actor": actor.to_string(), "action": action })
-}
 
 /// The user who does something; an operator is none.
 pub(crate) fn acting_user(actor: &Actor) -> Option<Uuid> {

@@ -2,7 +2,7 @@
 
 use crate::Tasks;
 use crate::accounts::Provider;
-use crate::audit::{acting_user, audited, note};
+use crate::audit::{acting_user, audited};
 use crate::check::{bounded, check_json, check_priority, check_range, check_text, word};
 use chrono::{DateTime, Utc};
 use community::{Actor, Community, Error, Result, words};
@@ -362,7 +362,7 @@ impl Tasks {
     /// Calls a task off that is not running and has not ended. Calling somebody else's off is audited.
     pub async fn cancel_task(&self, id: TaskId, actor: &Actor) -> Result<Task> {
         let bucket = self.route(id).await?;
-        let (note, log_id) = (note(actor, "cancel task"), new_id(bucket, Utc::now()));
+        let (note, log_id) = (actor.note("cancel task"), new_id(bucket, Utc::now()));
         let by = json!({ "by": actor.to_string() });
         let params: [&(dyn ToSql + Sync); 5] = [&id.0, &note, &acting_user(actor), &log_id, &by];
         let rows = self.community.shards().write(&CANCEL, bucket, &params).await?;
