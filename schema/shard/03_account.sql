@@ -20,6 +20,8 @@ CREATE TABLE users (
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
     deleted_at      timestamptz,
+    -- False: an id whose registration was given up before it was written. The same registration may be asked for again.
+    was_registered  boolean     NOT NULL DEFAULT true CHECK (was_registered OR deleted_at IS NOT NULL),
     version         bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     PRIMARY KEY (bucket, user_id),
     CONSTRAINT users_bucket CHECK (bucket = therev.bucket_of(user_id)),

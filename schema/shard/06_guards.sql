@@ -64,7 +64,7 @@ CREATE FUNCTION therev.refuse_truncate() RETURNS trigger
     LANGUAGE plpgsql AS
 $$
 BEGIN
-    RAISE EXCEPTION 'TRUNCATE of % is refused: it holds rows of many owners', TG_TABLE_NAME
+    RAISE EXCEPTION 'TRUNCATE of % is refused: it holds what many owners need', TG_TABLE_NAME
         USING ERRCODE = 'TR003', HINT = 'Delete the rows that you mean.';
 END
 $$;
@@ -137,6 +137,14 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Nor is the machinery ever emptied.
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.ownership
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.fence
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.outbox
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 
 CREATE TRIGGER count_post AFTER INSERT OR UPDATE OR DELETE ON posts
     FOR EACH ROW WHEN (current_user <> 'therev') EXECUTE FUNCTION therev.count_post();

@@ -17,7 +17,7 @@ GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, audit_log, user_ai_summa
     therev.intents, therev.id_routes
     TO therev_reader;
 GRANT SELECT (bucket, user_id, user_name, first_name, last_name, bio, ideology, profile_pic_url, role, is_active,
-              created_at, updated_at, deleted_at, version) ON users TO therev_reader;
+              created_at, updated_at, deleted_at, was_registered, version) ON users TO therev_reader;
 GRANT SELECT (bucket, user_id, session_id, status, expires_at, last_seen_at, created_at) ON user_sessions
     TO therev_reader;
 GRANT SELECT (bucket, user_id, account_id, provider, account_type, label, status, is_default, priority, limits,

@@ -142,7 +142,10 @@ impl Community {
             rows.extend(self.shards().read(&OF_USER, user.bucket(), &[&user.0, &limit]).await?);
         } else {
             for shard in self.shards().numbers() {
-                rows.extend(self.shards().unfenced(shard, &OF_SHARD, &[&limit]).await?);
+                match self.shards().unfenced(shard, &OF_SHARD, &[&limit]).await {
+                    Ok(found) => rows.extend(found),
+                    Err(error) => tracing::warn!(%shard, %error, "the entries of a shard are missing"),
+                }
             }
             rows.extend(self.shards().control(&OF_OPERATORS, &[&limit]).await?);
         }

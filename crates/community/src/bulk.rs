@@ -116,8 +116,11 @@ trait BulkRow: Sync {
     fn id(&self) -> Uuid;
     fn columns<'a>(&'a self, shared: &'a Shared) -> Vec<&'a (dyn ToSql + Sync)>;
 
-    fn shared(&self, version: i64) -> Shared {
-        Shared { bucket: self.owner().bucket().sql(), version, parent: (None, None), format: "" }
+    fn shared(&self, version: i64) -> Shared;
+
+    /// The version of a buried row in this one's place.
+    fn buried(&self) -> Option<i64> {
+        None
     }
 }
 
@@ -133,6 +136,8 @@ struct Shared {
 struct NamedUser {
     user: BulkUser,
     user_name: String,
+    /// The version of the row that an earlier try left, which was given up before it was written.
+    buried: Option<i64>,
 }
 
 impl BulkRow for NamedUser {
@@ -143,7 +148,7 @@ impl BulkRow for NamedUser {
         FROM STDIN (FORMAT binary)";
     const KNOWN: &'static str = "
         SELECT u.user_id FROM unnest($1::smallint[], $2::uuid[]) AS k (bucket, id)
-          JOIN users AS u ON u.bucket = k.bucket AND u.user_id = k.id";
+          JOIN users AS u ON u.bucket = k.bucket AND u.user_id = k.id AND u.was_registered";
     const TYPES: &'static [Type] = &[
         Type::INT2,
         Type::UUID,
@@ -163,6 +168,16 @@ impl BulkRow for NamedUser {
 
     fn id(&self) -> Uuid {
         self.user.user_id.0
+    }
+
+    fn buried(&self) -> Option<i64> {
+        self.buried
+    }
+
+    fn shared(&self, version: i64) -> Shared {
+        // Above the version under which the directory hears of the buried row's end.
+        let version = self.buried.map_or(version, |buried| version.max(buried + 2));
+        Shared { bucket: self.owner().bucket().sql(), version, parent: (None, None), format: "" }
     }
 
     fn columns<'a>(&'a self, shared: &'a Shared) -> Vec<&'a (dyn ToSql + Sync)> {
@@ -312,6 +327,13 @@ const CONTRIBUTE: &str = "
       FROM contribution AS c
     HAVING count(*) > 0";
 
+/// Clears the way for users whose earlier registration was given up, unless something was settled about them since: then
+/// the row that stays refuses the copy.
+const UNBURY: &str = "
+    DELETE FROM users AS u
+     USING unnest($1::smallint[], $2::uuid[], $3::bigint[]) AS k (bucket, id, version)
+     WHERE u.bucket = k.bucket AND u.user_id = k.id AND NOT u.was_registered AND u.version = k.version";
+
 /// How often a batch is tried again after somebody else wrote the same rows, or a connection broke.
 const TRIES: u32 = 5;
 
@@ -319,9 +341,13 @@ impl Community {
     /// Brings users in. Names are taken first, each user's first free one.
     pub async fn bulk_users(&self, users: Vec<BulkUser>) -> Result<Copied> {
         let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
-        let known = self.known_users(keys).await?;
+        let (known, buried) = self.known_users(keys).await?;
         let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
-        let mut copied = self.copy_rows(self.name_users(new).await?, no_more).await?;
+        let mut named = self.name_users(new).await?;
+        for user in &mut named {
+            user.buried = buried.get(&user.user.user_id.0).copied();
+        }
+        let mut copied = self.copy_rows(named, no_more).await?;
         copied.existing += u64::try_from(old.len()).unwrap_or(0);
         Ok(copied)
     }
@@ -371,7 +397,7 @@ impl Community {
                 let user_name = user.user_names[choice].clone();
                 let key = Name { kind: NameKind::UserName, value: user_name.clone() }.key();
                 if won.contains(&key) && asked.get(&key) == Some(&user.user_id) {
-                    named.push(NamedUser { user, user_name });
+                    named.push(NamedUser { user, user_name, buried: None });
                 } else {
                     late.push(user);
                 }
@@ -424,6 +450,13 @@ impl Community {
     ) -> std::result::Result<Option<Copied>, shards::Error> {
         let buckets: BTreeSet<Bucket> = rows.iter().map(|row| row.owner().bucket()).collect();
         let Some(bulk) = self.shards().bulk(R::GROUP, shard, &buckets).await? else { return Ok(None) };
+        let buried: Vec<(&R, i64)> = rows.iter().filter_map(|row| row.buried().map(|version| (row, version))).collect();
+        if !buried.is_empty() {
+            let buckets: Vec<i16> = buried.iter().map(|(row, _)| row.owner().bucket().sql()).collect();
+            let ids: Vec<Uuid> = buried.iter().map(|(row, _)| row.id()).collect();
+            let versions: Vec<i64> = buried.iter().map(|(_, version)| *version).collect();
+            bulk.query(UNBURY, &[&buckets, &ids, &versions]).await?;
+        }
         let keys: (Vec<i16>, Vec<Uuid>) = rows.iter().map(|row| (row.owner().bucket().sql(), row.id())).unzip();
         let known: HashSet<Uuid> =
             bulk.query(R::KNOWN, &[&keys.0, &keys.1]).await?.iter().map(|row| row.get(0)).collect();

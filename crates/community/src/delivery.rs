@@ -73,7 +73,7 @@ static UPSERT_USERS: Unfenced = Unfenced::write(
      ON CONFLICT (user_id) DO UPDATE
         SET user_name = excluded.user_name, display_name = excluded.display_name,
             profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
-            is_deleted = excluded.is_deleted, version = excluded.version
+            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
       WHERE d.version < excluded.version",
 );
 

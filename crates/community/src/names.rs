@@ -109,8 +109,8 @@ static TAKE: Write = Write::new(
          ON CONFLICT (bucket, claim_key) DO UPDATE
             SET version = greatest(c.version, excluded.version)
           WHERE c.user_id = excluded.user_id
-         RETURNING c.user_id),
-     result AS (SELECT t.user_id FROM taken AS t)",
+         RETURNING c.xmax = 0 AS is_new),
+     result AS (SELECT t.is_new FROM taken AS t)",
 );
 
 /// Gives back what was taken for a write that did not happen; never what is held.
@@ -186,8 +186,8 @@ static SETTLE: Write = Write::new(
            FROM users AS u, fence
           WHERE u.bucket = $1 AND u.user_id = $2),
      buried AS (
-         INSERT INTO users (bucket, user_id, is_active, deleted_at, version)
-         SELECT $1, $2, false, now(), version_floor FROM fence
+         INSERT INTO users (bucket, user_id, is_active, deleted_at, was_registered, version)
+         SELECT $1, $2, false, now(), false, version_floor FROM fence
           WHERE NOT EXISTS (SELECT FROM known)
          ON CONFLICT (bucket, user_id) DO NOTHING
          RETURNING user_id),
@@ -207,8 +207,9 @@ static SETTLE: Write = Write::new(
 crate::fenced_list! { TAKE GIVE_BACK FIND FIND_MANY TAKE_MANY CONFIRM SETTLE }
 
 impl Community {
-    /// Takes a name for a user, or says who has it. `version`: the one that the user's row will have at least.
-    pub(crate) async fn take_name(&self, name: &Name, user: UserId, version: i64) -> Result<()> {
+    /// Takes a name for a user, unless somebody else has it. `version`: the one that the user's row will have at least.
+    /// Says whether it was free; else the same user had taken it before, in a call that may still be under way.
+    pub(crate) async fn take_name(&self, name: &Name, user: UserId, version: i64) -> Result<bool> {
         let (kind, value) = (name.kind.sql(), &name.value);
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [&name.key(), &kind, value, &user.0, &version];
         // Both outcomes are the same create: whoever is cut off asks again.
@@ -216,10 +217,27 @@ impl Community {
             Err(shards::Error::OutcomeUnknown { .. }) => self.shards().write(&TAKE, name.bucket(), &params).await?,
             outcome => outcome?,
         };
-        if taken.is_empty() { Err(name.taken()) } else { Ok(()) }
+        taken.first().map(|row| row.get("is_new")).ok_or_else(|| name.taken())
     }
 
-    /// Gives names back after the write they were taken for was refused. A failure here is mended by the relay.
+    /// Takes all of some names, or none of them.
+    pub(crate) async fn take_all(&self, names: &[Name], user: UserId, version: i64) -> Result<Vec<Name>> {
+        let mut new = Vec::new();
+        for name in names {
+            match self.take_name(name, user, version).await {
+                Ok(is_new) => new.extend(is_new.then(|| name.clone())),
+                Err(error) => {
+                    self.give_back(&new, user).await;
+                    return Err(error);
+                }
+            }
+            fail::fail_point!("register.name_taken");
+        }
+        Ok(new)
+    }
+
+    /// Gives names back that this call took new, after the write they were taken for was not done. A failure here is
+    /// mended by the relay.
     pub(crate) async fn give_back(&self, names: &[Name], user: UserId) {
         for name in names {
             if let Err(error) = self.shards().write(&GIVE_BACK, name.bucket(), &[&name.key(), &user.0]).await {
@@ -254,28 +272,37 @@ impl Community {
         Ok(rows.iter().map(|row| (row.get("value"), UserId(row.get("user_id")))).collect())
     }
 
-    /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many.
-    ///
-    /// The decision is a write on the user's shard; what it means for the claim follows, and is repeated if it is cut
-    /// off in between.
-    pub(crate) async fn settle_claims(&self, older_than_s: f64) -> Result<u64> {
+    /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many. What is on a
+    /// shard that is down, or belongs to a user there, waits.
+    pub(crate) async fn settle_claims(&self, older_than_s: f64) -> u64 {
         let mut settled = 0;
         for shard in self.shards().numbers() {
-            for row in self.shards().unfenced(shard, &STALE, &[&older_than_s]).await? {
+            let stale = self.shards().unfenced(shard, &STALE, &[&older_than_s]).await.unwrap_or_else(|error| {
+                tracing::debug!(%shard, %error, "the claims of a shard could not be looked at");
+                Vec::new()
+            });
+            for row in stale {
                 let kind = if row.get::<_, &str>("kind") == "email" { NameKind::Email } else { NameKind::UserName };
                 let name = Name { kind, value: row.get("value") };
                 let user = UserId(row.get("user_id"));
-                let version: i64 = row.get("version");
-                let decided = self.shards().write(&SETTLE, user.bucket(), &[&user.0, &name.value]).await?;
-                let Some(decision) = decided.first() else { continue };
-                fail::fail_point!("settle.decided");
-                let has_name: bool = decision.get("has_name");
-                let told = name.told(user, version, has_name);
-                self.shards().write_many(&CONFIRM, vec![told]).await.whole()?;
-                settled += 1;
+                match self.settle_name(&name, user, row.get("version")).await {
+                    Ok(()) => settled += 1,
+                    Err(error) => tracing::debug!(%user, %error, "a claim could not be settled"),
+                }
             }
         }
-        Ok(settled)
+        settled
+    }
+
+    /// Settles one claim, taken for `version` of its user: the decision is a write on the user's shard; what it means for
+    /// the claim follows, and is repeated if it is cut off in between.
+    pub(crate) async fn settle_name(&self, name: &Name, user: UserId, version: i64) -> Result<()> {
+        let decided = self.shards().write(&SETTLE, user.bucket(), &[&user.0, &name.value]).await?;
+        let Some(decision) = decided.first() else { return Ok(()) };
+        fail::fail_point!("settle.decided");
+        let told = name.told(user, version, decision.get("has_name"));
+        self.shards().write_many(&CONFIRM, vec![told]).await.whole()?;
+        Ok(())
     }
 }
 

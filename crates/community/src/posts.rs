@@ -289,7 +289,10 @@ impl Community {
         let row = self.create_once(&CREATE, bucket, &params, "post", id.0).await?;
         fail::fail_point!("post.written");
         let post = post_from(&row)?;
-        if post.thread_id != new.thread_id || post.body.as_ref().is_some_and(|body| *body != new.body) {
+        let Some(body) = &post.body else { return Err(Error::gone("post", id)) };
+        // A post that was changed since is still the same create; one that never looked like this is another.
+        let differs = *body != new.body && post.updated_at == post.created_at;
+        if post.thread_id != new.thread_id || differs {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
         self.deliver_contribution(bucket, &row).await;

@@ -25,7 +25,7 @@ words! {
         Approved = "approved",
         /// Waiting for a decision.
         Pending = "pending",
-        /// Not shown.
+        /// Refused: whoever shows it says so.
         Rejected = "rejected",
         /// Somebody asks to look at it.
         Flagged = "flagged",
@@ -64,12 +64,21 @@ fn check_nul(field: &'static str, text: &str) -> Result<()> {
     Ok(())
 }
 
+fn holds_nul(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains('\0'),
+        serde_json::Value::Array(items) => items.iter().any(holds_nul),
+        serde_json::Value::Object(fields) => fields.iter().any(|(name, item)| name.contains('\0') || holds_nul(item)),
+        _ => false,
+    }
+}
+
 /// A JSON object without NUL characters, which PostgreSQL's jsonb refuses.
 pub(crate) fn check_object(field: &'static str, value: &serde_json::Value) -> Result<()> {
     if !value.is_object() {
         return Err(Error::invalid(field, "it is no JSON object"));
     }
-    if value.to_string().contains("\\u0000") {
+    if holds_nul(value) {
         return Err(Error::invalid(field, "it holds a NUL character"));
     }
     Ok(())

@@ -217,7 +217,9 @@ impl Community {
             [&new.author_id.0, &id.0, &new.title, &new.body, &format, &metadata];
         let row = self.create_once(&CREATE, bucket, &params, "thread", id.0).await?;
         let thread = living(&row, id)?;
-        if thread.title != new.title || thread.body != new.body {
+        // A thread that was changed since is still the same create; one that never looked like this is another.
+        let differs = thread.title != new.title || thread.body != new.body;
+        if differs && thread.updated_at == thread.created_at {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
         let seen = self.deliver_bucket(Group::Content, bucket).await;

@@ -13,7 +13,7 @@ use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{Read, ReadMany, Write};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -147,7 +147,7 @@ macro_rules! user_columns {
     () => {
         "u.user_id, u.user_name, u.first_name, u.last_name, u.email, u.bio, u.ideology, u.profile_pic_url, u.role,
          u.is_active, u.password_hash IS NOT NULL AS has_password, u.metadata, u.created_at, u.updated_at,
-         u.deleted_at, u.version"
+         u.deleted_at, u.was_registered, u.version"
     };
 }
 
@@ -167,7 +167,7 @@ static GET_MANY: ReadMany = ReadMany::new(
 
 static KNOWN: ReadMany = ReadMany::new(
     Group::Account,
-    "SELECT u.user_id FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key",
+    "SELECT u.user_id, u.was_registered, u.version FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key",
 );
 
 static PASSWORD: Read = Read::new(
@@ -202,6 +202,33 @@ static REGISTER: Write = Write::new(
              SELECT false, ",
         user_columns!(),
         " FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2)"
+    ),
+);
+
+/// Registers an id that was buried before it was registered, if it still has that version.
+static RAISE: Write = Write::new(
+    Group::Account,
+    concat!(
+        "raised AS (
+             UPDATE users AS u
+                SET (user_name, first_name, last_name, email, password_hash, bio, ideology, profile_pic_url, metadata)
+                  = (SELECT n.user_name, n.first_name, n.last_name, n.email, n.password_hash, n.bio, n.ideology,
+                            n.profile_pic_url, n.metadata
+                       FROM jsonb_populate_record(NULL::users, $3) AS n),
+                    is_active = true, deleted_at = NULL, was_registered = true, created_at = now(), updated_at = now(),
+                    version = greatest(u.version + 1, fence.version_floor)
+               FROM fence
+              WHERE u.bucket = $1 AND u.user_id = $2 AND NOT u.was_registered AND u.version = $4
+             RETURNING u.*),
+         change AS (
+             SELECT r.bucket, r.user_id, 'user ' || r.user_id AS target, '{}'::jsonb AS before,
+                    jsonb_build_object('user_name', r.user_name, 'role', r.role) AS after
+               FROM raised AS r),
+         ",
+        audited!("change", "$5"),
+        ", result AS (SELECT ",
+        user_columns!(),
+        " FROM raised AS u)"
     ),
 );
 
@@ -287,7 +314,7 @@ static SWEEP: Write = Write::new(
      result AS (SELECT g.user_id FROM gone AS g)",
 );
 
-crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER CHANGE DELETE SWEEP }
+crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER RAISE CHANGE DELETE SWEEP }
 
 impl Community {
     /// Registers a user: takes the names, writes the row, confirms the names.
@@ -296,39 +323,53 @@ impl Community {
     /// pending name, which a relay settles.
     pub async fn register(&self, new: NewUser, actor: &Actor) -> Result<Written<User>> {
         let user = new.user_id.unwrap_or_else(UserId::new);
-        let (row, names) = checked(&new).await?;
-        let mut taken = Vec::new();
-        for name in names {
-            if let Err(error) = self.take_name(&name, user, 1).await {
-                self.give_back(&taken, user).await;
-                return Err(error);
-            }
-            taken.push(name);
-            fail::fail_point!("register.name_taken");
+        let (columns, names) = checked(&new).await?;
+        let mut taken = self.take_all(&names, user, 1).await?;
+        let mut written = self.register_once(user, &columns, actor, &taken).await?;
+        if is_buried(&written) {
+            // An earlier try of this registration was given up, and its names were freed. They are taken anew, and only
+            // then the id is raised, if nobody settled anything about it since.
+            taken = self.take_all(&names, user, 1).await?;
+            let version: i64 = written.get("version");
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+                [&user.0, &columns, &version, &actor.note("register")];
+            let raised = self.shards().write(&RAISE, user.bucket(), &params).await.map_err(Error::of_constraint)?;
+            let changed = || Error::Changed { what: "user", id: user.to_string() };
+            written = raised.into_iter().next().ok_or_else(changed)?;
         }
-        let note = actor.note("register");
-        let mut written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
-        // Nothing came back: a registration of the same id was just being committed. Or the connection broke: the id
-        // makes the second try the same create.
-        if matches!(&written, Ok(rows) if rows.is_empty())
-            || matches!(&written, Err(shards::Error::OutcomeUnknown { .. }))
-        {
-            written = self.shards().write(&REGISTER, user.bucket(), &[&user.0, &row, &note]).await;
-        }
-        fail::fail_point!("register.written");
-        let rows = written.map_err(Error::of_constraint)?;
-        let row = rows.first().ok_or_else(|| Error::Changed { what: "user", id: user.to_string() })?;
-        if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
+        if written.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
             self.give_back(&taken, user).await;
             return Err(Error::gone("user", user));
         }
-        let registered = user_from(row)?;
-        if registered.user_name != taken[0].value {
-            self.give_back(&taken, user).await;
+        let registered = user_from(&written)?;
+        let has = |name: &Name| match name.kind {
+            NameKind::UserName => registered.user_name == name.value,
+            NameKind::Email => registered.email.as_ref() == Some(&name.value),
+        };
+        let others: Vec<Name> = taken.into_iter().filter(|name| !has(name)).collect();
+        self.give_back(&others, user).await;
+        // A registration that was changed since is still the same; one that never looked like this is another.
+        if !names.iter().all(has) && registered.updated_at == registered.created_at {
             return Err(Error::Conflict { what: "id", value: user.to_string() });
         }
         let seen = self.deliver_bucket(Group::Account, user.bucket()).await;
         Ok(Written { value: registered, seen })
+    }
+
+    /// Writes the row, or finds the one that is there. Names are given back when nothing was written for sure.
+    async fn register_once(&self, user: UserId, columns: &Value, actor: &Actor, taken: &[Name]) -> Result<Row> {
+        let note = actor.note("register");
+        let written = self.create_once(&REGISTER, user.bucket(), &[&user.0, columns, &note], "user", user.0).await;
+        fail::fail_point!("register.written");
+        let unknown = |error: &Error| {
+            let late =
+                matches!(error, Error::Store(shards::Error::OutcomeUnknown { .. } | shards::Error::Deadline { .. }));
+            late || matches!(error, Error::Changed { .. })
+        };
+        if written.as_ref().err().is_some_and(|error| !unknown(error)) {
+            self.give_back(taken, user).await;
+        }
+        written
     }
 
     /// A user.
@@ -344,10 +385,13 @@ impl Community {
         rows.iter().map(user_from).collect()
     }
 
-    /// Which of these users' ids are in use, deleted ones included.
-    pub(crate) async fn known_users(&self, keys: Vec<(Bucket, Uuid)>) -> Result<HashSet<Uuid>> {
+    /// Which of these users' ids are in use, deleted ones included; and which were buried before they were registered,
+    /// with their versions.
+    pub(crate) async fn known_users(&self, keys: Vec<(Bucket, Uuid)>) -> Result<(HashSet<Uuid>, HashMap<Uuid, i64>)> {
         let rows = self.shards().read_many(&KNOWN, keys, &[]).await.whole()?;
-        Ok(rows.iter().map(|row| row.get("user_id")).collect())
+        let (lived, buried): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.get("was_registered"));
+        let lived = lived.iter().map(|row| row.get("user_id")).collect();
+        Ok((lived, buried.iter().map(|row| (row.get("user_id"), row.get("version"))).collect()))
     }
 
     /// Changes a user. What changes names takes the new ones first and frees the old ones after.
@@ -357,24 +401,24 @@ impl Community {
             fields["password_hash"] = json!(hash_password(password.clone()).await?);
         }
         let before = self.user(id).await?;
-        let mut taken = Vec::new();
+        let version = before.version + 1;
+        let mut names = Vec::new();
         for (kind, old) in [(NameKind::UserName, Some(&before.user_name)), (NameKind::Email, before.email.as_ref())] {
-            let Some(value) = fields.get(kind.sql()).and_then(Value::as_str) else { continue };
-            if old.is_some_and(|old| old == value) {
-                continue;
-            }
-            let name = Name { kind, value: value.to_owned() };
-            if let Err(error) = self.take_name(&name, id, before.version + 1).await {
-                self.give_back(&taken, id).await;
-                return Err(error);
-            }
-            taken.push(name);
+            let value = fields.get(kind.sql()).and_then(Value::as_str).filter(|new| old.is_none_or(|old| old != new));
+            names.extend(value.map(|value| Name { kind, value: value.to_owned() }));
         }
+        self.take_all(&names, id, version).await?;
         let note = actor.note("change user");
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&id.0, &fields, &before.version, &note];
-        let rows = self.shards().write(&CHANGE, id.bucket(), &params).await.map_err(Error::of_constraint)?;
-        let Some(row) = rows.first() else {
-            self.give_back(&taken, id).await;
+        let changed = self.shards().write(&CHANGE, id.bucket(), &params).await.map_err(Error::of_constraint);
+        let Some(row) = changed.as_ref().ok().and_then(|rows| rows.first()) else {
+            for name in &names {
+                // Whether the change came after all (in another call) is decided on the user's shard.
+                if let Err(error) = self.settle_name(name, id, version).await {
+                    tracing::debug!(%error, "a name could not be settled at once; the relay does it");
+                }
+            }
+            changed?;
             return Err(Error::Changed { what: "user", id: id.to_string() });
         };
         let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
@@ -452,6 +496,11 @@ fn user_from(row: &Row) -> Result<User> {
         updated_at: row.get("updated_at"),
         version: row.get("version"),
     })
+}
+
+/// Whether an id was given up before it was registered.
+fn is_buried(row: &Row) -> bool {
+    !row.get::<_, bool>("was_registered")
 }
 
 /// A word of a closed list, which the schema has checked.

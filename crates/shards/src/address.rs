@@ -151,10 +151,16 @@ pub(crate) fn parse(address: &str) -> Result<tokio_postgres::Config, Error> {
     if !address.starts_with("postgresql://") && !address.starts_with("postgres://") {
         return Err(Error::Config("an address looks like postgresql://role@host:port/database".into()));
     }
-    address.parse().map_err(|e: tokio_postgres::Error| {
+    let config: tokio_postgres::Config = address.parse().map_err(|e: tokio_postgres::Error| {
         let reason = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string);
         Error::Config(format!("an address cannot be read: {reason}"))
-    })
+    })?;
+    if config.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
+        return Err(Error::Config(
+            "sslmode=require: connections are not encrypted yet, use another way to protect them".into(),
+        ));
+    }
+    Ok(config)
 }
 
 #[cfg(test)]

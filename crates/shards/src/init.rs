@@ -43,6 +43,13 @@ impl Target {
         Ok(Target { database, kind, config, at })
     }
 
+    fn shard(&self) -> Option<i16> {
+        match self.database {
+            Database::Shard(ShardNo(number)) => Some(number),
+            _ => None,
+        }
+    }
+
     fn sql(&self, source: tokio_postgres::Error) -> Error {
         Error::Sql { database: self.database, source }
     }
@@ -66,9 +73,20 @@ pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
     for (number, address) in (0..).zip(&plan.shards) {
         all.push(Target::new(Database::Shard(ShardNo(number)), Kind::Shard, address)?);
     }
+    for (at, target) in all.iter().enumerate() {
+        if target.at == control.at || all[..at].iter().any(|other| other.at == target.at) {
+            return Err(Error::Config(format!("{} is named twice, each database has one use", target.at)));
+        }
+    }
+    // Before anything is changed anywhere.
+    for target in std::iter::once(&control).chain(&all) {
+        inspect(target).await?;
+    }
     // Roles belong to a server, and several databases may share one: one after the other.
     for target in std::iter::once(&control).chain(&all) {
         prepare(target, plan).await?;
+        log_in(target, LIBRARY_ROLE, &plan.password).await?;
+        log_in(target, ADMIN_ROLE, &plan.admin_password).await?;
     }
     let cluster_id = set_up(&control, None, plan).await?;
     try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
@@ -76,18 +94,58 @@ pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
     Ok(cluster_id)
 }
 
+/// Refuses a server that is too old and a database that holds something else.
+async fn inspect(target: &Target) -> Result<(), Error> {
+    let database = target.database;
+    let client = connect(database, &target.config).await?;
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::integer AS version,
+                    to_regclass('therev.schema_versions') IS NOT NULL AS is_ours,
+                    (SELECT count(*) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                      WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm')
+                        AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')) AS tables",
+            &[],
+        )
+        .await
+        .map_err(|e| target.sql(e))?;
+    let wrong = |reason: String| Err(Error::WrongDatabase { database, reason });
+    let version: i32 = row.get("version");
+    if version < 150_000 {
+        return wrong(format!("it runs PostgreSQL {}, version 15 or later is needed", version / 10_000));
+    }
+    if !row.get::<_, bool>("is_ours") && row.get::<_, i64>("tables") > 0 {
+        return wrong("it holds tables that are not therev's; init takes empty databases".into());
+    }
+    // An earlier init made it something: that it must be.
+    let identity = client.query_opt("SELECT i.kind, i.shard FROM therev.identity AS i", &[]).await;
+    if let Ok(Some(row)) = identity {
+        let (kind, shard): (String, Option<i16>) = (row.get("kind"), row.get("shard"));
+        if kind != target.kind.name() || shard != target.shard() {
+            let number = shard.map_or(String::new(), |n| format!(" {n}"));
+            return wrong(format!("it is the {kind}{number} database already"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a role logs in with the password that this cluster will use.
+async fn log_in(target: &Target, role: &str, password: &str) -> Result<(), Error> {
+    let mut config = target.config.clone();
+    config.user(role).password(password);
+    match connect(target.database, &config).await {
+        Ok(_) => Ok(()),
+        Err(Error::Refused { .. }) => Err(Error::Config(format!(
+            "role {role} is on the server of {} already, with another password: give the passfile that has it",
+            target.database
+        ))),
+        Err(error) => Err(error),
+    }
+}
+
 /// Roles, extensions and ownership of one database, by a role that may.
 async fn prepare(target: &Target, plan: &InitPlan) -> Result<(), Error> {
     let client = connect(target.database, &target.config).await?;
-    let number: i32 = client
-        .query_one("SELECT current_setting('server_version_num')::integer", &[])
-        .await
-        .map_err(|e| target.sql(e))?
-        .get(0);
-    if number < 150_000 {
-        let reason = format!("it runs PostgreSQL {}, version 15 or later is needed", number / 10_000);
-        return Err(Error::WrongDatabase { database: target.database, reason });
-    }
     let setup = include_str!("roles.sql");
     // The names are constants; the passwords travel as parameters of set_config and are quoted by the server.
     client
@@ -105,10 +163,7 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
     let database = target.database;
     let mut client = target.as_owner().await?;
     schema::apply(&mut client, target.kind).await.map_err(|source| Error::Schema { database, source })?;
-    let number = match database {
-        Database::Shard(ShardNo(number)) => Some(number),
-        _ => None,
-    };
+    let number = target.shard();
     let wanted = cluster_id.unwrap_or_else(Uuid::new_v4);
     client
         .execute(

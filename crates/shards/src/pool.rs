@@ -20,7 +20,16 @@ pub struct Pool {
     breaker: Breaker,
     statements: AtomicU64,
     /// What the last new connection found instead of the database that was meant.
-    stranger: Arc<Mutex<Option<String>>>,
+    stranger: Arc<Mutex<Option<Stranger>>>,
+}
+
+/// What is at the other end instead of the database that was meant.
+#[derive(Debug, Clone)]
+enum Stranger {
+    /// Another database.
+    Wrong(String),
+    /// The right one, with a schema that this program does not know.
+    Newer { found: i32, known: i32 },
 }
 
 /// What a database must say of itself before it is used.
@@ -53,7 +62,7 @@ impl Pool {
             Box::pin(async move {
                 let found = meet(client, database, expected).await?;
                 noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&found);
-                found.map_or(Ok(()), |reason| Err(HookError::message(reason)))
+                found.map_or(Ok(()), |_| Err(HookError::message("not the database that was meant")))
             })
         });
         let pool = deadpool_postgres::Pool::builder(manager)
@@ -103,7 +112,12 @@ impl Pool {
         let database = self.database;
         match error {
             PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)) => {
-                if source.code().is_some_and(|code| code.code().starts_with("28") || code.code().starts_with("3D")) {
+                let class = source.code().map_or("", |code| &code.code()[..2]);
+                if class == "3D" {
+                    let reason = "the server has no such database".into();
+                    return Error::WrongDatabase { database, reason };
+                }
+                if class == "28" || source.to_string().contains("password missing") {
                     return Error::Refused { database, source };
                 }
                 self.breaker.failed(Instant::now());
@@ -115,7 +129,13 @@ impl Pool {
             },
             other => {
                 let noted = self.stranger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-                Error::WrongDatabase { database, reason: noted.unwrap_or_else(|| other.to_string()) }
+                match noted {
+                    Some(Stranger::Newer { found, known }) => {
+                        Error::Schema { database, source: schema::Error::TooNew { found, known } }
+                    }
+                    Some(Stranger::Wrong(reason)) => Error::WrongDatabase { database, reason },
+                    None => Error::WrongDatabase { database, reason: other.to_string() },
+                }
             }
         }
     }
@@ -157,13 +177,14 @@ async fn meet(
     client: &deadpool_postgres::ClientWrapper,
     database: Database,
     expected: Expected,
-) -> Result<Option<String>, HookError> {
+) -> Result<Option<Stranger>, HookError> {
+    let wrong = |reason: &str| Ok(Some(Stranger::Wrong(reason.to_owned())));
     let known = client
         .query_opt("SELECT FROM pg_class WHERE oid = to_regclass('therev.identity')", &[])
         .await
         .map_err(HookError::Backend)?;
     if known.is_none() {
-        return Ok(Some("it is no database of therev, or its schema is missing".into()));
+        return wrong("it is no database of therev, or its schema is missing");
     }
     let row = client
         .query_opt(
@@ -173,9 +194,7 @@ async fn meet(
         )
         .await
         .map_err(HookError::Backend)?;
-    let Some(row) = row else {
-        return Ok(Some("its initialization was never finished: run `therev init` again".into()));
-    };
+    let Some(row) = row else { return wrong("its initialization was never finished: run `therev init` again") };
     let kind: &str = row.get("kind");
     let shard: Option<i16> = row.get("shard");
     let version: i32 = row.get("version");
@@ -185,14 +204,11 @@ async fn meet(
     };
     if kind != expected.kind.name() || shard != wanted_shard {
         let number = shard.map_or(String::new(), |n| format!(" {n}"));
-        return Ok(Some(format!("it is the {kind}{number} database")));
+        return wrong(&format!("it is the {kind}{number} database"));
     }
     if expected.cluster_id.is_some_and(|id| id != row.get::<_, Uuid>("cluster_id")) {
-        return Ok(Some("it belongs to another cluster".into()));
+        return wrong("it belongs to another cluster");
     }
-    if version > expected.kind.newest_version() {
-        let known = expected.kind.newest_version();
-        return Ok(Some(format!("its schema is at version {version}, this program knows {known}")));
-    }
-    Ok(None)
+    let known = expected.kind.newest_version();
+    Ok((version > known).then_some(Stranger::Newer { found: version, known }))
 }

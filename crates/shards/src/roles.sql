@@ -11,9 +11,10 @@ BEGIN
     LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed.role_name) THEN
             EXECUTE format('CREATE ROLE %I', needed.role_name);
-        END IF;
-        IF needed.secret IS NOT NULL THEN
-            EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', needed.role_name, needed.secret);
+            -- Only of a role that is made here: another cluster on this server logs in with the password it has.
+            IF needed.secret IS NOT NULL THEN
+                EXECUTE format('ALTER ROLE %I LOGIN PASSWORD %L', needed.role_name, needed.secret);
+            END IF;
         END IF;
     END LOOP;
     EXECUTE format('ALTER DATABASE %I OWNER TO therev_admin', current_database());

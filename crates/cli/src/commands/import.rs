@@ -81,6 +81,10 @@ fn said(report: &ImportReport, out: &Output) -> String {
         format!("{} of {} scores differ from the votes of the dump.", votes.differing, votes.compared),
     ];
     lines.extend(votes.examples.iter().map(|example| format!("  {}", crate::readable::line(example))));
+    if report.undelivered > 0 {
+        let events = count(i64::try_from(report.undelivered).unwrap_or(i64::MAX), "event");
+        lines.push(format!("A database is down: {events} wait. `therev relay --once` delivers them when it is back."));
+    }
     let rows = count(i64::try_from(written).unwrap_or(i64::MAX), "row");
     lines.push(format!("Wrote {rows} in {:.1} s: {speed:.0} rows/s.", report.seconds));
     lines.join("\n")

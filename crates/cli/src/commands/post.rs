@@ -136,7 +136,8 @@ async fn add(app: &App, new: Add) -> Result<()> {
     let post_type = new.post_type.parse().unwrap_or(PostType::Text);
     let format = new.format.parse().unwrap_or(Format::Plain);
     let therev = app.open().await?;
-    let author = input::user(&therev, &new.author).await?;
+    // The library leaves it to whoever calls to know the author; here it is just a name or an id that was typed.
+    let author = therev.user(input::user(&therev, &new.author).await?).await?.user_id;
     let post = match (thread, reply_to) {
         (_, Some(parent)) => answer(&therev, author, parent, body).await?,
         (thread, None) => NewPost::new(author, thread.unwrap_or(ThreadId(uuid::Uuid::nil())), body),

@@ -14,13 +14,18 @@ pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportEr
     let mut batches = import.read::<PostRow>("Posts.xml", "posts");
     import.tally.wrote("threads", 0);
     import.tally.wrote("answers", 0);
+    // Answers that stand before their question.
+    let mut early = Vec::new();
     while let Some(batch) = batches.recv().await {
         let (mut threads, mut answers) = (Vec::new(), Vec::new());
         for row in batch? {
             import.tally.read("posts");
             match row.kind {
                 PostKind::Question => threads.extend(thread(import, row)),
-                PostKind::Answer => answers.extend(answer(import, row)),
+                PostKind::Answer if row.parent.is_some_and(|id| import.posts.contains_key(&id)) => {
+                    answers.extend(answer(import, row));
+                }
+                PostKind::Answer => early.push(row),
                 PostKind::Other(number) => {
                     import.tally.skip("post", &format!("a tag wiki or the like (type {number})"));
                 }
@@ -34,7 +39,8 @@ pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportEr
         write_posts(import, "answers", "answer", answers).await?;
         import.say("posts");
     }
-    Ok(())
+    let answers = early.into_iter().filter_map(|row| answer(import, row)).collect();
+    write_posts(import, "answers", "answer", answers).await
 }
 
 pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), ImportError> {
@@ -123,7 +129,7 @@ fn thread(import: &mut Import<'_>, row: PostRow) -> Option<BulkThread> {
 fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
     let question = row.parent.and_then(|id| import.posts.get(&id).copied().map(|source| (id, source)));
     let Some((question_id, question)) = question.filter(|(_, source)| source.question.is_none()) else {
-        import.tally.skip("answer", "its question is not in the dump before it");
+        import.tally.skip("answer", "its question is not in the dump, or was left out");
         return None;
     };
     let body = row.body.clone().unwrap_or_default();

@@ -61,6 +61,8 @@ pub struct ImportReport {
     pub skipped: Vec<Skipped>,
     /// Rows written, by shard.
     pub per_shard: Vec<ShardRows>,
+    /// Events that found their database down; a relay delivers them.
+    pub undelivered: u64,
     /// Scores compared with the votes of the dump.
     pub votes: VoteReport,
     /// How long it took.
@@ -102,6 +104,13 @@ pub struct VoteReport {
     pub examples: Vec<String>,
 }
 
+async fn read_all(import: &mut source::Import<'_>) -> Result<(), ImportError> {
+    people::import(import).await?;
+    content::import_posts(import).await?;
+    content::import_comments(import).await?;
+    content::compare_votes(import).await
+}
+
 /// The ids of everything imported come from the site's name: one spelling, so that nobody imports a site twice by
 /// writing it differently.
 fn check_site(site: &str) -> Result<(), crate::Error> {
@@ -125,14 +134,15 @@ pub async fn stackexchange(
     let started = Instant::now();
     check_site(site)?;
     let mut import = source::Import::new(community, folder, site, progress)?;
-    people::import(&mut import).await?;
-    content::import_posts(&mut import).await?;
-    content::import_comments(&mut import).await?;
-    content::compare_votes(&mut import).await?;
+    let read = read_all(&mut import).await;
     import.say("deliver");
-    community.relay_once().await?;
-    let mut report = import.tally.report();
+    // Also after a file that could not be read to its end: what was written must be known everywhere.
+    let relayed = community.relay_once().await;
+    read?;
+    let relayed = relayed?;
+    let mut report = import.tally.report(community.shards().numbers());
     report.votes = import.votes;
+    report.undelivered = relayed.waiting;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

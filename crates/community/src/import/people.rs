@@ -7,6 +7,7 @@ use super::source::Import;
 use super::tally::{ALREADY_HERE, Column};
 use crate::bulk::BulkUser;
 use chrono::DateTime;
+use placement::UserId;
 use serde_json::{Value, json};
 
 pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
@@ -37,7 +38,7 @@ fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     let fits = |text: String, most: usize| (text.chars().count() <= most).then_some(text);
     Some(BulkUser {
         user_id: import.user_id(Some(row.id)),
-        user_names: user_names(&display, &row.id.to_string(), &import.site),
+        user_names: user_names(&display, &row.id.to_string(), &import.site, import.user_id(Some(row.id))),
         first_name: fits(display, 200).filter(|name| !name.is_empty()),
         bio: row.about.and_then(|text| fits(text, 100_000)),
         profile_pic_url: row.profile_image_url.and_then(|url| fits(url, 2_000)),
@@ -46,19 +47,22 @@ fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     })
 }
 
-/// The plain name, then with the id in the dump, then with the site as well.
-fn user_names(display: &str, source_id: &str, site: &str) -> Vec<String> {
+/// The plain name, then with the id in the dump, then with the site as well; the last one is nobody else's for sure.
+fn user_names(display: &str, source_id: &str, site: &str, user: UserId) -> Vec<String> {
     let base = user_name_from(display);
-    let with_id = with_suffix(&base, source_id);
-    let with_site = with_suffix(&user_name_from(site), source_id);
-    vec![base, with_id, with_site]
+    // -1 is a user as well as 1.
+    let source_id = source_id.replace('-', "m");
+    let with_id = with_suffix(&base, &source_id);
+    let with_site = with_suffix(&with_suffix(&base, &user_name_from(site)), &source_id);
+    let own = with_suffix("user", &user.0.simple().to_string()[..16]);
+    vec![base, with_id, with_site, own]
 }
 
 /// The author of what has none: one per site, made first so that everything else has a place to go.
 async fn write_deleted_user(import: &mut Import<'_>) -> Result<(), ImportError> {
     let user = BulkUser {
         user_id: import.user_id(None),
-        user_names: user_names("deleted", "deleted", &import.site),
+        user_names: user_names("deleted", "deleted", &import.site, import.user_id(None)),
         first_name: Some("deleted".into()),
         bio: None,
         profile_pic_url: None,

@@ -53,7 +53,7 @@ impl Tally {
         self.written.values().sum()
     }
 
-    pub(super) fn report(&self) -> ImportReport {
+    pub(super) fn report(&self, shards: Vec<ShardNo>) -> ImportReport {
         let shard = |(shard, [users, threads, posts]): (&ShardNo, &[u64; 3])| ShardRows {
             shard: *shard,
             users: *users,
@@ -69,7 +69,10 @@ impl Tally {
             read: self.read.clone(),
             written: self.written.clone(),
             skipped: self.skipped.iter().map(skipped).collect(),
-            per_shard: self.per_shard.iter().map(shard).collect(),
+            per_shard: shards
+                .iter()
+                .map(|number| shard((number, self.per_shard.get(number).unwrap_or(&[0; 3]))))
+                .collect(),
             ..ImportReport::default()
         }
     }

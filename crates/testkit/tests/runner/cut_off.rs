@@ -137,6 +137,39 @@ async fn an_import_at_five_moments() {
     cluster.finish().await;
 }
 
+/// Names of an import that was killed are settled before it is started again: its users come all the same.
+#[tokio::test]
+async fn an_import_whose_names_were_settled() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
+    let folder = folder.to_str().expect("a path in UTF-8");
+    let cluster = TestCluster::colocated().await;
+    for nth in [1, 2] {
+        assert!(cut_off(&cluster, "bulk.names_taken", nth, &["import", folder]), "{nth}");
+    }
+    let node = cluster.node().await;
+    assert!(node.relay_once().await.expect("the relay runs").claims_settled > 2);
+    cluster.prove().await;
+    let report =
+        therev::import::stackexchange(&node, folder.as_ref(), "example", &mut |_| {}).await.expect("the import ends");
+    assert_eq!(report.written["users"], report.read["users"]);
+    drop(node);
+    cluster.finish().await;
+}
+
+/// The same people on several sites, and a user -1 on each: everybody gets a name.
+#[tokio::test]
+async fn sites_that_share_their_people() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    for site in ["one", "two", "three", "four"] {
+        let report = therev::import::stackexchange(&node, &folder, site, &mut |_| {}).await.expect("the import ends");
+        assert_eq!(report.written["users"], report.read["users"], "{site}");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
 fn is_post(kind: &str, reason: &str) -> bool {
     matches!(kind, "answer" | "comment") && reason == "already here"
 }

@@ -54,10 +54,17 @@ async fn a_name_whose_registration_never_ended_is_free_again() {
     // The relay decides by a write on the user's shard ...
     let relayed = node.relay_once().await.expect("the relay runs");
     assert_eq!(relayed.claims_settled, 1);
-    // ... that the slow registration, coming late, finds in its way.
-    let late = NewUser { user_id: Some(slow), user_name: "left-behind".into(), ..NewUser::default() };
-    assert!(matches!(node.register(late, &operator()).await, Err(Error::Gone { .. })));
+    // ... that the slow registration, coming late, finds in its way: nobody reads its name there.
+    assert!(matches!(node.user(slow).await, Err(Error::Gone { .. })));
+    let late = |name: &str| NewUser { user_id: Some(slow), user_name: name.into(), ..NewUser::default() };
     assert_ne!(user(&node, "left-behind").await.user_id, slow);
+    assert!(matches!(node.register(late("left-behind"), &operator()).await, Err(Error::Conflict { .. })));
+    // Asked for again with a free name, the same id is registered all the same; deleted, it never is again.
+    node.relay_once().await.expect("the relay runs");
+    let raised = node.register(late("late"), &operator()).await.expect("the same registration, asked for again");
+    assert_eq!(node.user(slow).await.expect("it lives"), raised.value);
+    node.delete_user(slow, false, &operator()).await.expect("deleted");
+    assert!(matches!(node.register(late("later"), &operator()).await, Err(Error::Gone { .. })));
     drop((node, stranger));
     cluster.finish().await;
 }

@@ -145,7 +145,9 @@ async fn databases_that_are_not_meant_are_named() {
         .await
         .expect("a newer schema");
     let fresh = cluster.node().await;
-    let error = fresh.user(authors[1]).await.expect_err("a schema that is not known").to_string();
+    let error = fresh.user(authors[1]).await.expect_err("a schema that is not known");
+    let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+    let error = format!("{error}: {cause}");
     assert!(error.contains("shard 1") && error.contains("999"), "{error}");
     fresh.user(authors[0]).await.expect("another shard");
     newer.batch_execute("DELETE FROM therev.schema_versions WHERE version = 999").await.expect("as it was");
