@@ -5,7 +5,7 @@
 
 use crate::audit;
 use crate::community::{Community, Seen};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::names::{self, Name, NameKind};
 use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
@@ -35,6 +35,13 @@ struct Fact<'a> {
     key: Key,
     version: i64,
     value: &'a Value,
+}
+
+/// What became of some events: how many of each kind are delivered, and why others are not.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) delivered: BTreeMap<&'static str, usize>,
+    pub(crate) failed: Option<Error>,
 }
 
 /// Delivered rows whose marks have not been written yet: one statement a shard and relay pass, not one an event.
@@ -227,8 +234,9 @@ impl Community {
             let rows = community.shards().unfenced(shard, &OF_BUCKET, &[&bucket.sql()]).await?;
             let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
             let all = events.len();
-            if community.deliver(shard, events).await? < all {
-                return Ok(None);
+            let outcome = community.deliver(shard, events).await;
+            if outcome.delivered.values().sum::<usize>() < all {
+                return outcome.failed.map_or(Ok(None), Err);
             }
             community.shards().directory().token().await.map(Some).map_err(Into::into)
         };
@@ -241,7 +249,7 @@ impl Community {
     /// Delivers events that a statement has just returned; nobody reads them in the directory.
     pub(crate) async fn deliver_now(&self, shard: ShardNo, events: Vec<Event>) {
         let community = self.clone();
-        let work = async move { community.deliver(shard, events).await.map(|_| None) };
+        let work = async move { community.deliver(shard, events).await.failed.map_or(Ok(None), Err) };
         self.within_delivery_time(work).await;
     }
 
@@ -261,30 +269,31 @@ impl Community {
         }
     }
 
-    /// Delivers events of one shard's outbox, the newest fact per key, and notes which are delivered. Says how many.
+    /// Delivers events of one shard's outbox, the newest fact per key, and notes which are delivered.
     ///
-    /// A database that is down keeps only its own events back; its error is returned after the others are served.
-    pub(crate) async fn deliver(&self, shard: ShardNo, events: Vec<Event>) -> Result<usize> {
+    /// A database that is down keeps only its own events back.
+    pub(crate) async fn deliver(&self, shard: ShardNo, events: Vec<Event>) -> Outcome {
         let by_kind = newest(&events);
         // Each kind has databases of its own; but the directory takes totals only of a thread that it knows.
         let side_by_side = ["user", "thread", "claim", "audit", "contribution"];
         let mut outcomes = join_all(side_by_side.map(|kind| self.deliver_kind(kind, by_kind.get(kind)))).await;
         outcomes.push(self.deliver_kind("totals", by_kind.get("totals")).await);
-        let mut delivered = 0;
-        let mut failed = None;
+        let mut all = Outcome::default();
         for (kind, outcome) in side_by_side.into_iter().chain(["totals"]).zip(outcomes) {
             match outcome {
                 Ok(done) => {
                     let is_done = |value| Fact::read(kind, value).is_some_and(|fact| done.contains(&fact.key));
                     let whole = events.iter().filter(|e| e.kind == kind && e.facts.iter().all(is_done));
                     let ids: Vec<i64> = whole.map(|e| e.outbox_id).collect();
-                    delivered += ids.len();
+                    if !ids.is_empty() {
+                        all.delivered.insert(kind, ids.len());
+                    }
                     self.inner.acks.add(shard, ids);
                 }
-                Err(error) => failed = Some(error),
+                Err(error) => all.failed = Some(error),
             }
         }
-        failed.map_or(Ok(delivered), Err)
+        all
     }
 
     /// Delivers facts of one kind, each key once; says which keys are delivered.

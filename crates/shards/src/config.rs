@@ -108,6 +108,19 @@ impl Config {
         Ok(config)
     }
 
+    /// Refuses values with which nothing would work.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        for (key, value) in [("deadline_ms", self.deadline_ms), ("connect_timeout_ms", self.connect_timeout_ms)] {
+            if value == 0 {
+                return Err(Error::Config(format!("{key} is 0: nothing would ever be answered")));
+            }
+        }
+        if self.pool_size == Some(0) {
+            return Err(Error::Config("pool_size is 0: nothing would ever be asked".into()));
+        }
+        Ok(())
+    }
+
     pub(crate) fn deadline(&self) -> Duration {
         Duration::from_millis(self.deadline_ms)
     }

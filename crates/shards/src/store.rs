@@ -45,6 +45,7 @@ impl Shards {
     ///
     /// Keeps the placement fresh in the background for as long as a clone of it lives.
     pub async fn connect(config: Config) -> Result<Shards, Error> {
+        config.check()?;
         let login = Login::new(&config, LIBRARY_ROLE)?;
         let anyone = Expected { cluster_id: None, kind: schema::Kind::Control };
         let control = Pool::new(Database::Control, login.control()?, anyone, limits(&config, 4))?;
