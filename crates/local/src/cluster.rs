@@ -39,18 +39,28 @@ impl Cluster {
         };
         cluster.place.make(cluster.account)?;
         cluster.settle_replicas(options.replicas, say)?;
-        cluster.settle_ports(say)?;
-        cluster.state.save(&cluster.place.dir)?;
+        let mut tries = 1;
+        loop {
+            cluster.settle_ports(say)?;
+            cluster.state.save(&cluster.place.dir)?;
+            match cluster.start_all(say) {
+                // Somebody took a port between the look at it and the server's start.
+                Err(error) if error.is_lost_port() && tries < PORT_TRIES => tries += 1,
+                outcome => return outcome.map(|()| cluster),
+            }
+        }
+    }
+
+    fn start_all(&self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
         let (shards, replicas): (Vec<_>, Vec<_>) =
-            cluster.state.servers().into_iter().partition(|it| matches!(it, ServerId::Shard(_)));
+            self.state.servers().into_iter().partition(|it| matches!(it, ServerId::Shard(_)));
         side_by_side(&shards, say, |id, to| {
-            let server = cluster.server(id);
+            let server = self.server(id);
             server.make(to)?;
             server.start(to)?;
             server.make_databases()
         })?;
-        side_by_side(&replicas, say, |id, to| replica::raise(&cluster.server(id), to))?;
-        Ok(cluster)
+        side_by_side(&replicas, say, |id, to| replica::raise(&self.server(id), to))
     }
 
     /// The cluster in this folder, running or not.
@@ -264,6 +274,9 @@ impl Cluster {
         Ok(())
     }
 }
+
+/// How often servers are started again after a port was lost to somebody else.
+const PORT_TRIES: u32 = 4;
 
 const CONTROL_DATABASE: &str = "therev_control";
 const DIRECTORY_DATABASE: &str = "therev_directory";

@@ -195,6 +195,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a server did not start because somebody else listens on its port.
+    pub(crate) fn is_lost_port(&self) -> bool {
+        matches!(self, Error::NotStarted { reason, .. } if reason.contains("TCP/IP socket"))
+    }
+
     /// For `map_err` on file operations: `.map_err(Error::file("make", &path))`.
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
