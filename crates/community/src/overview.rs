@@ -38,6 +38,8 @@ pub struct ShardStatus {
     pub shard: ShardNo,
     /// Whether it answers.
     pub state: State,
+    /// Why it does not.
+    pub reason: Option<String>,
     /// PostgreSQL's version.
     pub version: Option<String>,
     /// Living users.
@@ -77,10 +79,10 @@ pub struct DirectoryStatus {
 /// What waits to be delivered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OutboxStatus {
-    /// How many events.
-    pub pending: i64,
+    /// How many events, on the shards that answer; absent: none does.
+    pub pending: Option<i64>,
     /// The age of the oldest, in milliseconds.
-    pub oldest_ms: f64,
+    pub oldest_ms: Option<f64>,
 }
 
 static SHARD: Unfenced = Unfenced::read(
@@ -128,18 +130,15 @@ impl Community {
     /// Asks every database how it is.
     pub async fn overview(&self) -> Result<Overview> {
         let asked = self.shards().numbers().into_iter().map(|shard| async move {
-            let rows = self.shards().unfenced(shard, &SHARD, &[]).await;
-            if let Err(error) = &rows {
-                tracing::debug!(%shard, %error, "a shard gave no answer");
-            }
-            (shard, rows.ok().and_then(|rows| rows.into_iter().next()))
+            (shard, self.shards().unfenced(shard, &SHARD, &[]).await.map_err(|error| in_words(&error)))
         });
-        let rows: Vec<(ShardNo, Option<Row>)> = join_all(asked).await;
-        let pending = rows.iter().flat_map(|(_, row)| row).map(|row| row.get::<_, i64>("pending")).sum();
-        let oldest_ms = rows.iter().flat_map(|(_, row)| row).map(|row| row.get("oldest_ms")).fold(0.0, f64::max);
+        let answers = join_all(asked).await;
+        let rows: Vec<&Row> = answers.iter().flat_map(|(_, rows)| rows).flatten().collect();
+        let pending = (!rows.is_empty()).then(|| rows.iter().map(|row| row.get::<_, i64>("pending")).sum());
+        let oldest_ms = rows.iter().map(|row| row.get("oldest_ms")).reduce(f64::max);
         let control = self.shards().control(&CONTROL, &[]).await;
         Ok(Overview {
-            shards: rows.iter().map(|(shard, row)| shard_status(*shard, row.as_ref())).collect(),
+            shards: answers.iter().map(|(shard, answer)| shard_status(*shard, answer)).collect(),
             directory: self.directory_status().await,
             outbox: OutboxStatus { pending, oldest_ms },
             control: if control.is_ok() { State::Up } else { State::Down },
@@ -165,11 +164,24 @@ impl Community {
     }
 }
 
-fn shard_status(shard: ShardNo, row: Option<&Row>) -> ShardStatus {
+/// An error and what caused it, in one line.
+fn in_words(error: &shards::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        words = format!("{words}: {inner}");
+        cause = inner.source();
+    }
+    words
+}
+
+fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>) -> ShardStatus {
+    let row = answer.as_ref().ok().and_then(|rows| rows.first());
     let lags: Vec<f64> = row.and_then(|row| row.get::<_, Option<_>>("standbys")).unwrap_or_default();
     ShardStatus {
         shard,
         state: if row.is_some() { State::Up } else { State::Down },
+        reason: answer.as_ref().err().cloned(),
         version: row.map(|row| row.get::<_, &str>("version").split(' ').next().unwrap_or_default().to_owned()),
         users: row.map(|row| row.get("users")),
         threads: row.map(|row| row.get("threads")),

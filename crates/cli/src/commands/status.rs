@@ -4,6 +4,7 @@ use crate::app::App;
 use crate::commands::unless_wrong;
 use crate::error::Result;
 use crate::output::Output;
+use crate::readable;
 use crate::tables::{bytes, count, number, table};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -70,16 +71,21 @@ fn said(overview: &Overview, found_by: &str, from_file: bool, out: &Output) -> S
     let mut lines = vec![table(out.width, &header, &right, shards.chain(others)), String::new()];
     let outbox = &overview.outbox;
     lines.push(match outbox.pending {
-        0 if overview.shards.iter().any(|shard| shard.version.is_none()) => {
+        None => "No shard says what waits to be delivered.".to_owned(),
+        Some(0) if overview.shards.iter().any(|shard| shard.version.is_none()) => {
             "Nothing waits to be delivered on the shards that answer.".to_owned()
         }
-        0 => "Nothing waits to be delivered.".to_owned(),
-        n => format!("{} to be delivered, the oldest for {:.1} s.", waiting(n), outbox.oldest_ms / 1_000.0),
+        Some(0) => "Nothing waits to be delivered.".to_owned(),
+        Some(n) => {
+            let oldest_s = outbox.oldest_ms.unwrap_or_default() / 1_000.0;
+            format!("{} to be delivered, the oldest for {oldest_s:.1} s.", waiting(n))
+        }
     });
     lines.push(format!("Found by {found_by}."));
     if from_file {
         lines.push("The placement is the last known one: the control database gave no answer.".to_owned());
     }
+    lines.extend(overview.shards.iter().filter_map(|shard| shard.reason.as_deref()).map(readable::line));
     lines.push(if overview.is_up() {
         out.word("Everything is up.", true)
     } else {
@@ -103,7 +109,7 @@ fn lags(lags_ms: impl Iterator<Item = Option<f64>>) -> String {
     let all: Vec<String> = lags_ms.map(|lag| lag.map_or_else(|| "down".to_owned(), |ms| format!("{ms:.0}"))).collect();
     match all.as_slice() {
         [] => "-".to_owned(),
-        [single] if single == "down" => "1 (down)".to_owned(),
+        down if down.iter().all(|lag| lag == "down") => format!("{} (down)", down.len()),
         some => format!("{} ({} ms)", some.len(), some.join(", ")),
     }
 }
