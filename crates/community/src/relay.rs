@@ -3,6 +3,7 @@
 use crate::community::{Community, Inner};
 use crate::delivery::Event;
 use crate::error::Result;
+use futures_util::future::join_all;
 use placement::ShardNo;
 use serde::Serialize;
 use shards::Unfenced;
@@ -22,6 +23,17 @@ pub struct Relayed {
     pub claims_settled: u64,
     /// Shards that could not be asked.
     pub shards_down: Vec<ShardNo>,
+}
+
+impl Relayed {
+    /// Adds what was done on another shard in the same round.
+    fn merge(&mut self, other: Relayed) {
+        let waiting = self.waiting + other.waiting;
+        let mut down = std::mem::take(&mut self.shards_down);
+        down.extend(&other.shards_down);
+        *self += other;
+        (self.waiting, self.shards_down) = (waiting, down);
+    }
 }
 
 /// A later round: what it found waiting or down is what counts.
@@ -82,12 +94,19 @@ impl Community {
         // Participants that were delivered make totals, which may be on a shard that was already passed.
         for _ in 0..3 {
             let mut round = Relayed::default();
-            // One after the other: each delivers to several databases at once already.
-            for shard in self.shards().numbers() {
-                if let Err(error) = self.relay_shard(shard, writers_turn_s, &mut round).await {
-                    // A shard that is down is in the report; that it is down, others say loudly enough.
-                    tracing::debug!(%shard, %error, "the relay could not serve a shard");
-                    round.shards_down.push(shard);
+            // Two at a time: each delivers to several databases at once already.
+            let shards = self.shards().numbers();
+            for pair in shards.chunks(2) {
+                let passes = pair.iter().map(|shard| async move {
+                    let mut done = Relayed::default();
+                    if let Err(error) = self.relay_shard(*shard, writers_turn_s, &mut done).await {
+                        tracing::debug!(%shard, %error, "the relay could not serve a shard");
+                        done.shards_down.push(*shard);
+                    }
+                    done
+                });
+                for done in join_all(passes).await {
+                    round.merge(done);
                 }
             }
             let idle = round.delivered.is_empty();

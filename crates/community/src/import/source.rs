@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use uuid::Builder;
 
 /// How many rows a batch has: enough for a COPY, short enough not to hold a switch up.
-pub(super) const BATCH: usize = 2_000;
+pub(super) const BATCH: usize = 5_000;
 /// How many batches are read ahead.
 const AHEAD: usize = 2;
 
