@@ -5,7 +5,6 @@ use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use local::{Addresses, Cluster, Error, Options, ServerId, ServerState};
 
@@ -281,27 +280,4 @@ fn says_what_cannot_be() {
     let error = up(ground.options(3, 0));
     assert!(matches!(error, Error::OtherShards { has: 1, asked: 3, .. }));
     assert!(error.to_string().contains("has 1 shards, not 3"), "{error}");
-}
-
-/// Not a promise about every machine, but a look at the times: `cargo test -p local -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures, and wants the machine for itself"]
-fn how_long_it_takes() {
-    let ground = Ground::new();
-    let options = Options { durable: true, ..ground.options(4, 1) };
-    let timed = |what: &str, work: &mut dyn FnMut()| {
-        let begin = Instant::now();
-        work();
-        println!("{what}: {} ms", begin.elapsed().as_millis());
-    };
-    let up = || Cluster::up(&options, &mut quiet).expect("up");
-    timed("cold", &mut || drop(up()));
-    timed("nothing to do", &mut || drop(up()));
-    timed("down", &mut || up().down(&mut quiet).expect("down"));
-    timed("warm", &mut || drop(up()));
-    for server in [ServerId::Shard(0), ServerId::Shard(3), ServerId::Replica(1)] {
-        up().kill(server).expect("killed");
-        timed(&format!("after kill -9 of {server}"), &mut || drop(up()));
-    }
-    timed("destroy", &mut || up().destroy(&mut quiet).expect("destroyed"));
 }
