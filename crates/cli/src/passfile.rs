@@ -49,20 +49,7 @@ fn new_password() -> String {
 
 /// The password in a line of five fields, when it is for this role.
 fn password_in(line: &str, role: &str) -> Option<String> {
-    if line.starts_with('#') {
-        return None;
-    }
-    let mut fields = vec![String::new()];
-    let mut chars = line.chars();
-    while let Some(c) = chars.next() {
-        let last = fields.len() - 1;
-        match c {
-            '\\' => fields[last].extend(chars.next()),
-            ':' if fields.len() < 5 => fields.push(String::new()),
-            other => fields[last].push(other),
-        }
-    }
-    let [_, _, _, whose, password]: [String; 5] = fields.try_into().ok()?;
+    let [_, _, _, whose, password] = therev::passfile_line(line)?;
     (whose == role).then_some(password)
 }
 

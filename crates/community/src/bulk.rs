@@ -343,10 +343,7 @@ impl Community {
         let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
         let (known, buried) = self.known_users(keys).await?;
         let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
-        let mut named = self.name_users(new).await?;
-        for user in &mut named {
-            user.buried = buried.get(&user.user.user_id.0).copied();
-        }
+        let named = self.name_users(new, &buried).await?;
         let mut copied = self.copy_rows(named, no_more).await?;
         copied.existing += u64::try_from(old.len()).unwrap_or(0);
         Ok(copied)
@@ -363,7 +360,8 @@ impl Community {
     }
 
     /// Takes a name for each user: all first choices at once, then the second choices of those who came too late.
-    async fn name_users(&self, users: Vec<BulkUser>) -> Result<Vec<NamedUser>> {
+    /// Whoever was buried gets its name for a version above the burial's.
+    async fn name_users(&self, users: Vec<BulkUser>, buried: &HashMap<Uuid, i64>) -> Result<Vec<NamedUser>> {
         let mut named = Vec::with_capacity(users.len());
         let mut open = users;
         for choice in 0.. {
@@ -378,26 +376,18 @@ impl Community {
                 // Of two in one batch the first is served.
                 if let std::collections::hash_map::Entry::Vacant(free) = asked.entry(name.key()) {
                     free.insert(user.user_id);
-                    wanted.push((name, user.user_id));
+                    wanted.push((name, user.user_id, buried.get(&user.user_id.0).map_or(1, |version| version + 1)));
                 }
             }
-            let mut won: HashSet<Uuid> = self.take_names(&wanted).await?.into_iter().collect();
+            let won = self.take_names(&wanted).await?;
             fail::fail_point!("bulk.names_taken");
-            let lost: Vec<Name> =
-                wanted.into_iter().map(|(name, _)| name).filter(|name| !won.contains(&name.key())).collect();
-            // Taken by the same user, in a run that was cut off: it is that user's.
-            for (value, owner) in self.name_owners(&lost).await? {
-                let key = Name { kind: NameKind::UserName, value }.key();
-                if asked.get(&key) == Some(&owner) {
-                    won.insert(key);
-                }
-            }
             let mut late = Vec::new();
             for user in open {
                 let user_name = user.user_names[choice].clone();
                 let key = Name { kind: NameKind::UserName, value: user_name.clone() }.key();
                 if won.contains(&key) && asked.get(&key) == Some(&user.user_id) {
-                    named.push(NamedUser { user, user_name, buried: None });
+                    let buried = buried.get(&user.user_id.0).copied();
+                    named.push(NamedUser { user, user_name, buried });
                 } else {
                     late.push(user);
                 }

@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use placement::{Bucket, Group, UserId, bucket_of};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use shards::{Item, Read, ReadMany, Unfenced, Write, WriteMany};
+use shards::{Item, Read, Unfenced, Write, WriteMany};
+use std::collections::HashSet;
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
@@ -127,21 +128,19 @@ static FIND: Read = Read::new(
     "SELECT c.user_id, c.state FROM therev.claims AS c WHERE c.bucket = $1 AND c.claim_key = $2",
 );
 
-static FIND_MANY: ReadMany = ReadMany::new(
-    Group::Account,
-    "SELECT c.value, c.user_id
-       FROM asked AS a JOIN therev.claims AS c ON c.bucket = a.bucket AND c.claim_key = a.key",
-);
-
+/// A name that the same user had taken before counts as taken; its version rises, so that a settling of the earlier
+/// taking, which may still be under way, leaves it alone.
 static TAKE_MANY: WriteMany = WriteMany::new(
     Group::Account,
     "taken AS (
          INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
-         SELECT o.bucket, n.claim_key, n.kind, n.value, n.user_id, 'pending', 1
+         SELECT o.bucket, n.claim_key, n.kind, n.value, n.user_id, 'pending', n.version
            FROM owned AS o,
-                jsonb_to_record(o.item) AS n (claim_key uuid, kind text, value text, user_id uuid)
+                jsonb_to_record(o.item) AS n (claim_key uuid, kind text, value text, user_id uuid, version bigint)
           ORDER BY n.claim_key
-         ON CONFLICT (bucket, claim_key) DO NOTHING
+         ON CONFLICT (bucket, claim_key) DO UPDATE
+            SET version = greatest(c.version, excluded.version)
+          WHERE c.user_id = excluded.user_id
          RETURNING c.claim_key),
      result AS (SELECT t.claim_key FROM taken AS t)",
 );
@@ -204,7 +203,7 @@ static SETTLE: Write = Write::new(
          SELECT false FROM buried)",
 );
 
-crate::fenced_list! { TAKE GIVE_BACK FIND FIND_MANY TAKE_MANY CONFIRM SETTLE }
+crate::fenced_list! { TAKE GIVE_BACK FIND TAKE_MANY CONFIRM SETTLE }
 
 impl Community {
     /// Takes a name for a user, unless somebody else has it. `version`: the one that the user's row will have at least.
@@ -253,23 +252,17 @@ impl Community {
         Ok(rows.first().map(|row| UserId(row.get("user_id"))))
     }
 
-    /// Takes many user names at once, first come first served: says which keys were taken now.
-    pub(crate) async fn take_names(&self, wanted: &[(Name, UserId)]) -> Result<Vec<Uuid>> {
-        let item = |(name, user): &(Name, UserId)| Item {
+    /// Takes many names at once, each for a user and the version that its row will have at least; no name twice. Says
+    /// which keys are theirs now.
+    pub(crate) async fn take_names(&self, wanted: &[(Name, UserId, i64)]) -> Result<HashSet<Uuid>> {
+        let item = |(name, user, version): &(Name, UserId, i64)| Item {
             bucket: name.bucket(),
             value: serde_json::json!({
-                "claim_key": name.key(), "kind": name.kind, "value": name.value, "user_id": user.0
+                "claim_key": name.key(), "kind": name.kind, "value": name.value, "user_id": user.0, "version": version
             }),
         };
         let rows = self.shards().write_many(&TAKE_MANY, wanted.iter().map(item).collect()).await.whole()?;
         Ok(rows.iter().map(|row| row.get("claim_key")).collect())
-    }
-
-    /// Who has these names.
-    pub(crate) async fn name_owners(&self, names: &[Name]) -> Result<Vec<(String, UserId)>> {
-        let keys = names.iter().map(|name| (name.bucket(), name.key())).collect();
-        let rows = self.shards().read_many(&FIND_MANY, keys, &[]).await.whole()?;
-        Ok(rows.iter().map(|row| (row.get("value"), UserId(row.get("user_id")))).collect())
     }
 
     /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many. What is on a

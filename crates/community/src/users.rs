@@ -265,20 +265,29 @@ static CHANGE: Write = Write::new(
     ),
 );
 
-/// Everything personal goes in one transaction; the id and the version stay.
-static DELETE: Write = Write::new(
-    Group::Account,
-    concat!(
-        "old AS (
-             SELECT u.* FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL),
-         sessions AS (
+/// What belongs to the user that CTE `old` holds, if it holds one.
+macro_rules! belongings_deleted {
+    () => {
+        "sessions AS (
              DELETE FROM user_sessions AS s USING old WHERE s.bucket = $1 AND s.user_id = old.user_id),
          logs AS (
              DELETE FROM ai_task_logs AS l USING old WHERE l.bucket = $1 AND l.user_id = old.user_id),
          tasks AS (
              DELETE FROM ai_tasks AS t USING old WHERE t.bucket = $1 AND t.user_id = old.user_id),
          accounts AS (
-             DELETE FROM user_ai_accounts AS a USING old WHERE a.bucket = $1 AND a.user_id = old.user_id),
+             DELETE FROM user_ai_accounts AS a USING old WHERE a.bucket = $1 AND a.user_id = old.user_id)"
+    };
+}
+
+/// Everything personal goes in one transaction; the id and the version stay.
+static DELETE: Write = Write::new(
+    Group::Account,
+    concat!(
+        "old AS (
+             SELECT u.* FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL),
+         ",
+        belongings_deleted!(),
+        ",
          deleted AS (
              UPDATE users AS u
                 SET user_name = NULL, first_name = NULL, last_name = NULL, email = NULL, password_hash = NULL,
@@ -301,17 +310,13 @@ static DELETE: Write = Write::new(
 /// What a create that ran beside the deletion left: it was committed after the deletion's snapshot.
 static SWEEP: Write = Write::new(
     Group::Account,
-    "gone AS (
-         SELECT u.user_id FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NOT NULL),
-     sessions AS (
-         DELETE FROM user_sessions AS s USING gone WHERE s.bucket = $1 AND s.user_id = gone.user_id),
-     logs AS (
-         DELETE FROM ai_task_logs AS l USING gone WHERE l.bucket = $1 AND l.user_id = gone.user_id),
-     tasks AS (
-         DELETE FROM ai_tasks AS t USING gone WHERE t.bucket = $1 AND t.user_id = gone.user_id),
-     accounts AS (
-         DELETE FROM user_ai_accounts AS a USING gone WHERE a.bucket = $1 AND a.user_id = gone.user_id),
-     result AS (SELECT g.user_id FROM gone AS g)",
+    concat!(
+        "old AS (
+             SELECT u.* FROM users AS u, fence WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NOT NULL),
+         ",
+        belongings_deleted!(),
+        ", result AS (SELECT o.user_id FROM old AS o)"
+    ),
 );
 
 crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER RAISE CHANGE DELETE SWEEP }
@@ -327,10 +332,11 @@ impl Community {
         let mut taken = self.take_all(&names, user, 1).await?;
         let mut written = self.register_once(user, &columns, actor, &taken).await?;
         if is_buried(&written) {
-            // An earlier try of this registration was given up, and its names were freed. They are taken anew, and only
-            // then the id is raised, if nobody settled anything about it since.
-            taken = self.take_all(&names, user, 1).await?;
+            // An earlier try of this registration was given up, and its names are being freed. They are taken anew, for
+            // a version that the freeing does not reach, and only then the id is raised, if nobody settled anything
+            // about it since.
             let version: i64 = written.get("version");
+            taken = self.take_all(&names, user, version + 1).await?;
             let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
                 [&user.0, &columns, &version, &actor.note("register")];
             let raised = self.shards().write(&RAISE, user.bucket(), &params).await.map_err(Error::of_constraint)?;

@@ -68,7 +68,8 @@ impl Login {
             Some(path) => std::fs::read_to_string(path)
                 .map_err(|e| Error::Config(format!("passfile {}: {e}", path.display())))?
                 .lines()
-                .filter_map(pass_line)
+                .filter_map(passfile_line)
+                .map(PassLine)
                 .collect(),
         };
         base.connect_timeout(Duration::from_millis(config.connect_timeout_ms));
@@ -128,8 +129,9 @@ impl PassLine {
     }
 }
 
-/// A line of a passfile: five fields separated by colons, `\:` and `\\` stand for themselves.
-fn pass_line(line: &str) -> Option<PassLine> {
+/// A line of a passfile: host, port, database, role and password, separated by colons; `\:` and `\\` stand for
+/// themselves. `None` for a comment and what has fewer fields.
+pub fn passfile_line(line: &str) -> Option<[String; 5]> {
     if line.starts_with('#') {
         return None;
     }
@@ -143,7 +145,7 @@ fn pass_line(line: &str) -> Option<PassLine> {
             other => fields[last].push(other),
         }
     }
-    fields.try_into().ok().map(PassLine)
+    fields.try_into().ok()
 }
 
 /// Reads a `postgresql://` address; the message never repeats it, since it may hold a password.
@@ -169,12 +171,12 @@ mod tests {
 
     #[test]
     fn a_passfile_is_read_as_libpq_reads_it() {
-        let line = pass_line(r"*:5433:*:therev:a\:b\\c:d").unwrap();
+        let line = PassLine(passfile_line(r"*:5433:*:therev:a\:b\\c:d").unwrap());
         assert_eq!(line.0[4], r"a:b\c:d");
         assert!(line.fits(["h", "5433", "x", "therev"]));
         assert!(!line.fits(["h", "5434", "x", "therev"]));
-        assert!(pass_line("# comment").is_none());
-        assert!(pass_line("too:few").is_none());
+        assert!(passfile_line("# comment").is_none());
+        assert!(passfile_line("too:few").is_none());
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod pool;
 mod statement;
 mod store;
 
-pub use address::Hosts;
+pub use address::{Hosts, passfile_line};
 pub use admin::Admin;
 pub use bulk::Bulk;
 pub use catalog::{Catalog, FoundPlacement};

@@ -58,6 +58,36 @@ async fn registration() {
     }
 }
 
+/// The burial of an id is done, the freeing of its name is late: a registration that has taken the name anew keeps it.
+#[tokio::test]
+async fn a_late_freeing_does_not_take_a_name_that_was_taken_anew() {
+    let cluster = TestCluster::new(therev::Layout::Colocated, 1).await;
+    let shard = cluster.stranger("shard_0").await;
+    let id = UserId::new();
+    let claimed = "INSERT INTO therev.claims (claim_key, kind, value, user_id, state, version)
+                   VALUES (therev.claim_key('user_name', 'mine'), 'user_name', 'mine', $1, 'pending', 1)";
+    shard.execute(claimed, &[&id.0]).await.expect("the claim of an earlier try");
+    let buried = "INSERT INTO users (user_id, is_active, deleted_at, was_registered) VALUES ($1, false, now(), false)";
+    shard.execute(buried, &[&id.0]).await.expect("its burial");
+    // What the settling has still to say of the claim as it found it; it comes late.
+    let late: i64 = shard.query_one("SELECT version FROM therev.claims", &[]).await.expect("the claim").get(0);
+    // Name and address are taken, the row is found buried, and the name is taken anew: there the call is stopped.
+    assert!(cut_off(&cluster, "register.name_taken", 3, &["register", &id.to_string(), "mine"]));
+    let event = "INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+                VALUES ('account', therev.bucket_of($1), 'claim', jsonb_build_array(jsonb_build_object(
+                            'claim_key', therev.claim_key('user_name', 'mine'), 'user_id', $1,
+                            'held', false, 'version', $2::bigint)))";
+    shard.execute(event, &[&id.0, &late]).await.expect("the freeing");
+    let mut patient = cluster.config();
+    patient.claim_timeout_s = 3_600;
+    let patient = therev::connect(patient).await.expect("a node");
+    assert_eq!(patient.relay_once().await.expect("the relay runs").delivered.get("claim"), Some(&1));
+    assert_eq!(patient.user_named("mine").await.expect("an answer"), Some(id), "the name is still taken");
+    register(&patient, id, "mine").await.expect("the same registration, asked for again");
+    drop((patient, shard));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn posting() {
     let cluster = TestCluster::colocated().await;
