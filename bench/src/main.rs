@@ -65,6 +65,8 @@ async fn measure(arguments: &Arguments, servers: &cluster::Servers) -> Anyhow<Ve
     for run in 0..=arguments.runs {
         let databases = servers.databases(run).await?;
         let node = therev::connect(databases.config()).await?;
+        // Both sides are connected before the clock starts.
+        node.overview().await?;
         let started = Instant::now();
         let report = therev::import::stackexchange(&node, &arguments.dump, "bench", &mut |_| {}).await?;
         let import = started.elapsed().as_secs_f64();

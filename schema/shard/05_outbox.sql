@@ -12,11 +12,21 @@ CREATE TABLE therev.outbox (
     -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
     kind             text        NOT NULL
                      CHECK (kind IN ('user', 'thread', 'claim', 'contribution', 'totals', 'audit')),
-    facts            jsonb       NOT NULL CHECK (jsonb_typeof(facts) = 'array'),
-    fact_count       integer     NOT NULL GENERATED ALWAYS AS (jsonb_array_length(facts)) STORED,
+    facts            jsonb CHECK (jsonb_typeof(facts) = 'array'),
+    -- Instead of the facts, whose they are: a bulk write names the rows and tells their states itself. Only where it did
+    -- not come to that are they read here, as they are by then. Side by side: owners, and the ids of their rows (their
+    -- threads, for a contribution); of a user the owner is all.
+    owners           uuid[],
+    ids              uuid[],
+    fact_count       integer     NOT NULL
+                     GENERATED ALWAYS AS (coalesce(jsonb_array_length(facts), cardinality(owners))) STORED,
     created_at       timestamptz NOT NULL DEFAULT now(),
-    delivered_at     timestamptz
+    delivered_at     timestamptz,
+    CONSTRAINT outbox_facts_or_whose CHECK (num_nonnulls(facts, owners) = 1),
+    CONSTRAINT outbox_ids_beside_owners CHECK (ids IS NULL OR cardinality(ids) = cardinality(owners))
 );
+-- Random ids do not get shorter.
+ALTER TABLE therev.outbox ALTER owners SET STORAGE EXTERNAL, ALTER ids SET STORAGE EXTERNAL;
 -- Query: what is undelivered (relay), and what is of one bucket (the writer's own delivery).
 CREATE INDEX outbox_pending ON therev.outbox (bucket, outbox_id) WHERE delivered_at IS NULL;
 -- Query: delivered an hour ago, to be dropped (maintain).
@@ -43,6 +53,30 @@ CREATE FUNCTION therev.thread_state(t threads) RETURNS jsonb
         'thread_id', t.thread_id, 'author_id', t.author_id, 'title', t.title, 'is_pinned', t.is_pinned,
         'is_locked', t.is_locked, 'moderation', t.moderation, 'created_at', t.created_at,
         'deleted', t.deleted_at IS NOT NULL, 'version', t.version);
+
+-- What an event tells: its facts, or the states by now of the rows that it names.
+CREATE FUNCTION therev.facts_of(o therev.outbox) RETURNS jsonb
+    LANGUAGE sql STABLE
+    RETURN CASE
+        WHEN o.facts IS NOT NULL THEN o.facts
+        WHEN o.kind = 'user' THEN (
+            SELECT coalesce(jsonb_agg(therev.user_state(u)), '[]')
+              FROM unnest(o.owners) AS k (user_id)
+              JOIN users AS u ON u.bucket = therev.bucket_of(k.user_id) AND u.user_id = k.user_id)
+        WHEN o.kind = 'thread' THEN (
+            SELECT coalesce(jsonb_agg(therev.thread_state(t)), '[]')
+              FROM unnest(o.owners, o.ids) AS k (author_id, thread_id)
+              JOIN threads AS t
+                ON t.bucket = therev.bucket_of(k.author_id) AND t.author_id = k.author_id AND t.thread_id = k.thread_id)
+        WHEN o.kind = 'contribution' THEN (
+            SELECT coalesce(jsonb_agg(to_jsonb(c)), '[]')
+              FROM unnest(o.owners, o.ids) AS k (author_id, thread_id)
+              JOIN therev.thread_contributions AS c
+                ON c.bucket = therev.bucket_of(k.author_id) AND c.author_id = k.author_id AND c.thread_id = k.thread_id)
+        WHEN o.kind = 'totals' THEN (
+            SELECT jsonb_agg(jsonb_build_object('author_id', k.author_id, 'thread_id', k.thread_id))
+              FROM unnest(o.owners, o.ids) AS k (author_id, thread_id))
+    END;
 
 -- The key of a name: its first 16 bytes of SHA-256 over kind and normalized value. The same as in community/names.rs.
 CREATE FUNCTION therev.claim_key(kind text, value text) RETURNS uuid
@@ -101,8 +135,11 @@ BEGIN
 END
 $$;
 
+-- A bulk write of the library leaves an event of its own.
 CREATE TRIGGER users_publish_insert AFTER INSERT ON users
-    REFERENCING NEW TABLE AS new_users FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_users();
+    REFERENCING NEW TABLE AS new_users FOR EACH STATEMENT
+    WHEN (current_user <> 'therev' OR current_setting('therev.bulk', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION therev.publish_users();
 CREATE TRIGGER users_publish_update AFTER UPDATE ON users
     REFERENCING NEW TABLE AS new_users FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_users();
 CREATE TRIGGER users_publish_delete AFTER DELETE ON users
@@ -136,7 +173,9 @@ END
 $$;
 
 CREATE TRIGGER threads_publish_insert AFTER INSERT ON threads
-    REFERENCING NEW TABLE AS new_threads FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_threads();
+    REFERENCING NEW TABLE AS new_threads FOR EACH STATEMENT
+    WHEN (current_user <> 'therev' OR current_setting('therev.bulk', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION therev.publish_threads();
 CREATE TRIGGER threads_publish_update AFTER UPDATE ON threads
     REFERENCING NEW TABLE AS new_threads FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_threads();
 CREATE TRIGGER threads_publish_delete AFTER DELETE ON threads

@@ -62,7 +62,7 @@ impl Acks {
 }
 
 static OF_BUCKET: Unfenced = Unfenced::read(
-    "SELECT o.outbox_id, o.kind, o.facts
+    "SELECT o.outbox_id, o.kind, therev.facts_of(o) AS facts
        FROM therev.outbox AS o
       WHERE o.bucket = $1 AND o.delivered_at IS NULL AND o.kind <> 'totals'
       ORDER BY o.outbox_id LIMIT 1000",

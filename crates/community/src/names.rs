@@ -10,7 +10,6 @@ use placement::{Bucket, Group, UserId, bucket_of};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shards::{Item, Read, Unfenced, Write, WriteMany};
-use std::collections::HashSet;
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
@@ -128,23 +127,6 @@ static FIND: Read = Read::new(
     "SELECT c.user_id, c.state FROM therev.claims AS c WHERE c.bucket = $1 AND c.claim_key = $2",
 );
 
-/// A name that the same user had taken before counts as taken; its version rises, so that a settling of the earlier
-/// taking, which may still be under way, leaves it alone.
-static TAKE_MANY: WriteMany = WriteMany::new(
-    Group::Account,
-    "taken AS (
-         INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
-         SELECT o.bucket, n.claim_key, n.kind, n.value, n.user_id, 'pending', n.version
-           FROM owned AS o,
-                jsonb_to_record(o.item) AS n (claim_key uuid, kind text, value text, user_id uuid, version bigint)
-          ORDER BY n.claim_key
-         ON CONFLICT (bucket, claim_key) DO UPDATE
-            SET version = greatest(c.version, excluded.version)
-          WHERE c.user_id = excluded.user_id
-         RETURNING c.claim_key),
-     result AS (SELECT t.claim_key FROM taken AS t)",
-);
-
 /// Confirms and releases, as the users' outboxes say. A claim is never made here: it was taken before the user's row was
 /// written, so a late event cannot bring back a name that was given up since.
 pub(crate) static CONFIRM: WriteMany = WriteMany::new(
@@ -203,7 +185,7 @@ static SETTLE: Write = Write::new(
          SELECT false FROM buried)",
 );
 
-crate::fenced_list! { TAKE GIVE_BACK FIND TAKE_MANY CONFIRM SETTLE }
+crate::fenced_list! { TAKE GIVE_BACK FIND CONFIRM SETTLE }
 
 impl Community {
     /// Takes a name for a user, unless somebody else has it. `version`: the one that the user's row will have at least.
@@ -250,19 +232,6 @@ impl Community {
         let name = Name { kind: NameKind::UserName, value: normalized_user_name(user_name)? };
         let rows = self.shards().read(&FIND, name.bucket(), &[&name.key()]).await?;
         Ok(rows.first().map(|row| UserId(row.get("user_id"))))
-    }
-
-    /// Takes many names at once, each for a user and the version that its row will have at least; no name twice. Says
-    /// which keys are theirs now.
-    pub(crate) async fn take_names(&self, wanted: &[(Name, UserId, i64)]) -> Result<HashSet<Uuid>> {
-        let item = |(name, user, version): &(Name, UserId, i64)| Item {
-            bucket: name.bucket(),
-            value: serde_json::json!({
-                "claim_key": name.key(), "kind": name.kind, "value": name.value, "user_id": user.0, "version": version
-            }),
-        };
-        let rows = self.shards().write_many(&TAKE_MANY, wanted.iter().map(item).collect()).await.whole()?;
-        Ok(rows.iter().map(|row| row.get("claim_key")).collect())
     }
 
     /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many. What is on a

@@ -50,15 +50,17 @@ impl AddAssign for Relayed {
 
 /// How many facts one pass takes from a shard, or one event more.
 const BATCH: i64 = 2_000;
-/// Events younger than this are their writer's to deliver.
+/// Events younger than this are their writer's to deliver; those of a bulk write, which has more to do, thirty times as
+/// long.
 const WRITERS_TURN_S: f64 = 2.0;
 
 static PENDING: Unfenced = Unfenced::read(
-    "SELECT p.bucket, p.outbox_id, p.kind, p.facts
-       FROM (SELECT o.*, sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
+    "SELECT p.bucket, p.outbox_id, p.kind, therev.facts_of(p.event) AS facts
+       FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event, sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
                FROM therev.outbox AS o
               WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
-                AND (o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3))
+                AND (o.kind = 'totals' AND o.owners IS NULL
+                     OR o.created_at <= now() - make_interval(secs => $3::float8 * CASE WHEN o.owners IS NULL THEN 1 ELSE 30 END))
               ORDER BY o.bucket, o.outbox_id LIMIT $4) AS p
       WHERE p.facts_before < $4
       ORDER BY p.bucket, p.outbox_id",
@@ -100,7 +102,7 @@ impl Community {
                 let passes = pair.iter().map(|shard| async move {
                     let mut done = Relayed::default();
                     if let Err(error) = self.relay_shard(*shard, writers_turn_s, &mut done).await {
-                        tracing::debug!(%shard, %error, "the relay could not serve a shard");
+                        tracing::warn!(%shard, %error, "the relay could not serve a shard");
                         done.shards_down.push(*shard);
                     }
                     done

@@ -1,9 +1,8 @@
 //! Questions, answers, comments and votes of a dump.
 
 use super::ImportError;
-use super::dump::{CommentRow, PostKind, PostRow, VoteRow};
+use super::dump::{CommentRow, PostKind, PostRow};
 use super::source::{Import, Source};
-use super::tally::{ALREADY_HERE, Column};
 use crate::bulk::{BulkPost, BulkThread};
 use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
 use crate::{Format, Parent};
@@ -11,12 +10,9 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
 pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportError> {
-    let mut batches = import.read::<PostRow>("Posts.xml", "posts");
-    import.tally.wrote("threads", 0);
-    import.tally.wrote("answers", 0);
     // Answers that stand before their question.
     let mut early = Vec::new();
-    while let Some(batch) = batches.recv().await {
+    while let Some(batch) = import.files.posts.recv().await {
         let (mut threads, mut answers) = (Vec::new(), Vec::new());
         for row in batch? {
             import.tally.read("posts");
@@ -32,23 +28,19 @@ pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportEr
             }
         }
         // Threads first: whoever reads in between finds no answer without its thread.
-        let copied = import.community.bulk_threads(threads).await?;
-        import.tally.wrote("threads", copied.total());
-        import.tally.copied(Column::Threads, &copied);
-        import.tally.skip_many("question", ALREADY_HERE, copied.existing);
-        write_posts(import, "answers", "answer", answers).await?;
+        import.writer.threads("threads", threads).await?;
+        import.writer.posts("answers", answers).await?;
         import.say("posts");
     }
     let answers = early.into_iter().filter_map(|row| answer(import, row)).collect();
-    write_posts(import, "answers", "answer", answers).await
+    import.writer.posts("answers", answers).await?;
+    Ok(())
 }
 
 pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), ImportError> {
-    let mut batches = import.read::<CommentRow>("Comments.xml", "comments");
-    import.tally.wrote("comments", 0);
-    while let Some(batch) = batches.recv().await {
+    while let Some(batch) = import.files.comments.recv().await {
         let posts = batch?.into_iter().filter_map(|row| comment(import, row)).collect();
-        write_posts(import, "comments", "comment", posts).await?;
+        import.writer.posts("comments", posts).await?;
         import.say("comments");
     }
     Ok(())
@@ -56,9 +48,8 @@ pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), Impor
 
 /// Votes are not kept, their sum is the score; where it is not, the report says so.
 pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportError> {
-    let mut batches = import.read::<VoteRow>("Votes.xml", "votes");
     let mut sums: HashMap<i64, i32> = HashMap::new();
-    while let Some(batch) = batches.recv().await {
+    while let Some(batch) = import.files.votes.recv().await {
         for vote in batch? {
             import.tally.read("votes");
             let sign = match vote.vote_type {
@@ -82,19 +73,6 @@ pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportE
             }
         }
     }
-    Ok(())
-}
-
-async fn write_posts(
-    import: &mut Import<'_>,
-    written: &'static str,
-    kind: &'static str,
-    posts: Vec<BulkPost>,
-) -> Result<(), ImportError> {
-    let copied = import.community.bulk_posts(posts).await?;
-    import.tally.wrote(written, copied.total());
-    import.tally.copied(Column::Posts, &copied);
-    import.tally.skip_many(kind, ALREADY_HERE, copied.existing);
     Ok(())
 }
 

@@ -136,10 +136,13 @@ pub async fn stackexchange(
     let mut import = source::Import::new(community, folder, site, progress)?;
     let read = read_all(&mut import).await;
     import.say("deliver");
+    let written = import.writer.finish().await;
     // Also after a file that could not be read to its end: what was written must be known everywhere.
     let relayed = community.relay_once().await;
     read?;
+    written?;
     let relayed = relayed?;
+    import.tally.copied(import.writer.copied());
     let mut report = import.tally.report(community.shards().numbers());
     report.votes = import.votes;
     report.undelivered = relayed.waiting;

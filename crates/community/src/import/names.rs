@@ -51,13 +51,22 @@ fn made(text: &str, chars: usize) -> String {
     if name.is_empty() { NAMELESS.to_owned() } else { name.to_owned() }
 }
 
-/// One spelling, letters and digits kept, runs of everything else folded to one character.
+/// One spelling, folded.
 fn spelled(text: &str) -> String {
+    // Plain ASCII is in one spelling already, but for its case.
+    if text.is_ascii() {
+        return folded(text.chars().map(|c| c.to_ascii_lowercase()));
+    }
     let lower: String = text.nfkc().collect::<String>().to_lowercase();
-    let mut name = String::with_capacity(lower.len());
+    folded(lower.nfkc())
+}
+
+/// Letters and digits kept, runs of everything else folded to one character.
+fn folded(lower: impl Iterator<Item = char>) -> String {
+    let mut name = String::new();
     // The separator between two letters, once something follows it.
     let mut between: Option<char> = None;
-    for c in lower.nfkc() {
+    for c in lower {
         if c.is_alphanumeric() {
             if let Some(separator) = between.take().filter(|_| !name.is_empty()) {
                 name.push(separator);

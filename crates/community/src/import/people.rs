@@ -4,22 +4,17 @@ use super::ImportError;
 use super::dump::UserRow;
 use super::names::{user_name_from, with_suffix};
 use super::source::Import;
-use super::tally::{ALREADY_HERE, Column};
 use crate::bulk::BulkUser;
 use chrono::DateTime;
 use placement::UserId;
 use serde_json::{Value, json};
 
 pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
-    write_deleted_user(import).await?;
-    let mut batches = import.read::<UserRow>("Users.xml", "users");
-    import.tally.wrote("users", 0);
-    while let Some(batch) = batches.recv().await {
-        let users: Vec<BulkUser> = batch?.into_iter().filter_map(|row| user(import, row)).collect();
-        let copied = import.community.bulk_users(users).await?;
-        import.tally.wrote("users", copied.total());
-        import.tally.copied(Column::Users, &copied);
-        import.tally.skip_many("user", ALREADY_HERE, copied.existing);
+    let deleted = deleted_user(import);
+    import.writer.users("deleted_users", vec![deleted]).await?;
+    while let Some(batch) = import.files.users.recv().await {
+        let users = batch?.into_iter().filter_map(|row| user(import, row)).collect();
+        import.writer.users("users", users).await?;
         import.say("users");
     }
     Ok(())
@@ -58,9 +53,9 @@ fn user_names(display: &str, source_id: &str, site: &str, user: UserId) -> Vec<S
     vec![base, with_id, with_site, own]
 }
 
-/// The author of what has none: one per site, made first so that everything else has a place to go.
-async fn write_deleted_user(import: &mut Import<'_>) -> Result<(), ImportError> {
-    let user = BulkUser {
+/// The author of what has none: one per site, first so that everything else has a place to go.
+fn deleted_user(import: &Import<'_>) -> BulkUser {
+    BulkUser {
         user_id: import.user_id(None),
         user_names: user_names("deleted", "deleted", &import.site, import.user_id(None)),
         first_name: Some("deleted".into()),
@@ -68,9 +63,5 @@ async fn write_deleted_user(import: &mut Import<'_>) -> Result<(), ImportError> 
         profile_pic_url: None,
         metadata: json!({ "site": import.site, "source_id": "deleted" }),
         created_at: DateTime::UNIX_EPOCH,
-    };
-    let copied = import.community.bulk_users(vec![user]).await?;
-    import.tally.wrote("deleted_users", copied.total());
-    import.tally.copied(Column::Users, &copied);
-    Ok(())
+    }
 }

@@ -1,8 +1,9 @@
 //! The dump on one side and the community on the other: reading ahead on a thread of its own, and derived ids.
 
-use super::dump::{DumpError, Row, Rows};
+use super::dump::{CommentRow, DumpError, PostRow, Row, Rows, UserRow, VoteRow};
 use super::tally::Tally;
 use super::{Progress, VoteReport};
+use crate::bulk::BulkWriter;
 use crate::community::Community;
 use chrono::{DateTime, Utc};
 use placement::{PostId, ThreadId, UserId, derived_id};
@@ -17,15 +18,15 @@ use tokio::sync::mpsc;
 use uuid::Builder;
 
 /// How many rows a batch has: enough for a COPY, short enough not to hold a switch up.
-pub(super) const BATCH: usize = 5_000;
+const BATCH: usize = 5_000;
 /// How many batches are read ahead.
 const AHEAD: usize = 2;
 
 /// One import under way.
 pub(super) struct Import<'a> {
-    pub(super) community: &'a Community,
+    pub(super) writer: BulkWriter,
     pub(super) site: String,
-    folder: PathBuf,
+    pub(super) files: Files,
     progress: &'a mut (dyn FnMut(Progress) + Send),
     bytes: Arc<AtomicU64>,
     bytes_total: u64,
@@ -35,6 +36,43 @@ pub(super) struct Import<'a> {
     pub(super) users: HashSet<i64>,
     /// Its questions and answers.
     pub(super) posts: HashMap<i64, Source>,
+}
+
+/// The files of a dump, each read ahead on a thread of its own, a batch at a time. After an error nothing more comes.
+pub(super) struct Files {
+    pub(super) users: Batches<UserRow>,
+    pub(super) posts: Batches<PostRow>,
+    pub(super) comments: Batches<CommentRow>,
+    pub(super) votes: Batches<VoteRow>,
+}
+
+type Batches<T> = mpsc::Receiver<Result<Vec<T>, DumpError>>;
+
+impl Files {
+    fn open(folder: &Path, counted: &Arc<AtomicU64>) -> Files {
+        Files {
+            users: read(folder.join("Users.xml"), "users", counted),
+            posts: read(folder.join("Posts.xml"), "posts", counted),
+            comments: read(folder.join("Comments.xml"), "comments", counted),
+            votes: read(folder.join("Votes.xml"), "votes", counted),
+        }
+    }
+}
+
+/// The files that a dump must have.
+const FILES: [&str; 4] = ["Users.xml", "Posts.xml", "Comments.xml", "Votes.xml"];
+
+fn read<T>(path: PathBuf, root: &'static str, counted: &Arc<AtomicU64>) -> Batches<T>
+where
+    T: TryFrom<Row, Error = DumpError> + Send + 'static,
+{
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let counted = counted.clone();
+    tokio::task::spawn_blocking(move || {
+        // An error here means that nobody listens any more.
+        let _ = read_batches(&path, root, counted, &sender);
+    });
+    receiver
 }
 
 /// What a later row must know of a question or an answer.
@@ -50,25 +88,26 @@ pub(super) struct Source {
 
 impl<'a> Import<'a> {
     pub(super) fn new(
-        community: &'a Community,
+        community: &Community,
         folder: &Path,
         site: &str,
         progress: &'a mut (dyn FnMut(Progress) + Send),
     ) -> Result<Import<'a>, DumpError> {
         let mut bytes_total = 0;
         // All four must be there before the first row is written.
-        for file in ["Users.xml", "Posts.xml", "Comments.xml", "Votes.xml"] {
+        for file in FILES {
             let path = folder.join(file);
             let size =
                 std::fs::metadata(&path).map_err(|e| DumpError::Io { path: path.into(), source: Arc::new(e) })?;
             bytes_total += size.len();
         }
+        let bytes = Arc::default();
         Ok(Import {
-            community,
+            writer: community.bulk_writer(),
             site: site.to_owned(),
-            folder: folder.to_owned(),
+            files: Files::open(folder, &bytes),
             progress,
-            bytes: Arc::default(),
+            bytes,
             bytes_total,
             tally: Tally::default(),
             votes: VoteReport::default(),
@@ -80,22 +119,7 @@ impl<'a> Import<'a> {
     /// Tells how far the import has come.
     pub(super) fn say(&mut self, phase: &'static str) {
         let (bytes, bytes_total) = (self.bytes.load(Ordering::Relaxed), self.bytes_total);
-        (self.progress)(Progress { phase, bytes, bytes_total, written: self.tally.total_written() });
-    }
-
-    /// Reads a file on a thread of its own, a batch at a time. After an error nothing more comes.
-    pub(super) fn read<T>(&self, file: &'static str, root: &'static str) -> mpsc::Receiver<Result<Vec<T>, DumpError>>
-    where
-        T: TryFrom<Row, Error = DumpError> + Send + 'static,
-    {
-        let (sender, receiver) = mpsc::channel(AHEAD);
-        let path = self.folder.join(file);
-        let counted = self.bytes.clone();
-        tokio::task::spawn_blocking(move || {
-            // An error here means that nobody listens any more.
-            let _ = read_batches(&path, root, counted, &sender);
-        });
-        receiver
+        (self.progress)(Progress { phase, bytes, bytes_total, written: self.writer.written() });
     }
 
     /// The user that a user of the dump became; absent: the site's `deleted` user.

@@ -134,9 +134,9 @@ async fn a_relay() {
     cluster.finish().await;
 }
 
-/// An import that is killed five times and started again each time, and then once more when all is there.
+/// An import that is killed seven times and started again each time, and then once more when all is there.
 #[tokio::test]
-async fn an_import_at_five_moments() {
+async fn an_import_at_seven_moments() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
     let folder = folder.to_str().expect("a path in UTF-8");
     let cluster = TestCluster::colocated().await;
@@ -145,7 +145,9 @@ async fn an_import_at_five_moments() {
         ("bulk.before_commit", 2),
         ("bulk.committed", 3),
         ("bulk.before_commit", 9),
-        ("deliver.kind_delivered", 2),
+        ("bulk.names_confirmed", 1),
+        ("bulk.told", 2),
+        ("relay.before_mark", 1),
     ];
     for (point, nth) in moments {
         assert!(cut_off(&cluster, point, nth, &["import", folder]), "{point} {nth}");

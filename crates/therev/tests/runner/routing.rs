@@ -56,7 +56,10 @@ async fn a_wrong_or_empty_placement_answers_everything_rightly() {
             assert!(matches!(lost.user(therev::UserId::new()).await, Err(Error::NotFound { .. })));
             lost.shards().forget_placement(map);
             let rows = (0..40).map(|n| bulk_post(&open, authors[n % 4])).collect();
-            assert_eq!(lost.bulk_posts(rows).await.expect("a bulk write").total(), 40);
+            let mut writer = lost.bulk_writer();
+            writer.posts("posts", rows).await.expect("a bulk write");
+            writer.finish().await.expect("a bulk write");
+            assert_eq!(writer.written(), 40);
         }
         drop(node);
         cluster.finish().await;

@@ -1,0 +1,362 @@
+//! Many rows at once: binary COPY per shard, side by side, each batch locked, checked and short.
+//!
+//! Rows that are there already are left as they are, so that a bulk write which was cut off is repeated whole. What
+//! others must hear, the writer tells them itself, in arrays; the event in the outbox only names the rows, so that a
+//! relay tells what a crash left untold.
+
+mod names;
+mod rows;
+mod tell;
+
+pub use rows::{BulkPost, BulkThread, BulkUser, Copied};
+
+use crate::community::Community;
+use crate::error::{Error, Result};
+use futures_util::FutureExt;
+use futures_util::future::{Shared, join_all};
+use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
+use rows::{BulkRow, NamedUser};
+use shards::Bulk;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+/// How often a batch is tried again after somebody else wrote the same rows, or a connection broke.
+const TRIES: u32 = 5;
+/// Threads whose totals wait for [`BulkWriter::finish`]; with so many, or after so long, they are summed earlier: before
+/// a relay thinks that nobody will.
+const TOTALS_MAX: usize = 50_000;
+const TOTALS_WAIT: Duration = Duration::from_secs(20);
+/// How many rows of a shard's batch are looked for before all of them are.
+const SAMPLE: usize = 16;
+/// How many batches are on their way at once: the servers work on one while the next is made.
+const UNDER_WAY_MAX: usize = 3;
+
+/// Brings rows in by the thousand, several batches at a time. Ends with [`BulkWriter::finish`].
+///
+/// A batch is on its way when the call returns; what became of it is told by [`BulkWriter::copied`], and an error by the
+/// next call.
+pub struct BulkWriter {
+    community: Community,
+    /// Batches on their way.
+    under_way: JoinSet<Result<Batch>>,
+    copied: BTreeMap<&'static str, Copied>,
+    /// Threads that have new posts, and their authors.
+    touched: BTreeMap<ThreadId, UserId>,
+    /// Events that ask for the totals of touched threads, until those are told.
+    totals: Vec<(ShardNo, i64)>,
+    summed_at: Instant,
+    /// All threads so far are written: nobody shall find a post without its thread.
+    threads_written: Option<Shared<oneshot::Receiver<()>>>,
+}
+
+/// What became of a batch.
+#[derive(Default)]
+struct Batch {
+    kind: &'static str,
+    copied: Copied,
+    touched: Vec<(ThreadId, UserId)>,
+    totals: Vec<(ShardNo, i64)>,
+}
+
+/// Rows as they lie on one shard now, and what their transaction said.
+struct Part<T, R> {
+    shard: ShardNo,
+    rows: Vec<T>,
+    said: R,
+}
+
+/// What a COPY did.
+struct Landed {
+    version_floor: i64,
+    /// Rows that were there before.
+    known: HashSet<Uuid>,
+    /// The event about the new ones.
+    event: Option<i64>,
+}
+
+type Done<T> = std::result::Result<T, shards::Error>;
+
+impl Community {
+    /// Begins to bring rows in.
+    pub fn bulk_writer(&self) -> BulkWriter {
+        BulkWriter {
+            community: self.clone(),
+            under_way: JoinSet::new(),
+            copied: BTreeMap::new(),
+            touched: BTreeMap::new(),
+            totals: Vec::new(),
+            summed_at: Instant::now(),
+            threads_written: None,
+        }
+    }
+
+    /// Does some work on rows, on the shards that own their buckets, side by side, until all of it is done somewhere.
+    /// The work must be one that can be repeated; it hears whether it is.
+    async fn in_bulk<T, R>(
+        &self,
+        group: Group,
+        rows: Vec<T>,
+        bucket: impl Fn(&T) -> Bucket,
+        work: impl AsyncFn(&Bulk, &[T], bool) -> Done<R>,
+    ) -> Result<Vec<Part<T, R>>> {
+        let mut done = Vec::new();
+        let mut open = rows;
+        let mut tries = 0;
+        while !open.is_empty() {
+            let mut by_shard: BTreeMap<ShardNo, (BTreeSet<Bucket>, Vec<T>)> = BTreeMap::new();
+            for row in open.drain(..) {
+                let bucket = bucket(&row);
+                let part = by_shard.entry(self.shard_of(group, bucket)).or_default();
+                part.0.insert(bucket);
+                part.1.push(row);
+            }
+            let work = &work;
+            let parts = by_shard.into_iter().map(|(shard, (buckets, rows))| async move {
+                let said = self.on_shard(group, shard, &buckets, async |bulk| work(bulk, &rows, tries > 0).await).await;
+                (shard, rows, said)
+            });
+            for (shard, rows, said) in join_all(parts).await {
+                match said {
+                    Ok(Some(said)) => done.push(Part { shard, rows, said }),
+                    Ok(None) => open.extend(rows),
+                    Err(error) if tries < TRIES && is_worth_another_try(&error) => open.extend(rows),
+                    Err(error) => return Err(Error::of_constraint(error)),
+                }
+            }
+            tries += 1;
+        }
+        Ok(done)
+    }
+
+    /// One transaction on one shard. `None`: the shard does not own all of the buckets (any more).
+    async fn on_shard<R>(
+        &self,
+        group: Group,
+        shard: ShardNo,
+        buckets: &BTreeSet<Bucket>,
+        work: impl AsyncFnOnce(&Bulk) -> Done<R>,
+    ) -> Done<Option<R>> {
+        let Some(bulk) = self.shards().bulk(group, shard, buckets).await? else { return Ok(None) };
+        let said = work(&bulk).await?;
+        fail::fail_point!("bulk.before_commit");
+        bulk.commit().await?;
+        fail::fail_point!("bulk.committed");
+        Ok(Some(said))
+    }
+
+    /// The events of what was told are delivered; the others wait for a relay.
+    fn settle_events<R>(&self, kind: &str, told: Result<()>, parts: &[Part<R, Landed>]) {
+        if let Err(error) = told {
+            tracing::debug!(%error, "what others must hear of new {kind} is left to a relay");
+            return;
+        }
+        fail::fail_point!("bulk.told");
+        for part in parts {
+            self.inner.acks.add(part.shard, part.said.event);
+        }
+    }
+}
+
+impl BulkWriter {
+    /// Brings users in, counted as `kind`. Names are taken first, each user's first free one: the order of the batches
+    /// decides.
+    pub async fn users(&mut self, kind: &'static str, users: Vec<BulkUser>) -> Result<()> {
+        let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
+        let (known, buried) = self.community.known_users(keys).await?;
+        let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
+        let named = self.community.name_users(new, &buried).await?;
+        let community = self.community.clone();
+        self.begin(async move {
+            let write = async |bulk: &Bulk, users: &[NamedUser], again| {
+                names::unbury(bulk, users).await?;
+                copy(bulk, users, again).await
+            };
+            let parts = community.in_bulk(Group::Account, named, NamedUser::bucket, write).await?;
+            let mut copied = copied(&parts);
+            copied.existing += u64::try_from(old.len()).unwrap_or(0);
+            community.settle_events(kind, community.tell_of_users(&parts).await, &parts);
+            Ok(Batch { kind, copied, ..Batch::default() })
+        })
+        .await
+    }
+
+    /// Brings threads in, counted as `kind`.
+    pub async fn threads(&mut self, kind: &'static str, threads: Vec<BulkThread>) -> Result<()> {
+        let community = self.community.clone();
+        let (written, all_written) = oneshot::channel();
+        let before = self.threads_written.replace(all_written.shared());
+        self.begin(async move {
+            let write = async |bulk: &Bulk, threads: &[BulkThread], again| copy(bulk, threads, again).await;
+            let parts = community.in_bulk(Group::Content, threads, BulkThread::bucket, write).await?;
+            if are_written(before).await {
+                // Where nobody waits for it, nobody hears it.
+                let _ = written.send(());
+            }
+            community.settle_events(kind, community.tell_of_threads(&parts).await, &parts);
+            Ok(Batch { kind, copied: copied(&parts), ..Batch::default() })
+        })
+        .await
+    }
+
+    /// Brings posts in, counted as `kind`, with their authors' contributions. Totals of their threads are told by
+    /// `finish`.
+    pub async fn posts(&mut self, kind: &'static str, posts: Vec<BulkPost>) -> Result<()> {
+        let community = self.community.clone();
+        let threads = self.threads_written.clone();
+        self.begin(async move {
+            if !are_written(threads).await {
+                // Their error is the one that counts.
+                return Ok(Batch { kind, ..Batch::default() });
+            }
+            let write = async |bulk: &Bulk, posts: &[BulkPost], again| {
+                let mut landed = copy(bulk, posts, again).await?;
+                let (event, sums) = tell::contribute(bulk, posts, &landed).await?;
+                landed.event = event;
+                Ok((landed, sums))
+            };
+            let parts = community.in_bulk(Group::Content, posts, BulkPost::bucket, write).await?;
+            let (mut landed, mut sums) = (Vec::new(), Vec::new());
+            for Part { shard, rows, said } in parts {
+                landed.push(Part { shard, rows, said: said.0 });
+                sums.extend(said.1);
+            }
+            let mut batch = Batch { kind, copied: copied(&landed), ..Batch::default() };
+            batch.touched = sums.iter().map(|sum| (sum.thread_id, sum.thread_author_id)).collect();
+            let told = community.tell_participants(sums).await.map(|events| batch.totals = events);
+            community.settle_events(kind, told, &landed);
+            Ok(batch)
+        })
+        .await?;
+        if self.touched.len() >= TOTALS_MAX || self.summed_at.elapsed() > TOTALS_WAIT {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+
+    /// What became of the rows of each kind so far.
+    pub fn copied(&self) -> &BTreeMap<&'static str, Copied> {
+        &self.copied
+    }
+
+    /// How many rows are written.
+    pub fn written(&self) -> u64 {
+        self.copied.values().map(Copied::total).sum()
+    }
+
+    /// Waits until every batch is written and told, the totals of the threads that have new posts too. What cannot be
+    /// told now, a relay tells.
+    pub async fn finish(&mut self) -> Result<()> {
+        let written = self.land(0).await;
+        let touched: Vec<(ThreadId, UserId)> = std::mem::take(&mut self.touched).into_iter().collect();
+        let events = std::mem::take(&mut self.totals);
+        self.summed_at = Instant::now();
+        match self.community.tell_totals(touched).await {
+            Ok(true) => {
+                for (shard, event) in events {
+                    self.community.inner.acks.add(shard, [event]);
+                }
+            }
+            Ok(false) => tracing::debug!("totals of threads that the directory does not know are left to a relay"),
+            Err(error) => tracing::debug!(%error, "totals of threads are left to a relay"),
+        }
+        self.community.mark_delivered().await;
+        written
+    }
+
+    /// Sends a batch on its way when there is room for it.
+    async fn begin(&mut self, batch: impl Future<Output = Result<Batch>> + Send + 'static) -> Result<()> {
+        self.land(UNDER_WAY_MAX - 1).await?;
+        self.under_way.spawn(batch);
+        Ok(())
+    }
+
+    /// Waits until no more than so many batches are under way. Of several errors the first one counts.
+    async fn land(&mut self, most: usize) -> Result<()> {
+        let mut all = Ok(());
+        while self.under_way.len() > most {
+            let Some(landed) = self.under_way.join_next().await else { break };
+            match landed.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic())) {
+                Ok(batch) => {
+                    self.copied.entry(batch.kind).or_default().add(batch.copied);
+                    self.touched.extend(batch.touched);
+                    self.totals.extend(batch.totals);
+                }
+                Err(error) => all = all.and(Err(error)),
+            }
+        }
+        all
+    }
+}
+
+/// Whether all threads before are written.
+async fn are_written(before: Option<Shared<oneshot::Receiver<()>>>) -> bool {
+    match before {
+        Some(written) => written.await.is_ok(),
+        None => true,
+    }
+}
+
+/// Copies the rows that are not there yet, and leaves the event about them.
+async fn copy<R: BulkRow>(bulk: &Bulk, rows: &[R], again: bool) -> Done<Landed> {
+    let known = known(bulk, rows, again).await?;
+    let new: Vec<&R> = rows.iter().filter(|row| !known.contains(&row.id())).collect();
+    let version_floor = bulk.version_floor;
+    if new.is_empty() {
+        return Ok(Landed { version_floor, known, event: None });
+    }
+    let shared: Vec<_> = new.iter().map(|row| row.shared(version_floor)).collect();
+    let encoded = new.iter().zip(&shared).map(|(row, shared)| row.columns(shared));
+    bulk.copy(R::COPY, R::TYPES, encoded).await?;
+    let event = match R::EVENT {
+        Some(kind) => {
+            let owners: Vec<Uuid> = new.iter().map(|row| row.owner().0).collect();
+            let ids: Vec<Uuid> = new.iter().map(|row| row.id()).collect();
+            Some(tell::leave_event(bulk, R::GROUP, kind, &owners, (kind != "user").then_some(&ids)).await?)
+        }
+        None => None,
+    };
+    Ok(Landed { version_floor, known, event })
+}
+
+/// Which rows are there. A batch is written whole, so a few of its rows tell of all; should they not, the COPY is refused
+/// and all are looked for `again`.
+async fn known<R: BulkRow>(bulk: &Bulk, rows: &[R], again: bool) -> Done<HashSet<Uuid>> {
+    let look = async |step: usize| {
+        let keys: (Vec<i16>, Vec<Uuid>) = rows.iter().step_by(step).map(|row| (row.bucket().sql(), row.id())).unzip();
+        let known = bulk.query(R::KNOWN, &[&keys.0, &keys.1]).await?;
+        Done::Ok(known.iter().map(|row| row.get(0)).collect::<HashSet<Uuid>>())
+    };
+    let step = rows.len() / SAMPLE;
+    if step > 1 && !again && look(step).await?.is_empty() {
+        return Ok(HashSet::new());
+    }
+    look(1).await
+}
+
+fn copied<R: BulkRow>(parts: &[Part<R, Landed>]) -> Copied {
+    let mut total = Copied::default();
+    for part in parts {
+        let new = part.new_rows().count();
+        *total.written.entry(part.shard).or_default() += u64::try_from(new).unwrap_or(0);
+        total.existing += u64::try_from(part.rows.len() - new).unwrap_or(0);
+    }
+    total
+}
+
+impl<T: BulkRow> Part<T, Landed> {
+    /// The rows that were not there before.
+    fn new_rows(&self) -> impl Iterator<Item = &T> {
+        self.rows.iter().filter(|row| !self.said.known.contains(&row.id()))
+    }
+}
+
+fn is_worth_another_try(error: &shards::Error) -> bool {
+    matches!(error, shards::Error::OutcomeUnknown { .. })
+        || error.sql_error().is_some_and(|refused| {
+            matches!(*refused.code(), SqlState::UNIQUE_VIOLATION | SqlState::T_R_DEADLOCK_DETECTED)
+        })
+}

@@ -1,0 +1,268 @@
+//! What others must hear of rows that were brought in, in arrays: the same states that a relay would tell.
+
+use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
+use super::{Done, Landed, Part};
+use crate::community::Community;
+use crate::error::Result;
+use chrono::{DateTime, Utc};
+use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
+use shards::{Bulk, Unfenced};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// How many threads are summed at once.
+const TOTALS_BATCH: usize = 5_000;
+
+/// An author's contribution to a thread, as it is now.
+pub(super) struct Contribution {
+    pub(super) author_id: UserId,
+    pub(super) thread_id: ThreadId,
+    pub(super) thread_author_id: UserId,
+    posts: i32,
+    deleted: i32,
+    last_post_at: DateTime<Utc>,
+    version: i64,
+}
+
+const LEAVE_EVENT: &str = "
+    INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
+    SELECT $1::text::therev.colocation_group, -1, $2, $3, $4
+    RETURNING outbox_id";
+
+/// What the posts of a batch add to their authors' contributions. Answers with those that were there before.
+const CONTRIBUTE: &str = "
+    WITH contribution AS (
+        INSERT INTO therev.thread_contributions AS c
+               (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
+        SELECT n.bucket, n.author_id, n.thread_id, n.thread_author_id, n.posts, n.last_post_at, $7
+          FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::timestamptz[])
+                   AS n (bucket, author_id, thread_id, thread_author_id, posts, last_post_at)
+        ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+           SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
+               version = greatest(c.version + 1, excluded.version)
+        RETURNING c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version, c.xmax <> 0 AS was_there)
+    SELECT c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version
+      FROM contribution AS c WHERE c.was_there";
+
+const TELL_PARTICIPANTS: &str = "
+    INSERT INTO therev.thread_participants AS p
+           (bucket, author_id, thread_id, participant_id, posts, deleted, last_post_at, version)
+    SELECT *
+      FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::integer[], $7::timestamptz[],
+                  $8::bigint[])
+    ON CONFLICT (bucket, author_id, thread_id, participant_id) DO UPDATE
+       SET posts = excluded.posts, deleted = excluded.deleted, last_post_at = excluded.last_post_at,
+           version = excluded.version
+     WHERE p.version < excluded.version";
+
+/// As the relay sums them.
+const SUM_TOTALS: &str = "
+    WITH summed AS (
+        SELECT t.bucket, t.author_id, t.thread_id, coalesce(sum(p.posts), 0)::integer AS posts,
+               (count(*) FILTER (WHERE p.posts > 0))::integer AS participants, max(p.last_post_at) AS last_post_at,
+               coalesce(sum(p.version), 1) AS version
+          FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS t (bucket, author_id, thread_id)
+          LEFT JOIN therev.thread_participants AS p
+            ON p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id
+         GROUP BY t.bucket, t.author_id, t.thread_id),
+    kept AS (
+        INSERT INTO therev.thread_totals AS t (bucket, author_id, thread_id, posts, participants, last_post_at, version)
+        SELECT s.bucket, s.author_id, s.thread_id, s.posts, s.participants, s.last_post_at, s.version
+          FROM summed AS s ORDER BY s.thread_id
+        ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+           SET posts = excluded.posts, participants = excluded.participants, last_post_at = excluded.last_post_at,
+               version = excluded.version
+         WHERE t.version < excluded.version)
+    SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version FROM summed AS s ORDER BY s.thread_id";
+
+static TELL_USERS: Unfenced = Unfenced::write(
+    "INSERT INTO user_directory AS d
+            (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
+     SELECT u.user_id, u.user_name, u.display_name, u.profile_pic_url, 'STANDARD', true, u.created_at, false, u.version
+       FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::bigint[])
+                AS u (user_id, user_name, display_name, profile_pic_url, created_at, version)
+     ON CONFLICT (user_id) DO UPDATE
+        SET user_name = excluded.user_name, display_name = excluded.display_name,
+            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
+            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version",
+);
+
+static TELL_THREADS: Unfenced = Unfenced::write(
+    "INSERT INTO thread_directory AS d
+            (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at, is_deleted,
+             version)
+     SELECT t.thread_id, t.author_id, t.title, false, false, 'approved', t.created_at, t.created_at, false, t.version
+       FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::bigint[])
+                AS t (thread_id, author_id, title, created_at, version)
+     ON CONFLICT (thread_id) DO UPDATE
+        SET title = excluded.title, is_pinned = excluded.is_pinned, is_locked = excluded.is_locked,
+            moderation = excluded.moderation, is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version",
+);
+
+/// Answers with how many of the threads the directory knows.
+static TELL_TOTALS: Unfenced = Unfenced::write(
+    "WITH told AS (
+         SELECT t.thread_id, t.posts, t.last_post_at, t.version::numeric AS version
+           FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::text[])
+                    AS t (thread_id, posts, last_post_at, version)),
+     changed AS (
+         UPDATE thread_directory AS d
+            SET post_count = t.posts, last_activity_at = greatest(d.created_at, t.last_post_at),
+                totals_version = t.version
+           FROM told AS t
+          WHERE d.thread_id = t.thread_id AND d.totals_version < t.version)
+     SELECT count(*) FROM thread_directory AS d JOIN told AS t USING (thread_id)",
+);
+
+/// Leaves an event that names rows; says its number.
+pub(super) async fn leave_event(
+    bulk: &Bulk,
+    group: Group,
+    kind: &str,
+    owners: &Vec<Uuid>,
+    ids: Option<&Vec<Uuid>>,
+) -> Done<i64> {
+    let rows = bulk.query(LEAVE_EVENT, &[&group.name(), &kind, owners, &ids]).await?;
+    Ok(rows.iter().map(|row| row.get::<_, i64>("outbox_id")).sum())
+}
+
+/// One contribution per author and thread, whatever the batch holds of them, and the event about them. Answers with the
+/// contributions as they are now.
+pub(super) async fn contribute(
+    bulk: &Bulk,
+    posts: &[BulkPost],
+    landed: &Landed,
+) -> Done<(Option<i64>, Vec<Contribution>)> {
+    let mut sums: BTreeMap<(UserId, ThreadId), Contribution> = BTreeMap::new();
+    for post in posts.iter().filter(|post| !landed.known.contains(&post.post_id.0)) {
+        let sum = sums.entry((post.author_id, post.thread_id)).or_insert_with(|| Contribution {
+            author_id: post.author_id,
+            thread_id: post.thread_id,
+            thread_author_id: post.thread_author_id,
+            posts: 0,
+            deleted: 0,
+            last_post_at: post.created_at,
+            version: landed.version_floor,
+        });
+        sum.posts += 1;
+        sum.last_post_at = sum.last_post_at.max(post.created_at);
+    }
+    if sums.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let buckets: Vec<i16> = sums.values().map(|sum| sum.author_id.bucket().sql()).collect();
+    let authors: Vec<Uuid> = sums.values().map(|sum| sum.author_id.0).collect();
+    let threads: Vec<Uuid> = sums.values().map(|sum| sum.thread_id.0).collect();
+    let thread_authors: Vec<Uuid> = sums.values().map(|sum| sum.thread_author_id.0).collect();
+    let counts: Vec<i32> = sums.values().map(|sum| sum.posts).collect();
+    let times: Vec<DateTime<Utc>> = sums.values().map(|sum| sum.last_post_at).collect();
+    let floor = landed.version_floor;
+    let there =
+        bulk.query(CONTRIBUTE, &[&buckets, &authors, &threads, &thread_authors, &counts, &times, &floor]).await?;
+    for row in there {
+        let key = (UserId(row.get("author_id")), ThreadId(row.get("thread_id")));
+        if let Some(sum) = sums.get_mut(&key) {
+            sum.posts = row.get("posts");
+            sum.deleted = row.get("deleted");
+            sum.last_post_at = row.get("last_post_at");
+            sum.version = row.get("version");
+        }
+    }
+    let event = leave_event(bulk, Group::Content, "contribution", &authors, Some(&threads)).await?;
+    Ok((Some(event), sums.into_values().collect()))
+}
+
+impl Community {
+    /// Confirms the names of new users and tells the directory of them.
+    pub(super) async fn tell_of_users(&self, parts: &[Part<NamedUser, Landed>]) -> Result<()> {
+        let version = |part: &Part<NamedUser, Landed>, user: &NamedUser| user.shared(part.said.version_floor).version;
+        let mut new: Vec<(&NamedUser, i64)> =
+            parts.iter().flat_map(|part| part.new_rows().map(|user| (user, version(part, user)))).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        self.confirm_many(new.iter().map(|(user, version)| (user.name_key, user.user.user_id, *version)).collect())
+            .await?;
+        new.sort_unstable_by_key(|(user, _)| user.user.user_id);
+        let ids: Vec<Uuid> = new.iter().map(|(user, _)| user.user.user_id.0).collect();
+        let names: Vec<&str> = new.iter().map(|(user, _)| user.user_name.as_str()).collect();
+        let shown = |user: &'_ NamedUser| user.user.first_name.clone().filter(|name| !name.is_empty());
+        let display: Vec<Option<String>> = new.iter().map(|(user, _)| shown(user)).collect();
+        let pictures: Vec<Option<&str>> = new.iter().map(|(user, _)| user.user.profile_pic_url.as_deref()).collect();
+        let times: Vec<DateTime<Utc>> = new.iter().map(|(user, _)| user.user.created_at).collect();
+        let versions: Vec<i64> = new.iter().map(|(_, version)| *version).collect();
+        let directory = self.shards().directory();
+        directory.writer(&TELL_USERS, &[&ids, &names, &display, &pictures, &times, &versions]).await?;
+        Ok(())
+    }
+
+    /// Tells the directory of new threads.
+    pub(super) async fn tell_of_threads(&self, parts: &[Part<BulkThread, Landed>]) -> Result<()> {
+        let mut new: Vec<(&BulkThread, i64)> =
+            parts.iter().flat_map(|part| part.new_rows().map(|thread| (thread, part.said.version_floor))).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        new.sort_unstable_by_key(|(thread, _)| thread.thread_id);
+        let ids: Vec<Uuid> = new.iter().map(|(thread, _)| thread.thread_id.0).collect();
+        let authors: Vec<Uuid> = new.iter().map(|(thread, _)| thread.author_id.0).collect();
+        let titles: Vec<&str> = new.iter().map(|(thread, _)| thread.title.as_str()).collect();
+        let times: Vec<DateTime<Utc>> = new.iter().map(|(thread, _)| thread.created_at).collect();
+        let versions: Vec<i64> = new.iter().map(|(_, version)| *version).collect();
+        self.shards().directory().writer(&TELL_THREADS, &[&ids, &authors, &titles, &times, &versions]).await?;
+        Ok(())
+    }
+
+    /// Tells the threads' shards who wrote in them. Answers with the events that ask for the threads' totals.
+    pub(super) async fn tell_participants(&self, mut sums: Vec<Contribution>) -> Result<Vec<(ShardNo, i64)>> {
+        sums.sort_unstable_by_key(|sum| (sum.thread_id, sum.author_id));
+        let tell = async |bulk: &Bulk, sums: &[Contribution], _| {
+            let buckets: Vec<i16> = sums.iter().map(|sum| sum.thread_author_id.bucket().sql()).collect();
+            let owners: Vec<Uuid> = sums.iter().map(|sum| sum.thread_author_id.0).collect();
+            let threads: Vec<Uuid> = sums.iter().map(|sum| sum.thread_id.0).collect();
+            let participants: Vec<Uuid> = sums.iter().map(|sum| sum.author_id.0).collect();
+            let posts: Vec<i32> = sums.iter().map(|sum| sum.posts).collect();
+            let deleted: Vec<i32> = sums.iter().map(|sum| sum.deleted).collect();
+            let times: Vec<DateTime<Utc>> = sums.iter().map(|sum| sum.last_post_at).collect();
+            let versions: Vec<i64> = sums.iter().map(|sum| sum.version).collect();
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+                [&buckets, &owners, &threads, &participants, &posts, &deleted, &times, &versions];
+            bulk.query(TELL_PARTICIPANTS, &params).await?;
+            let mut touched: Vec<(Uuid, Uuid)> = owners.into_iter().zip(threads).collect();
+            touched.dedup();
+            let (owners, threads) = touched.into_iter().unzip();
+            leave_event(bulk, Group::Content, "totals", &owners, Some(&threads)).await
+        };
+        let bucket = |sum: &Contribution| sum.thread_author_id.bucket();
+        let parts = self.in_bulk(Group::Content, sums, bucket, tell).await?;
+        Ok(parts.iter().map(|part| (part.shard, part.said)).collect())
+    }
+
+    /// Sums threads' totals and tells the directory. Says whether it knows all of the threads.
+    pub(super) async fn tell_totals(&self, threads: Vec<(ThreadId, UserId)>) -> Result<bool> {
+        let mut all_known = true;
+        for batch in threads.chunks(TOTALS_BATCH) {
+            let sum = async |bulk: &Bulk, threads: &[(ThreadId, UserId)], _| {
+                let buckets: Vec<i16> = threads.iter().map(|(_, author)| author.bucket().sql()).collect();
+                let authors: Vec<Uuid> = threads.iter().map(|(_, author)| author.0).collect();
+                let ids: Vec<Uuid> = threads.iter().map(|(thread, _)| thread.0).collect();
+                bulk.query(SUM_TOTALS, &[&buckets, &authors, &ids]).await
+            };
+            let bucket = |thread: &(ThreadId, UserId)| -> Bucket { thread.1.bucket() };
+            let parts = self.in_bulk(Group::Content, batch.to_vec(), bucket, sum).await?;
+            let mut rows: Vec<_> = parts.iter().flat_map(|part| &part.said).collect();
+            rows.sort_unstable_by_key(|row| row.get::<_, Uuid>("thread_id"));
+            let ids: Vec<Uuid> = rows.iter().map(|row| row.get("thread_id")).collect();
+            let posts: Vec<i32> = rows.iter().map(|row| row.get("posts")).collect();
+            let times: Vec<Option<DateTime<Utc>>> = rows.iter().map(|row| row.get("last_post_at")).collect();
+            let versions: Vec<&str> = rows.iter().map(|row| row.get("version")).collect();
+            let directory = self.shards().directory();
+            let known = directory.writer(&TELL_TOTALS, &[&ids, &posts, &times, &versions]).await?;
+            let known: i64 = known.iter().map(|row| row.get::<_, i64>(0)).sum();
+            all_known &= usize::try_from(known).is_ok_and(|known| known == ids.len());
+        }
+        Ok(all_known)
+    }
+}
