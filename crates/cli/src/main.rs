@@ -13,6 +13,7 @@ mod logging;
 mod output;
 mod page;
 mod passfile;
+mod progress;
 mod readable;
 mod tables;
 

@@ -9,6 +9,7 @@ pub mod check;
 mod community;
 mod delivery;
 mod error;
+pub mod generate;
 pub mod import;
 mod lists;
 mod maintenance;

@@ -6,6 +6,8 @@ mod agreement;
 mod examples;
 #[path = "runner/fence.rs"]
 mod fence;
+#[path = "runner/generated.rs"]
+mod generated;
 #[path = "runner/journey.rs"]
 mod journey;
 #[path = "runner/names.rs"]

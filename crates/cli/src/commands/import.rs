@@ -2,12 +2,11 @@
 
 use crate::app::App;
 use crate::error::{CliError, Result};
-use crate::output::{Output, stderr_is_terminal, talk};
+use crate::output::Output;
+use crate::progress::Shown;
 use crate::tables::{count, table};
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 use therev::import::{ImportReport, Progress, stackexchange};
 
 /// Bring in a community of another site
@@ -37,8 +36,9 @@ Example:
 pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let Command::Stackexchange { dir, site } = args.command;
     let therev = app.open().await?;
-    let mut shown = Shown::new();
-    let outcome = stackexchange(&therev, &dir, &site, &mut |progress| shown.show(progress)).await;
+    let mut shown = Shown::new("{prefix:9} {bar:40} {bytes}/{total_bytes} {msg} {elapsed}");
+    let mut show = |p: Progress| shown.show(p.phase, p.bytes, p.bytes_total, &format!("{} rows written", p.written));
+    let outcome = stackexchange(&therev, &dir, &site, &mut show).await;
     shown.end();
     let target = format!("site {site}");
     let report = match outcome {
@@ -88,48 +88,4 @@ fn said(report: &ImportReport, out: &Output) -> String {
     let rows = count(i64::try_from(written).unwrap_or(i64::MAX), "row");
     lines.push(format!("Wrote {rows} in {:.1} s: {speed:.0} rows/s.", report.seconds));
     lines.join("\n")
-}
-
-/// How often a line is written where there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(2);
-
-/// How far it has come: a bar on a terminal, lines otherwise.
-struct Shown {
-    bar: Option<ProgressBar>,
-    phase: &'static str,
-    last_line: Instant,
-}
-
-impl Shown {
-    fn new() -> Shown {
-        let bar = stderr_is_terminal().then(|| {
-            let bar = ProgressBar::new(0);
-            let style = "{prefix:9} {bar:40} {bytes}/{total_bytes} {msg} {elapsed}";
-            // The template is a constant; if it were wrong, the default would do.
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
-        Shown { bar, phase: "", last_line: Instant::now() }
-    }
-
-    fn show(&mut self, progress: Progress) {
-        let Progress { phase, bytes, bytes_total, written } = progress;
-        if let Some(bar) = &self.bar {
-            bar.set_length(bytes_total);
-            bar.set_position(bytes);
-            bar.set_prefix(phase);
-            bar.set_message(format!("{written} rows"));
-        } else if phase != self.phase || self.last_line.elapsed() >= LINE_EVERY {
-            let percent = bytes.saturating_mul(100) / bytes_total.max(1);
-            talk(&format!("{phase}: {percent} % of the dump read, {written} rows written"));
-            self.last_line = Instant::now();
-        }
-        self.phase = phase;
-    }
-
-    fn end(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
 }

@@ -4,6 +4,7 @@ mod audit;
 mod check;
 mod cluster;
 mod completions;
+mod generate;
 mod import;
 mod init;
 mod maintain;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Thread(thread::Args),
     Post(post::Args),
     Import(import::Args),
+    Generate(generate::Args),
     Maintain(maintain::Args),
     Relay(relay::Args),
     Audit(audit::Args),
@@ -56,6 +58,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Thread(args) => thread::run(app, args).await?,
         Command::Post(args) => post::run(app, args).await?,
         Command::Import(args) => import::run(app, args).await?,
+        Command::Generate(args) => generate::run(app, args).await?,
         Command::Audit(args) => audit::run(app, args).await?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,

@@ -3,6 +3,7 @@
 //! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use therev::generate::Plan;
 use therev::{Actor, Config, NewPost, NewUser, Therev};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -49,6 +50,10 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
         }
         ("import", [folder]) => {
             therev::import::stackexchange(node, folder.as_ref(), "example", &mut |_| {}).await?;
+        }
+        ("generate", []) => {
+            let plan = Plan { users: 300, threads: 40, posts: 12_000, seed: 5, zipf: 1.1 };
+            therev::generate::generate(node, plan, &mut |_| {}).await?;
         }
         _ => return Err(format!("what is {operation}?").into()),
     }

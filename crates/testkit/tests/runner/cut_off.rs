@@ -169,6 +169,18 @@ async fn an_import_at_seven_moments() {
     cluster.finish().await;
 }
 
+/// Three batches of posts are under way when the process ends.
+#[tokio::test]
+async fn a_generation() {
+    let cluster = TestCluster::colocated().await;
+    for (point, nth) in [("bulk.committed", 11), ("bulk.before_commit", 21), ("bulk.told", 4)] {
+        assert!(cut_off(&cluster, point, nth, &["generate"]), "{point} {nth}");
+        cluster.prove().await;
+    }
+    assert!(!cut_off(&cluster, "bulk.told", 99, &["generate"]), "it comes to its end");
+    cluster.finish().await;
+}
+
 /// Names of an import that was killed are settled before it is started again: its users come all the same.
 #[tokio::test]
 async fn an_import_whose_names_were_settled() {
