@@ -8,8 +8,8 @@ use futures_util::{SinkExt, TryStreamExt, pin_mut};
 use std::time::Instant;
 use tokio_postgres::Client;
 
-/// The dump's own rows.
-pub(crate) const READ: &[&str] = &["users", "threads", "posts"];
+/// Users and what they wrote.
+pub(crate) const OWN: &[&str] = &["users", "threads", "posts"];
 /// Everything that an import leaves behind.
 pub(crate) const ALL: &[&str] = &[
     "users",

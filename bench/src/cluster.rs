@@ -1,4 +1,4 @@
-//! Servers of the benchmark, and fresh databases for each run.
+//! Servers of the benchmark, and fresh databases for each ground.
 
 use crate::Anyhow;
 use local::{Cluster, Options};
@@ -6,25 +6,27 @@ use std::path::Path;
 use therev::{Config, InitPlan, Layout};
 use tokio_postgres::{Client, NoTls};
 
-const SHARDS: u16 = 4;
+/// How many servers there are; shards go around on them.
+const SERVERS: u16 = 4;
 
-/// Four servers.
+/// Four servers, and a replica of the first.
 pub(crate) struct Servers {
     cluster: Cluster,
 }
 
-/// One run's databases, one on each server and two more on the first.
+/// A cluster's databases: shards go around on the servers, control and directory are on the first.
 pub(crate) struct Databases {
-    run: u32,
-    /// Server addresses up to the database's name.
+    name: String,
+    shards: u16,
+    /// Server addresses up to the database's name; the replica's at the end.
     servers: Vec<String>,
 }
 
 impl Servers {
     pub(crate) fn start(folder: &Path) -> Anyhow<Servers> {
         let mut options = Options::new(folder.to_owned());
-        options.shards = SHARDS;
-        options.replicas = 0;
+        options.shards = SERVERS;
+        options.replicas = 1;
         options.durable = true;
         Ok(Servers { cluster: Cluster::up(&options, &mut |line| eprintln!("{line}"))? })
     }
@@ -34,20 +36,21 @@ impl Servers {
         Ok(())
     }
 
-    /// A cluster of empty databases.
-    pub(crate) async fn databases(&self, run: u32) -> Anyhow<Databases> {
+    /// A cluster of empty databases, of so many shards.
+    pub(crate) async fn databases(&self, name: &str, shards: u16) -> Anyhow<Databases> {
         let base = |url: String| url.rsplit_once('/').map_or(url.clone(), |(base, _)| base.to_owned());
-        let servers: Vec<String> = self.cluster.shard_urls().into_iter().map(base).collect();
-        let databases = Databases { run, servers };
-        for (server, name) in databases.names() {
+        let replicas = self.cluster.directory_replica_urls();
+        let servers = self.cluster.shard_urls().into_iter().chain(replicas).map(base).collect();
+        let databases = Databases { name: name.to_owned(), shards, servers };
+        for (server, database) in databases.all() {
             let client = databases.connect(server, "postgres").await?;
-            client.batch_execute(&format!("CREATE DATABASE {name}")).await?;
+            client.batch_execute(&format!("CREATE DATABASE {database}")).await?;
         }
         let plan = InitPlan {
             control: databases.control(),
             directory: databases.url(0, "directory"),
-            replicas: Vec::new(),
-            shards: (0..usize::from(SHARDS)).map(|n| databases.url(n, "shard")).collect(),
+            replicas: vec![databases.url(usize::from(SERVERS), "directory")],
+            shards: (0..shards).map(|n| databases.url(server_of(n), &format!("shard_{n}"))).collect(),
             layout: Layout::Colocated,
             password: "bench".into(),
             admin_password: "bench".into(),
@@ -57,34 +60,49 @@ impl Servers {
     }
 }
 
+fn server_of(shard: u16) -> usize {
+    usize::from(shard % SERVERS)
+}
+
 impl Databases {
-    fn names(&self) -> Vec<(usize, String)> {
-        let shards = (0..usize::from(SHARDS)).map(|n| (n, format!("shard_{}", self.run)));
-        [(0, format!("control_{}", self.run)), (0, format!("directory_{}", self.run))]
-            .into_iter()
-            .chain(shards)
-            .collect()
+    fn all(&self) -> Vec<(usize, String)> {
+        let shards = (0..self.shards).map(|n| (server_of(n), format!("{}_shard_{n}", self.name)));
+        let first = ["control", "directory"].map(|part| (0, format!("{}_{part}", self.name)));
+        first.into_iter().chain(shards).collect()
     }
 
     fn url(&self, server: usize, part: &str) -> String {
-        format!("{}/{part}_{}", self.servers[server], self.run)
+        format!("{}/{}_{part}", self.servers[server], self.name)
     }
 
     pub(crate) fn control(&self) -> String {
         self.url(0, "control")
     }
 
+    /// A node that relays nothing by itself, so that nothing else runs while it is measured.
     pub(crate) fn config(&self) -> Config {
         Config { relay_ms: 0, ..Config::new(self.control()) }
+    }
+
+    /// A connection to a shard as the library has it: its role, and no compiling of statements.
+    pub(crate) async fn bare(&self, shard: u16) -> Anyhow<Client> {
+        let client = self.shard(shard).await?;
+        client.batch_execute("SET ROLE therev; SET jit = off").await?;
+        Ok(client)
+    }
+
+    /// A superuser's connection to a shard.
+    pub(crate) async fn shard(&self, shard: u16) -> Anyhow<Client> {
+        self.connect(server_of(shard), &format!("{}_shard_{shard}", self.name)).await
     }
 
     /// Connections to the databases that hold rows: each shard, and the directory last.
     pub(crate) async fn with_rows(&self) -> Anyhow<Vec<Client>> {
         let mut clients = Vec::new();
-        for server in 0..usize::from(SHARDS) {
-            clients.push(self.connect(server, &format!("shard_{}", self.run)).await?);
+        for shard in 0..self.shards {
+            clients.push(self.shard(shard).await?);
         }
-        clients.push(self.connect(0, &format!("directory_{}", self.run)).await?);
+        clients.push(self.connect(0, &format!("{}_directory", self.name)).await?);
         Ok(clients)
     }
 
@@ -96,9 +114,9 @@ impl Databases {
     }
 
     pub(crate) async fn remove(self) -> Anyhow<()> {
-        for (server, name) in self.names() {
+        for (server, database) in self.all() {
             let client = self.connect(server, "postgres").await?;
-            client.batch_execute(&format!("DROP DATABASE {name} WITH (FORCE)")).await?;
+            client.batch_execute(&format!("DROP DATABASE {database} WITH (FORCE)")).await?;
         }
         Ok(())
     }

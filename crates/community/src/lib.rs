@@ -6,6 +6,7 @@
 mod audit;
 pub mod bulk;
 pub mod check;
+mod columns;
 mod community;
 mod delivery;
 mod error;

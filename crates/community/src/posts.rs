@@ -1,6 +1,7 @@
 //! Posts: write, read, change, delete. Writes tables `posts` and `thread_contributions`.
 
 use crate::audit::{Actor, audited};
+use crate::columns::Columns;
 use crate::community::Community;
 use crate::delivery::Event;
 use crate::error::{Error, Result};
@@ -377,21 +378,22 @@ impl Community {
 }
 
 pub(crate) fn post_from(row: &Row) -> Result<Post> {
+    let mut columns = Columns::of(row);
     Ok(Post {
-        post_id: PostId(row.get("post_id")),
-        author_id: UserId(row.get("author_id")),
-        thread_id: ThreadId(row.get("thread_id")),
-        thread_author_id: UserId(row.get("thread_author_id")),
-        parent_post_id: row.get::<_, Option<Uuid>>("parent_post_id").map(PostId),
-        post_type: word(row.get("type"))?,
-        body: row.get("body"),
-        format: word(row.get("format"))?,
-        is_pinned: row.get("is_pinned"),
-        moderation: word(row.get("moderation"))?,
-        score: row.get("score"),
-        metadata: row.get("metadata"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
-        version: row.get("version"),
+        post_id: PostId(columns.get("post_id")),
+        author_id: UserId(columns.get("author_id")),
+        thread_id: ThreadId(columns.get("thread_id")),
+        thread_author_id: UserId(columns.get("thread_author_id")),
+        parent_post_id: columns.get::<Option<Uuid>>("parent_post_id").map(PostId),
+        post_type: word(columns.get("type"))?,
+        body: columns.get("body"),
+        format: word(columns.get("format"))?,
+        is_pinned: columns.get("is_pinned"),
+        moderation: word(columns.get("moderation"))?,
+        score: columns.get("score"),
+        metadata: columns.get("metadata"),
+        created_at: columns.get("created_at"),
+        updated_at: columns.get("updated_at"),
+        version: columns.get("version"),
     })
 }

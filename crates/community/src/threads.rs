@@ -1,6 +1,7 @@
 //! Threads: open, read, change, delete. Writes table `threads`.
 
 use crate::audit::{Actor, audited};
+use crate::columns::Columns;
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
 use crate::text::{Format, Moderation, TITLE_CHARS_MAX, check_body, check_chars, check_object};
@@ -316,20 +317,21 @@ fn living(row: &Row, id: ThreadId) -> Result<Thread> {
     if row.get::<_, Option<DateTime<Utc>>>("deleted_at").is_some() {
         return Err(Error::gone("thread", id));
     }
+    let mut columns = Columns::of(row);
     Ok(Thread {
-        thread_id: ThreadId(row.get("thread_id")),
-        author_id: UserId(row.get("author_id")),
-        title: row.get("title"),
-        body: row.get("body"),
-        format: word(row.get("format"))?,
-        is_pinned: row.get("is_pinned"),
-        is_locked: row.get("is_locked"),
-        moderation: word(row.get("moderation"))?,
-        score: row.get("score"),
-        metadata: row.get("metadata"),
-        post_count: row.get("post_count"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
-        version: row.get("version"),
+        thread_id: ThreadId(columns.get("thread_id")),
+        author_id: UserId(columns.get("author_id")),
+        title: columns.get("title"),
+        body: columns.get("body"),
+        format: word(columns.get("format"))?,
+        is_pinned: columns.get("is_pinned"),
+        is_locked: columns.get("is_locked"),
+        moderation: word(columns.get("moderation"))?,
+        score: columns.get("score"),
+        metadata: columns.get("metadata"),
+        post_count: columns.get("post_count"),
+        created_at: columns.get("created_at"),
+        updated_at: columns.get("updated_at"),
+        version: columns.get("version"),
     })
 }

@@ -1,6 +1,7 @@
 //! Users: register, look up, change, deactivate, delete. Writes table `users`.
 
 use crate::audit::{Actor, audited};
+use crate::columns::Columns;
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
 use crate::names::{Name, NameKind, normalized_email, normalized_user_name};
@@ -485,22 +486,23 @@ pub(crate) fn user_from_found(rows: &[Row], id: UserId) -> Result<User> {
 }
 
 fn user_from(row: &Row) -> Result<User> {
+    let mut columns = Columns::of(row);
     Ok(User {
-        user_id: UserId(row.get("user_id")),
-        user_name: row.get("user_name"),
-        first_name: row.get("first_name"),
-        last_name: row.get("last_name"),
-        email: row.get("email"),
-        bio: row.get("bio"),
-        ideology: row.get("ideology"),
-        profile_pic_url: row.get("profile_pic_url"),
-        role: word(row.get("role"))?,
-        is_active: row.get("is_active"),
-        has_password: row.get("has_password"),
-        metadata: row.get("metadata"),
-        created_at: row.get("created_at"),
-        updated_at: row.get("updated_at"),
-        version: row.get("version"),
+        user_id: UserId(columns.get("user_id")),
+        user_name: columns.get("user_name"),
+        first_name: columns.get("first_name"),
+        last_name: columns.get("last_name"),
+        email: columns.get("email"),
+        bio: columns.get("bio"),
+        ideology: columns.get("ideology"),
+        profile_pic_url: columns.get("profile_pic_url"),
+        role: word(columns.get("role"))?,
+        is_active: columns.get("is_active"),
+        has_password: columns.get("has_password"),
+        metadata: columns.get("metadata"),
+        created_at: columns.get("created_at"),
+        updated_at: columns.get("updated_at"),
+        version: columns.get("version"),
     })
 }
 

@@ -2,7 +2,9 @@
 
 use crate::breaker::Breaker;
 use crate::error::{Database, Error};
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime};
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, Timeouts,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -99,7 +101,13 @@ impl Pool {
         if !self.breaker.admits(Instant::now()) {
             return Err(Error::Down { database: self.database, source: None });
         }
-        match self.connections.get().await {
+        // Mostly one is free, and a wait that is none needs no timer.
+        let at_once = Timeouts { wait: Some(Duration::ZERO), ..self.connections.timeouts() };
+        let got = match self.connections.timeout_get(&at_once).await {
+            Err(PoolError::Timeout(_)) => Box::pin(self.connections.get()).await,
+            got => got,
+        };
+        match got {
             Ok(client) => {
                 self.breaker.reached();
                 Ok(client)
@@ -140,23 +148,23 @@ impl Pool {
         }
     }
 
-    /// One statement, prepared once per connection. A read is tried again once when its connection turns out to be
-    /// broken: a restarted server costs its first callers nothing.
-    ///
-    /// No statement waits longer than the deadline, whatever the server does; what a write did then is not known.
+    /// One statement within the deadline: none waits longer, whatever the server does; what a write did then is not known.
     pub(crate) async fn query(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        let tries = async {
-            match self.query_once(sql, params, writes).await {
-                Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
-                outcome => outcome,
-            }
-        };
-        tokio::time::timeout(self.deadline(), tries).await.unwrap_or_else(|_| {
+        tokio::time::timeout(self.deadline(), self.answer(sql, params, writes)).await.unwrap_or_else(|_| {
             Err(Error::Deadline {
                 limit_ms: self.deadline().as_millis(),
                 waiting_for: format!("an answer from {}", self.database),
             })
         })
+    }
+
+    /// One statement, prepared once per connection, for a caller who minds the deadline. A read is tried again once when
+    /// its connection turns out to be broken: a restarted server costs its first callers nothing.
+    pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
+        match self.query_once(sql, params, writes).await {
+            Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
+            outcome => outcome,
+        }
     }
 
     fn deadline(&self) -> Duration {

@@ -9,10 +9,13 @@ use std::sync::OnceLock;
 
 /// A read of one owner's rows. `$1` is the bucket.
 ///
-/// The text is a plain `SELECT`; the answer is one row of nulls (`present` is null) when nothing was found.
+/// The text is a plain `SELECT`. It is asked in its quick form first: rows passed the fence in their own snapshot. No row
+/// may mean two things; the form with the verdict tells them apart: one row of nulls (`present` is null) when nothing was
+/// found, none when the bucket is not here.
 pub struct Read {
     pub(crate) group: Group,
     text: &'static str,
+    quick: OnceLock<String>,
     sql: OnceLock<String>,
 }
 
@@ -66,6 +69,26 @@ impl AnyFenced {
         }
     }
 
+    /// The form in which it is asked first, where that is another one.
+    pub fn quick(&self) -> Option<&str> {
+        match self {
+            AnyFenced::Read(statement) => Some(statement.quick()),
+            _ => None,
+        }
+    }
+
+    /// The same without its fence, for whoever measures what the fence costs; of the statements on one owner only.
+    pub fn bare(&self) -> Option<String> {
+        match self {
+            AnyFenced::Read(statement) => Some(statement.text.to_owned()),
+            AnyFenced::Write(statement) => Some(format!(
+                "WITH fence AS MATERIALIZED (SELECT 1::bigint AS version_floor), {} SELECT r.* FROM result AS r",
+                statement.text
+            )),
+            AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_) => None,
+        }
+    }
+
     /// Whether its answer names the refused buckets; else an answer without rows is the refusal.
     pub fn asks_many(&self) -> bool {
         matches!(self, AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_))
@@ -94,7 +117,20 @@ impl Read {
     /// A read of rows of `group`.
     pub const fn new(group: Group, text: &'static str) -> Read {
         assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
-        Read { group, text, sql: OnceLock::new() }
+        Read { group, text, quick: OnceLock::new(), sql: OnceLock::new() }
+    }
+
+    /// Without the verdict: a plain join, which costs 2–3 % of a point read less.
+    pub(crate) fn quick(&self) -> &str {
+        self.quick.get_or_init(|| {
+            format!(
+                "SELECT q.*
+                   FROM therev.fence AS f
+                  CROSS JOIN ({}) AS q
+                  WHERE f.colocation_group = '{}' AND get_bit(f.readable, $1::smallint) = 1",
+                self.text, self.group
+            )
+        })
     }
 
     pub(crate) fn sql(&self) -> &str {

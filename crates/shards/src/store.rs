@@ -126,23 +126,23 @@ impl Shards {
     ///
     /// `params` begin at `$2`. No rows: the bucket's owner has none.
     pub async fn read(&self, statement: &Read, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        self.fenced(statement.group, bucket, statement.sql(), params, false).await
+        self.fenced(statement.group, bucket, Some(statement.quick()), statement.sql(), params).await
     }
 
     /// Writes one owner's rows: fenced, on whichever shard owns the bucket.
     ///
     /// `params` begin at `$2`. No rows: the bucket is owned, and the statement found nothing to write.
     pub async fn write(&self, statement: &Write, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        self.fenced(statement.group, bucket, statement.sql(), params, true).await
+        self.fenced(statement.group, bucket, None, statement.sql(), params).await
     }
 
     async fn fenced(
         &self,
         group: Group,
         bucket: Bucket,
+        quick: Option<&str>,
         sql: &str,
         params: &Params<'_>,
-        writes: bool,
     ) -> Result<Vec<Row>, Error> {
         let number = bucket.sql();
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
@@ -150,10 +150,11 @@ impl Shards {
         let mut route = Route::new(self, group, bucket);
         loop {
             let pool = self.pool(route.place.shard).await?;
-            let rows = route.within(pool.query(sql, &all, writes)).await?;
-            if !rows.is_empty() {
-                let found = |row: &Row| row.get::<_, Option<bool>>("present").is_some();
-                return Ok(rows.into_iter().filter(found).collect());
+            for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
+                let rows = route.within(pool.answer(form, &all, quick.is_none())).await?;
+                if !rows.is_empty() {
+                    return Ok(if has_verdict { found(rows) } else { rows });
+                }
             }
             route.follow().await?;
         }
@@ -216,6 +217,14 @@ impl Shards {
             map
         });
     }
+}
+
+/// The rows that the statement found: one of nulls alone says that the bucket is owned and nothing was.
+fn found(mut rows: Vec<Row>) -> Vec<Row> {
+    if rows.len() == 1 && rows[0].get::<_, Option<bool>>("present").is_none() {
+        rows.clear();
+    }
+    rows
 }
 
 /// One call's way to the owner of a bucket, within its deadline.

@@ -1,6 +1,7 @@
 //! The commands, as they are typed.
 
 mod audit;
+mod bench;
 mod check;
 mod cluster;
 mod completions;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Maintain(maintain::Args),
     Relay(relay::Args),
     Audit(audit::Args),
+    Bench(bench::Args),
     Completions(completions::Args),
     Man(man::Args),
 }
@@ -46,6 +48,7 @@ pub(crate) enum Command {
 /// Runs one of them.
 pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
     match command {
+        Command::Bench(args) => return bench::run(args, app.out.json),
         Command::Cluster(args) => return cluster::run(app, args).await,
         Command::Schema(args) => return schema::run(app, args).await,
         Command::Status(args) => return status::run(app, args).await,

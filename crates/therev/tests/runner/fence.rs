@@ -101,6 +101,10 @@ async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
         } else {
             assert!(rows.is_empty(), "{name} was answered where its bucket is not owned");
         }
+        if let Some(quick) = statement.quick() {
+            let rows = client.query(quick, &params).await.unwrap_or_else(|e| panic!("{name}, quick: {e:?}"));
+            assert!(rows.is_empty(), "{name} in its quick form was answered where its bucket is not owned");
+        }
     }
     client.batch_execute("RESET ROLE").await.expect("the superuser again");
     assert_eq!(contents(&client).await, before, "nothing was let through");

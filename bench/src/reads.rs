@@ -1,0 +1,233 @@
+//! Reads: one row by key, a page of an author, a page of a thread.
+
+use crate::figure::{Figure, Pairs, count, latencies, median, throughput};
+use crate::ground::{Ground, WORKERS, bare_statement};
+use crate::{Anyhow, PERIOD};
+use chrono::{DateTime, Utc};
+use std::collections::BTreeSet;
+use std::hint::black_box;
+use std::sync::Arc;
+use therev::{Database, ShardNo, ThreadId, UserId};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, Statement};
+use uuid::Uuid;
+
+/// Connections with a statement prepared on each, one for each worker.
+struct Bare {
+    clients: Vec<(Client, Statement)>,
+}
+
+impl Bare {
+    async fn new(ground: &Ground<'_>, sql: &str) -> Anyhow<Arc<Bare>> {
+        let mut clients = Vec::new();
+        for _ in 0..WORKERS {
+            let client = ground.databases.bare(0).await?;
+            let statement = client.prepare(sql).await?;
+            clients.push((client, statement));
+        }
+        Ok(Arc::new(Bare { clients }))
+    }
+
+    /// Runs the statement and reads what it says, as whoever asks must; says how many rows there are.
+    async fn query(&self, worker: usize, params: &[&(dyn ToSql + Sync)]) -> Anyhow<usize> {
+        let (client, statement) = &self.clients[worker];
+        let rows = client.query(statement, params).await?;
+        for row in &rows {
+            (0..row.len()).for_each(|at| read(row, at));
+        }
+        Ok(rows.len())
+    }
+}
+
+/// Reads a value as whoever asked for it must.
+fn read(row: &Row, at: usize) {
+    match *row.columns()[at].type_() {
+        Type::UUID => drop(black_box(row.get::<_, Option<Uuid>>(at))),
+        Type::TIMESTAMPTZ => drop(black_box(row.get::<_, Option<DateTime<Utc>>>(at))),
+        Type::JSONB => drop(black_box(row.get::<_, Option<serde_json::Value>>(at))),
+        Type::INT8 => drop(black_box(row.get::<_, Option<i64>>(at))),
+        Type::INT4 => drop(black_box(row.get::<_, Option<i32>>(at))),
+        Type::BOOL => drop(black_box(row.get::<_, Option<bool>>(at))),
+        _ => drop(black_box(row.get::<_, Option<String>>(at))),
+    }
+}
+
+/// Which of some users a worker asks for: all of them in turn, each worker from another place.
+fn turn(users: &[UserId], worker: usize, number: u64) -> UserId {
+    users[(worker * 7_919 + usize::try_from(number).unwrap_or(0) * 31) % users.len()]
+}
+
+/// A user by key: the library, the same statement without fence on bare connections, and with it.
+pub(crate) async fn point_read(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
+    let users = ground.users_of_shard_0().await?;
+    let node = ground.node(WORKERS).await?;
+    let (plain, fenced) = bare_statement("users::GET")?;
+    let (plain, fenced) = (Bare::new(ground, &plain).await?, Bare::new(ground, &fenced).await?);
+    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
+    let by_bare = |bare: &Arc<Bare>| {
+        let (bare, users) = (bare.clone(), users.clone());
+        move |worker, number| {
+            let (bare, user) = (bare.clone(), turn(&users, worker, number));
+            async move {
+                let rows = bare.query(worker, &[&user.bucket().sql(), &user.0]).await?;
+                if rows == 1 { Ok(()) } else { Err("a user is missing".into()) }
+            }
+        }
+    };
+    for run in 0..=ground.runs {
+        let ours = {
+            let (node, users) = (node.clone(), users.clone());
+            throughput(WORKERS, PERIOD, move |worker, number| {
+                let (node, user) = (node.clone(), turn(&users, worker, number));
+                async move { Ok(node.user(user).await.map(|_| ())?) }
+            })
+            .await?
+        };
+        let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
+        let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
+        if run > 0 {
+            library.add(ours, without);
+            fence.add(with, without);
+        }
+    }
+    Ok(vec![
+        library.rate("point_read", Some(0.88), "reads/s").note("a user by key, 8 workers, one shard"),
+        fence.rate("point_read_fence", None, "reads/s").note("the same statement with and without fence, no library"),
+    ])
+}
+
+/// The 50 newest posts of one author.
+pub(crate) async fn author_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
+    const LIMIT: i64 = 50;
+    let authors = ground.busy_authors_of_shard_0(LIMIT).await?;
+    let node = ground.node(WORKERS).await?;
+    let (plain, fenced) = bare_statement("posts::BY_AUTHOR")?;
+    let (plain, fenced) = (Bare::new(ground, &plain).await?, Bare::new(ground, &fenced).await?);
+    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
+    let by_bare = |bare: &Arc<Bare>| {
+        let (bare, authors) = (bare.clone(), authors.clone());
+        move |worker, number| {
+            let (bare, author) = (bare.clone(), turn(&authors, worker, number));
+            async move {
+                let rows = bare.query(worker, &[&author.bucket().sql(), &author.0, &Uuid::max(), &LIMIT]).await?;
+                if count(rows as u64) >= 50.0 { Ok(()) } else { Err("posts are missing".into()) }
+            }
+        }
+    };
+    for run in 0..=ground.runs {
+        let ours = {
+            let (node, authors) = (node.clone(), authors.clone());
+            throughput(WORKERS, PERIOD, move |worker, number| {
+                let (node, author) = (node.clone(), turn(&authors, worker, number));
+                async move { Ok(node.posts_by_author(author, None, LIMIT).await.map(|_| ())?) }
+            })
+            .await?
+        };
+        let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
+        let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
+        if run > 0 {
+            library.add(ours, without);
+            fence.add(with, without);
+        }
+    }
+    Ok(vec![
+        library.rate("author_page", Some(0.93), "pages/s").note("50 posts of one author, 8 workers, one shard"),
+        fence.rate("author_page_fence", None, "pages/s").note("the same statement with and without fence, no library"),
+    ])
+}
+
+/// The first 50 posts of a thread whose posts are on all shards, beside the slowest of its shards' own queries.
+pub(crate) async fn thread_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
+    const CALLS: u32 = 100;
+    let thread = ground.busy_thread().await?;
+    let node = ground.node(WORKERS).await?;
+    let (_, share) = bare_statement("page::POSTS")?;
+    let mut shards = Vec::new();
+    for shard in 0..ground.shards {
+        let client = ground.databases.bare(shard).await?;
+        let statement = client.prepare(&share).await?;
+        let buckets = ground.buckets_of_thread(shard, thread).await?;
+        shards.push((client, statement, buckets));
+    }
+    let mut pairs = Pairs::default();
+    let start = chrono::DateTime::UNIX_EPOCH;
+    for run in 0..=ground.runs {
+        let ours = latencies(CALLS, async |_| {
+            let page = node.thread_page(thread, None, 50).await?;
+            if page.posts.len() == 50 && !page.partial { Ok(()) } else { Err("the page is not whole".into()) }
+        })
+        .await?;
+        let mut slowest = 0.0_f64;
+        for (client, statement, buckets) in &shards {
+            let keys = vec![Uuid::nil(); buckets.len()];
+            let params: [&(dyn ToSql + Sync); 6] = [buckets, &keys, &thread.0, &start, &Uuid::nil(), &51_i64];
+            let took = latencies(CALLS, async |_| Ok(client.query(statement, &params).await.map(|_| ())?)).await?;
+            slowest = slowest.max(median(took));
+        }
+        if run > 0 {
+            pairs.add(median(ours), slowest);
+        }
+    }
+    let note = "p50; the page: head, one query per shard side by side, names; bare: the slowest shard's query alone";
+    Ok(vec![pairs.time("thread_page", Some(1.6), "ms").note(note)])
+}
+
+/// A thread whose posts are on one shard of sixteen asks that one.
+pub(crate) async fn one_of_sixteen(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
+    let databases = ground.servers.databases("sixteen", 16).await?;
+    let node = therev::connect(databases.config()).await?;
+    let actor = therev::Actor::Operator("bench".into());
+    let user = node.register(therev::NewUser { user_name: "one".into(), ..Default::default() }, &actor).await?.user_id;
+    let thread = node.create_thread(therev::NewThread::new(user, "One", "shard")).await?.thread_id;
+    node.create_post(therev::NewPost::new(user, thread, "text")).await?;
+    let shards_asked = |node: &therev::Therev| -> u64 {
+        let all = node.shards().statements();
+        all.iter().filter(|(database, _)| matches!(database, Database::Shard(ShardNo(_)))).map(|(_, n)| n).sum()
+    };
+    let before = shards_asked(&node);
+    node.thread_page(thread, None, 50).await?;
+    // One of them is the head's.
+    let asked = shards_asked(&node) - before - 1;
+    drop(node);
+    databases.remove().await?;
+    let note = "shards asked for posts that one of sixteen holds, besides the thread's head";
+    Ok(vec![Figure::at_most("one_of_sixteen", count(asked), Some(1.0), "shards", 1).note(note)])
+}
+
+impl Ground<'_> {
+    async fn users_of_shard_0(&self) -> Anyhow<Arc<Vec<UserId>>> {
+        let client = self.databases.shard(0).await?;
+        let rows = client.query("SELECT user_id FROM users WHERE deleted_at IS NULL ORDER BY user_id", &[]).await?;
+        Ok(Arc::new(rows.iter().map(|row| UserId(row.get(0))).collect()))
+    }
+
+    async fn busy_authors_of_shard_0(&self, posts: i64) -> Anyhow<Arc<Vec<UserId>>> {
+        let client = self.databases.shard(0).await?;
+        let sql = "SELECT author_id FROM posts GROUP BY author_id HAVING count(*) > $1 ORDER BY author_id";
+        let rows = client.query(sql, &[&posts]).await?;
+        Ok(Arc::new(rows.iter().map(|row| UserId(row.get(0))).collect()))
+    }
+
+    /// A thread with at least 100 posts on each shard, not the busiest.
+    async fn busy_thread(&self) -> Anyhow<ThreadId> {
+        let mut on_all: Option<BTreeSet<Uuid>> = None;
+        for shard in 0..self.shards {
+            let client = self.databases.shard(shard).await?;
+            let sql = "SELECT thread_id FROM posts GROUP BY thread_id HAVING count(*) BETWEEN 60 AND 600";
+            let here: BTreeSet<Uuid> = client.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect();
+            on_all = Some(match on_all {
+                Some(all) => &all & &here,
+                None => here,
+            });
+        }
+        let first = on_all.unwrap_or_default().pop_first();
+        first.map(ThreadId).ok_or_else(|| "no thread has enough posts on each shard".into())
+    }
+
+    /// The buckets of a shard that hold posts of a thread.
+    async fn buckets_of_thread(&self, shard: u16, thread: ThreadId) -> Anyhow<Vec<i16>> {
+        let client = self.databases.shard(shard).await?;
+        let rows = client.query("SELECT DISTINCT bucket FROM posts WHERE thread_id = $1", &[&thread.0]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}
