@@ -162,7 +162,7 @@ impl Pool {
     /// its connection turns out to be broken: a restarted server costs its first callers nothing.
     pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
         match self.query_once(sql, params, writes).await {
-            Err(Error::Down { source: Some(_), .. }) if !writes => self.query_once(sql, params, writes).await,
+            Err(Error::Down { source: Some(_), .. }) if !writes => Box::pin(self.query_once(sql, params, writes)).await,
             outcome => outcome,
         }
     }
@@ -171,6 +171,7 @@ impl Pool {
         self.connections.timeouts().wait.unwrap_or_default()
     }
 
+    /// What happens seldom is boxed on this way, so that a call's future stays small: it is moved several times.
     async fn query_once(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
         let client = self.get().await?;
         // Nothing has been sent before the statement is prepared, so that a failure here is never an unknown outcome.

@@ -156,7 +156,7 @@ impl Shards {
                     return Ok(if has_verdict { found(rows) } else { rows });
                 }
             }
-            route.follow().await?;
+            Box::pin(route.follow()).await?;
         }
     }
 
@@ -197,7 +197,7 @@ impl Shards {
         if let Some(pool) = self.inner.shards.load().get(&shard) {
             return Ok(pool.clone());
         }
-        self.inner.refresh().await?;
+        Box::pin(self.inner.refresh()).await?;
         self.inner.shards.load().get(&shard).cloned().ok_or_else(|| Error::Answer {
             database: Database::Control,
             reason: format!("a shard points to shard {shard}, which the control database does not know"),

@@ -299,3 +299,30 @@ async fn what_cannot_be_accepted_is_refused_whole() {
     drop(node);
     cluster.finish().await;
 }
+
+/// What a create answers is the post as it is read, also when it is asked for twice.
+#[tokio::test]
+async fn the_same_post_twice_is_one() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Twice").await;
+    let parent = post(&node, authors[2], &open, "first").await;
+    let answers = therev::Parent { post_id: parent.post_id, author_id: parent.author_id };
+    let new = NewPost {
+        post_id: Some(therev::PostId::new(authors[1])),
+        parent: Some(answers),
+        post_type: therev::PostType::Link,
+        format: therev::Format::Html,
+        metadata: Some(serde_json::json!({ "a": 1 })),
+        ..NewPost::new(authors[1], open.thread_id, "https://example.org")
+    };
+    let created = node.create_post(new.clone()).await.expect("a post");
+    assert_eq!(node.post(created.post_id).await.expect("the post"), created);
+    assert_eq!(node.create_post(new.clone()).await.expect("the same post"), created);
+    let other = NewPost { body: "something else".into(), ..new };
+    assert!(matches!(node.create_post(other).await, Err(Error::Conflict { what: "id", .. })));
+    assert_eq!(node.thread(open.thread_id).await.expect("the thread").post_count, 2);
+    drop(node);
+    cluster.finish().await;
+}
