@@ -71,6 +71,10 @@ async fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if arguments.dump.is_none() && arguments.only.iter().any(|only| only == "import") {
+        eprintln!("The import needs a dump: give its folder with --dump.");
+        return ExitCode::from(2);
+    }
     match run(&arguments).await {
         Ok(figures) if figures.iter().all(|figure| figure.ok) => ExitCode::SUCCESS,
         Ok(_) => {
@@ -92,7 +96,11 @@ async fn main() -> ExitCode {
 async fn run(arguments: &Arguments) -> Anyhow<Vec<Figure>> {
     let folder = tempfile::tempdir()?;
     let servers = Servers::start(folder.path())?;
-    let measured = measure(arguments, &servers).await;
+    // Servers go on by themselves: whoever interrupts does not mean to keep them.
+    let measured = tokio::select! {
+        measured = measure(arguments, &servers) => measured,
+        _ = tokio::signal::ctrl_c() => Err("it was interrupted".into()),
+    };
     servers.remove()?;
     let figures = measured?;
     if arguments.json {
@@ -127,9 +135,13 @@ async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>
         }
         ground.databases.remove().await?;
     }
-    if let Some(dump) = arguments.dump.as_ref().filter(|_| wanted("import")) {
-        eprintln!("measuring import");
-        figures.extend(loads::import(servers, runs, dump).await?);
+    match &arguments.dump {
+        Some(dump) if wanted("import") => {
+            eprintln!("measuring import");
+            figures.extend(loads::import(servers, runs, dump).await?);
+        }
+        None if wanted("import") => eprintln!("import is left out: --dump names no folder"),
+        _ => {}
     }
     if wanted("generate") {
         eprintln!("measuring generate");

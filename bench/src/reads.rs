@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Arc;
-use therev::{Database, ShardNo, ThreadId, UserId};
+use therev::{Database, ShardNo, Therev, ThreadId, UserId};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
@@ -57,82 +57,76 @@ fn turn(users: &[UserId], worker: usize, number: u64) -> UserId {
     users[(worker * 7_919 + usize::try_from(number).unwrap_or(0) * 31) % users.len()]
 }
 
-/// A user by key: the library, the same statement without fence on bare connections, and with it.
-pub(crate) async fn point_read(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
-    let users = ground.users_of_shard_0().await?;
+/// A call of the library beside its statement on bare connections, without its fence and with it. `params` and `least`:
+/// what the statement takes after bucket and owner, and how many rows it must answer with.
+async fn beside_bare<F>(
+    ground: &Ground<'_>,
+    statement: &str,
+    owners: &Arc<Vec<UserId>>,
+    params: &'static [&'static (dyn ToSql + Sync)],
+    least: usize,
+    call: impl Fn(Therev, UserId) -> F + Clone + Send + 'static,
+) -> Anyhow<(Pairs, Pairs)>
+where
+    F: Future<Output = Anyhow<()>> + Send,
+{
+    if owners.is_empty() {
+        return Err("shard 0 has nobody to ask for: more posts are wanted".into());
+    }
     let node = ground.node(WORKERS).await?;
-    let (plain, fenced) = bare_statement("users::GET")?;
+    let (plain, fenced) = bare_statement(statement)?;
     let (plain, fenced) = (Bare::new(ground, &plain).await?, Bare::new(ground, &fenced).await?);
-    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
     let by_bare = |bare: &Arc<Bare>| {
-        let (bare, users) = (bare.clone(), users.clone());
+        let (bare, owners) = (bare.clone(), owners.clone());
         move |worker, number| {
-            let (bare, user) = (bare.clone(), turn(&users, worker, number));
+            let (bare, owner) = (bare.clone(), turn(&owners, worker, number));
             async move {
-                let rows = bare.query(worker, &[&user.bucket().sql(), &user.0]).await?;
-                if rows == 1 { Ok(()) } else { Err("a user is missing".into()) }
+                let bucket = owner.bucket().sql();
+                let mut all: Vec<&(dyn ToSql + Sync)> = vec![&bucket, &owner.0];
+                all.extend_from_slice(params);
+                if bare.query(worker, &all).await? >= least { Ok(()) } else { Err("rows are missing".into()) }
             }
         }
     };
+    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
     for run in 0..=ground.runs {
-        let ours = {
-            let (node, users) = (node.clone(), users.clone());
-            throughput(WORKERS, PERIOD, move |worker, number| {
-                let (node, user) = (node.clone(), turn(&users, worker, number));
-                async move { Ok(node.user(user).await.map(|_| ())?) }
-            })
-            .await?
-        };
+        let (node, owners, call) = (node.clone(), owners.clone(), call.clone());
+        let by_library = move |worker, number| call(node.clone(), turn(&owners, worker, number));
+        let ours = throughput(WORKERS, PERIOD, by_library).await?;
         let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
         let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
+        // The first run warms both sides up.
         if run > 0 {
             library.add(ours, without);
             fence.add(with, without);
         }
     }
+    Ok((library, fence))
+}
+
+const FENCE_NOTE: &str = "the same statement with and without fence, no library";
+
+/// A user by key.
+pub(crate) async fn point_read(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
+    let users = ground.users_of_shard_0().await?;
+    let call = |node: Therev, user| async move { Ok(node.user(user).await.map(|_| ())?) };
+    let (library, fence) = beside_bare(ground, "users::GET", &users, &[], 1, call).await?;
     Ok(vec![
         library.rate("point_read", Some(0.88), "reads/s").note("a user by key, 8 workers, one shard"),
-        fence.rate("point_read_fence", None, "reads/s").note("the same statement with and without fence, no library"),
+        fence.rate("point_read_fence", None, "reads/s").note(FENCE_NOTE),
     ])
 }
 
 /// The 50 newest posts of one author.
 pub(crate) async fn author_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
     const LIMIT: i64 = 50;
+    static REST: [&(dyn ToSql + Sync); 2] = [&Uuid::max(), &LIMIT];
     let authors = ground.busy_authors_of_shard_0(LIMIT).await?;
-    let node = ground.node(WORKERS).await?;
-    let (plain, fenced) = bare_statement("posts::BY_AUTHOR")?;
-    let (plain, fenced) = (Bare::new(ground, &plain).await?, Bare::new(ground, &fenced).await?);
-    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
-    let by_bare = |bare: &Arc<Bare>| {
-        let (bare, authors) = (bare.clone(), authors.clone());
-        move |worker, number| {
-            let (bare, author) = (bare.clone(), turn(&authors, worker, number));
-            async move {
-                let rows = bare.query(worker, &[&author.bucket().sql(), &author.0, &Uuid::max(), &LIMIT]).await?;
-                if count(rows as u64) >= 50.0 { Ok(()) } else { Err("posts are missing".into()) }
-            }
-        }
-    };
-    for run in 0..=ground.runs {
-        let ours = {
-            let (node, authors) = (node.clone(), authors.clone());
-            throughput(WORKERS, PERIOD, move |worker, number| {
-                let (node, author) = (node.clone(), turn(&authors, worker, number));
-                async move { Ok(node.posts_by_author(author, None, LIMIT).await.map(|_| ())?) }
-            })
-            .await?
-        };
-        let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
-        let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
-        if run > 0 {
-            library.add(ours, without);
-            fence.add(with, without);
-        }
-    }
+    let call = |node: Therev, author| async move { Ok(node.posts_by_author(author, None, LIMIT).await.map(|_| ())?) };
+    let (library, fence) = beside_bare(ground, "posts::BY_AUTHOR", &authors, &REST, 50, call).await?;
     Ok(vec![
         library.rate("author_page", Some(0.93), "pages/s").note("50 posts of one author, 8 workers, one shard"),
-        fence.rate("author_page_fence", None, "pages/s").note("the same statement with and without fence, no library"),
+        fence.rate("author_page_fence", None, "pages/s").note(FENCE_NOTE),
     ])
 }
 
@@ -180,7 +174,7 @@ pub(crate) async fn one_of_sixteen(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
     let user = node.register(therev::NewUser { user_name: "one".into(), ..Default::default() }, &actor).await?.user_id;
     let thread = node.create_thread(therev::NewThread::new(user, "One", "shard")).await?.thread_id;
     node.create_post(therev::NewPost::new(user, thread, "text")).await?;
-    let shards_asked = |node: &therev::Therev| -> u64 {
+    let shards_asked = |node: &Therev| -> u64 {
         let all = node.shards().statements();
         all.iter().filter(|(database, _)| matches!(database, Database::Shard(ShardNo(_)))).map(|(_, n)| n).sum()
     };

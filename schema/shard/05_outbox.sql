@@ -74,7 +74,7 @@ CREATE FUNCTION therev.facts_of(o therev.outbox) RETURNS jsonb
               JOIN therev.thread_contributions AS c
                 ON c.bucket = therev.bucket_of(k.author_id) AND c.author_id = k.author_id AND c.thread_id = k.thread_id)
         WHEN o.kind = 'totals' THEN (
-            SELECT jsonb_agg(jsonb_build_object('author_id', k.author_id, 'thread_id', k.thread_id))
+            SELECT coalesce(jsonb_agg(jsonb_build_object('author_id', k.author_id, 'thread_id', k.thread_id)), '[]')
               FROM unnest(o.owners, o.ids) AS k (author_id, thread_id))
     END;
 

@@ -4,6 +4,7 @@ use crate::cli::Global;
 use crate::config::{Environment, Found};
 use crate::error::{CliError, Result};
 use crate::output::Output;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::time::Duration;
 use therev::{Actor, Database, Therev};
@@ -54,6 +55,28 @@ impl App {
     /// Who works at this command line.
     pub(crate) fn operator(&self) -> Actor {
         Actor::Operator(self.env.operator.clone())
+    }
+
+    /// Notes a long operation of an operator in the control database: how it ended, or why it stopped.
+    pub(crate) async fn noted<T>(
+        &self,
+        therev: &Therev,
+        action: &str,
+        target: &str,
+        outcome: Result<T>,
+        after: impl FnOnce(&T) -> Value,
+    ) -> Result<T> {
+        let operator = self.operator();
+        match &outcome {
+            Ok(done) => therev.note_operator(&operator, action, target, after(done)).await?,
+            Err(error) => {
+                let stopped = serde_json::json!({ "stopped": error.json() });
+                if let Err(unnoted) = therev.note_operator(&operator, action, target, stopped).await {
+                    tracing::warn!(error = %unnoted, "it could not be noted in the control database");
+                }
+            }
+        }
+        outcome
     }
 
     /// After a write: what follows from it in other databases is there when the command ends, if they answer.

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table};
+use therev::import::ShardRows;
 
 /// A table without lines; columns named in `right` hold numbers, and a column of ids is never broken.
 pub(crate) fn table(
@@ -30,6 +31,25 @@ pub(crate) fn table(
         }
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// What each shard got of a load.
+pub(crate) fn per_shard(width: usize, shards: &[ShardRows]) -> String {
+    let numbers = |shard: &ShardRows| [shard.users, shard.threads, shard.posts].map(|number| number.to_string());
+    let rows = shards.iter().map(|shard| [vec![format!("shard {}", shard.shard)], numbers(shard).to_vec()].concat());
+    table(width, &["", "users", "threads", "posts"], &["users", "threads", "posts"], rows)
+}
+
+/// How a load ends: what waits for a database that is down, and how fast it was.
+pub(crate) fn load_end(undelivered: u64, written: u64, seconds: f64) -> Vec<String> {
+    let of = |number: u64, what| count(i64::try_from(number).unwrap_or(i64::MAX), what);
+    let waiting = (undelivered > 0).then(|| {
+        let events = of(undelivered, "event");
+        format!("A database is down: {events} wait. `therev relay --once` delivers them when it is back.")
+    });
+    let speed = u32::try_from(written).map_or(f64::INFINITY, f64::from) / seconds.max(0.001);
+    let wrote = format!("Wrote {} in {seconds:.1} s: {speed:.0} rows/s.", of(written, "row"));
+    waiting.into_iter().chain([wrote]).collect()
 }
 
 /// A number that may be unknown.

@@ -7,6 +7,7 @@ use crate::audit;
 use crate::community::{Community, Seen};
 use crate::error::{Error, Result};
 use crate::names::{self, Name, NameKind};
+use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
 use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::de::DeserializeOwned;
@@ -68,7 +69,7 @@ static OF_BUCKET: Unfenced = Unfenced::read(
       ORDER BY o.outbox_id LIMIT 1000",
 );
 
-static UPSERT_USERS: Unfenced = Unfenced::write(
+static UPSERT_USERS: Unfenced = Unfenced::write(concat!(
     "INSERT INTO user_directory AS d
             (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
      SELECT u.user_id, u.user_name, u.display_name, u.profile_pic_url, u.role, u.is_active, u.created_at, u.deleted,
@@ -76,15 +77,11 @@ static UPSERT_USERS: Unfenced = Unfenced::write(
        FROM jsonb_to_recordset($1) AS u (user_id uuid, user_name text, display_name text, profile_pic_url text,
                                          role text, is_active boolean, created_at timestamptz, deleted boolean,
                                          version bigint)
-      ORDER BY u.user_id
-     ON CONFLICT (user_id) DO UPDATE
-        SET user_name = excluded.user_name, display_name = excluded.display_name,
-            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
-            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version",
-);
+      ORDER BY u.user_id",
+    newer_user!(),
+));
 
-static UPSERT_THREADS: Unfenced = Unfenced::write(
+static UPSERT_THREADS: Unfenced = Unfenced::write(concat!(
     "INSERT INTO thread_directory AS d
             (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at, is_deleted,
              version)
@@ -93,41 +90,32 @@ static UPSERT_THREADS: Unfenced = Unfenced::write(
        FROM jsonb_to_recordset($1) AS t (thread_id uuid, author_id uuid, title text, is_pinned boolean,
                                          is_locked boolean, moderation text, created_at timestamptz, deleted boolean,
                                          version bigint)
-      ORDER BY t.thread_id
-     ON CONFLICT (thread_id) DO UPDATE
-        SET title = excluded.title, is_pinned = excluded.is_pinned, is_locked = excluded.is_locked,
-            moderation = excluded.moderation, is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version",
-);
+      ORDER BY t.thread_id",
+    newer_thread!(),
+));
 
 /// The threads that the directory knows are answered, changed or not: those that it does not know yet stay pending.
-static UPDATE_TOTALS: Unfenced = Unfenced::write(
+static UPDATE_TOTALS: Unfenced = Unfenced::write(concat!(
     "WITH told AS (
          SELECT t.thread_id, t.posts, t.last_post_at, t.version
            FROM jsonb_to_recordset($1) AS t (thread_id uuid, posts integer, last_post_at timestamptz, version numeric)),
-     changed AS (
-         UPDATE thread_directory AS d
-            SET post_count = t.posts, last_activity_at = greatest(d.created_at, t.last_post_at),
-                totals_version = t.version
-           FROM told AS t
-          WHERE d.thread_id = t.thread_id AND d.totals_version < t.version)
-     SELECT d.thread_id FROM thread_directory AS d JOIN told AS t USING (thread_id)",
-);
+     ",
+    changed_totals!(),
+));
 
 static UPSERT_PARTICIPANTS: WriteMany = WriteMany::new(
     Group::Content,
-    "changed AS (
+    concat!(
+        "changed AS (
          INSERT INTO therev.thread_participants AS p
                 (bucket, author_id, thread_id, participant_id, posts, deleted, last_post_at, version)
          SELECT o.bucket, c.thread_author_id, c.thread_id, c.author_id, c.posts, c.deleted, c.last_post_at, c.version
            FROM owned AS o,
                 jsonb_to_record(o.item) AS c (author_id uuid, thread_id uuid, thread_author_id uuid, posts integer,
                                               deleted integer, last_post_at timestamptz, version bigint)
-          ORDER BY c.thread_id, c.author_id
-         ON CONFLICT (bucket, author_id, thread_id, participant_id) DO UPDATE
-            SET posts = excluded.posts, deleted = excluded.deleted, last_post_at = excluded.last_post_at,
-                version = excluded.version
-          WHERE p.version < excluded.version
+          ORDER BY c.thread_id, c.author_id",
+        newer_participant!(),
+        "
          RETURNING p.bucket, p.author_id, p.thread_id),
      told AS (
          INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
@@ -136,34 +124,24 @@ static UPSERT_PARTICIPANTS: WriteMany = WriteMany::new(
            FROM changed AS c
          HAVING count(*) > 0),
      result AS (SELECT c.thread_id FROM changed AS c)",
+    ),
 );
 
-/// The totals' version is the sum of the participants' versions: the later sum is the greater one, whoever made it.
 static SUM_TOTALS: WriteMany = WriteMany::new(
     Group::Content,
-    "summed AS (
-         SELECT o.bucket, t.author_id, t.thread_id, coalesce(sum(p.posts), 0)::integer AS posts,
-                (count(*) FILTER (WHERE p.posts > 0))::integer AS participants, max(p.last_post_at) AS last_post_at,
-                coalesce(sum(p.version), 1) AS version
-           FROM owned AS o
-          CROSS JOIN jsonb_to_record(o.item) AS t (thread_id uuid, author_id uuid)
-           LEFT JOIN therev.thread_participants AS p
-             ON p.bucket = o.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id
-          GROUP BY o.bucket, t.author_id, t.thread_id),
-     kept AS (
-         INSERT INTO therev.thread_totals AS t
-                (bucket, author_id, thread_id, posts, participants, last_post_at, version)
-         SELECT s.bucket, s.author_id, s.thread_id, s.posts, s.participants, s.last_post_at, s.version
-           FROM summed AS s
-          ORDER BY s.thread_id
-         ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
-            SET posts = excluded.posts, participants = excluded.participants, last_post_at = excluded.last_post_at,
-                version = excluded.version
-          WHERE t.version < excluded.version),
+    concat!(
+        summed!(
+            "SELECT o.bucket, i.author_id, i.thread_id
+                   FROM owned AS o CROSS JOIN jsonb_to_record(o.item) AS i (thread_id uuid, author_id uuid)"
+        ),
+        ", ",
+        kept_totals!(),
+        ",
      result AS (
          SELECT jsonb_build_object('thread_id', s.thread_id, 'posts', s.posts, 'last_post_at', s.last_post_at,
                                    'version', s.version::text) AS totals
            FROM summed AS s)",
+    ),
 );
 
 impl Event {

@@ -4,7 +4,7 @@
 //! Who writes, and where, follows Zipf's law; lengths of texts are log-normal, as in forums; times cover the two years
 //! from [`BEGIN`]. Rows go the way of every bulk write. In memory: some 120 bytes per thread.
 
-use crate::bulk::{BulkPost, BulkThread, BulkUser, BulkWriter, Copied};
+use crate::bulk::{BATCH, BulkPost, BulkThread, BulkUser, BulkWriter, Copied};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::text::Format;
@@ -25,8 +25,8 @@ use uuid::Builder;
 pub const BEGIN: i64 = 1_704_067_200;
 /// How long people write.
 const SPAN_MS: i64 = 2 * 365 * 24 * 3_600 * 1_000;
-/// How many rows go on their way at once.
-const BATCH: usize = 5_000;
+/// The steepest law that is allowed: the first author has nearly everything.
+const ZIPF_MAX: f64 = 10.0;
 /// Text that everybody quotes from.
 const CORPUS_BYTES: usize = 1 << 18;
 /// The longest text.
@@ -43,7 +43,7 @@ pub struct Plan {
     pub posts: u32,
     /// Which one.
     pub seed: u64,
-    /// Zipf's exponent of authors and of threads: 0 is even.
+    /// Zipf's exponent of authors and of threads: from 0, which is even, to 10.
     pub zipf: f64,
 }
 
@@ -188,6 +188,9 @@ impl Maker {
         if plan.threads == 0 && plan.posts > 0 {
             return Err(Error::invalid("threads", "posts need a thread: at least 1"));
         }
+        if !(0.0..=ZIPF_MAX).contains(&plan.zipf) {
+            return Err(Error::invalid("zipf", format!("{} is not from 0 to {ZIPF_MAX}", plan.zipf)));
+        }
         let ranks = |count: u32| {
             Zipf::new(f64::from(count.max(1)), plan.zipf)
                 .map_err(|error| Error::invalid("zipf", format!("{} is no exponent: {error}", plan.zipf)))
@@ -245,7 +248,7 @@ impl Maker {
         let soon = self.random.random::<f64>().powi(4);
         let answers = thread.last.filter(|_| self.random.random_bool(0.3));
         let after = answers.map_or(thread.at_ms, |(_, at_ms)| at_ms);
-        let at_ms = after + 1 + whole(soon * as_f64(BEGIN * 1_000 + SPAN_MS - after));
+        let at_ms = after + 1 + whole(soon * as_f64((BEGIN * 1_000 + SPAN_MS - after).max(0)));
         let created_at = millis(at_ms);
         let post_id = PostId(content_id(self.plan.seed, "post", number, author_id.bucket(), created_at));
         let (thread_id, thread_author_id) = (thread.thread_id, thread.author_id);
@@ -425,5 +428,6 @@ mod tests {
         assert!(Maker::new(Plan { threads: 0, ..plan(1) }).is_err());
         assert!(Maker::new(Plan { zipf: f64::NAN, ..plan(1) }).is_err());
         assert!(Maker::new(Plan { zipf: -1.0, ..plan(1) }).is_err());
+        assert!(Maker::new(Plan { zipf: f64::INFINITY, ..plan(1) }).is_err());
     }
 }

@@ -15,6 +15,7 @@ pub mod import;
 mod lists;
 mod maintenance;
 mod names;
+mod newest;
 mod overview;
 mod page;
 mod passwords;

@@ -50,17 +50,18 @@ impl AddAssign for Relayed {
 
 /// How many facts one pass takes from a shard, or one event more.
 const BATCH: i64 = 2_000;
-/// Events younger than this are their writer's to deliver; those of a bulk write, which has more to do, thirty times as
-/// long.
+/// Events younger than this are their writer's to deliver; those of a bulk write, which marks them from time to time,
+/// twenty times as long. `check` names what is older than a minute.
 const WRITERS_TURN_S: f64 = 2.0;
 
 static PENDING: Unfenced = Unfenced::read(
     "SELECT p.bucket, p.outbox_id, p.kind, therev.facts_of(p.event) AS facts
-       FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event, sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
+       FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event,
+                    sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
                FROM therev.outbox AS o
               WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
-                AND (o.kind = 'totals' AND o.owners IS NULL
-                     OR o.created_at <= now() - make_interval(secs => $3::float8 * CASE WHEN o.owners IS NULL THEN 1 ELSE 30 END))
+                AND CASE WHEN o.owners IS NOT NULL THEN o.created_at <= now() - make_interval(secs => 20 * $3::float8)
+                         ELSE o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3) END
               ORDER BY o.bucket, o.outbox_id LIMIT $4) AS p
       WHERE p.facts_before < $4
       ORDER BY p.bucket, p.outbox_id",

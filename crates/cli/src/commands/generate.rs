@@ -1,10 +1,10 @@
 //! `therev generate`: synthetic communities.
 
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::output::Output;
 use crate::progress::Shown;
-use crate::tables::{count, table};
+use crate::tables::{count, load_end, per_shard};
 use therev::generate::{GenerateReport, Generated, Plan, generate};
 
 /// Write a synthetic community, the same one for the same seed at any number of shards
@@ -48,32 +48,19 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let mut show = |p: Generated| shown.show(p.phase, p.made, p.total, &format!("{} rows made", p.made));
     let outcome = generate(&therev, plan, &mut show).await;
     shown.end();
-    let report = outcome?;
-    let noted = serde_json::json!({ "plan": plan, "written": report.written, "seconds": report.seconds });
-    therev.note_operator(&app.operator(), "generate", &format!("seed {seed}"), noted).await?;
+    let noted = |report: &GenerateReport| serde_json::json!({ "plan": plan, "written": report.written, "seconds": report.seconds });
+    let report =
+        app.noted(&therev, "generate", &format!("seed {seed}"), outcome.map_err(CliError::from), noted).await?;
     app.out.fact(&report, || said(&report, &app.out))
 }
 
 fn said(report: &GenerateReport, out: &Output) -> String {
-    let rows = report.per_shard.iter().map(|shard| {
-        [format!("shard {}", shard.shard), shard.users.to_string(), shard.threads.to_string(), shard.posts.to_string()]
-            .into()
-    });
-    let written: u64 = report.written.values().sum();
     let existing: u64 = report.existing.values().sum();
-    let speed = u32::try_from(written).map_or(f64::INFINITY, f64::from) / report.seconds.max(0.001);
-    let rows_of = |number: u64| count(i64::try_from(number).unwrap_or(i64::MAX), "row");
-    let mut lines = vec![
-        table(out.width, &["", "users", "threads", "posts"], &["users", "threads", "posts"], rows),
-        String::new(),
-        format!("Wrote {} in {:.1} s: {speed:.0} rows/s.", rows_of(written), report.seconds),
-    ];
+    let mut lines = vec![per_shard(out.width, &report.per_shard), String::new()];
     if existing > 0 {
-        lines.push(format!("{} were there already.", rows_of(existing)));
+        let rows = count(i64::try_from(existing).unwrap_or(i64::MAX), "row");
+        lines.push(format!("There already: {rows}."));
     }
-    if report.undelivered > 0 {
-        let events = count(i64::try_from(report.undelivered).unwrap_or(i64::MAX), "event");
-        lines.push(format!("A database is down: {events} wait. `therev relay --once` delivers them when it is back."));
-    }
+    lines.extend(load_end(report.undelivered, report.written.values().sum(), report.seconds));
     lines.join("\n")
 }

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::error::{CliError, Result};
 use crate::output::Output;
 use crate::progress::Shown;
-use crate::tables::{count, table};
+use crate::tables::{load_end, per_shard, table};
 use clap::Subcommand;
 use std::path::PathBuf;
 use therev::import::{ImportReport, Progress, stackexchange};
@@ -40,20 +40,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let mut show = |p: Progress| shown.show(p.phase, p.bytes, p.bytes_total, &format!("{} rows written", p.written));
     let outcome = stackexchange(&therev, &dir, &site, &mut show).await;
     shown.end();
-    let target = format!("site {site}");
-    let report = match outcome {
-        Ok(report) => report,
-        Err(error) => {
-            let error = CliError::from(error);
-            let after = serde_json::json!({ "stopped": error.json() });
-            if let Err(unnoted) = therev.note_operator(&app.operator(), "import", &target, after).await {
-                tracing::warn!(error = %unnoted, "the import could not be noted in the control database");
-            }
-            return Err(error);
-        }
-    };
-    let noted = serde_json::json!({ "read": report.read, "written": report.written, "seconds": report.seconds });
-    therev.note_operator(&app.operator(), "import", &target, noted).await?;
+    let noted = |report: &ImportReport| serde_json::json!({ "read": report.read, "written": report.written, "seconds": report.seconds });
+    let report = app.noted(&therev, "import", &format!("site {site}"), outcome.map_err(CliError::from), noted).await?;
     app.out.fact(&report, || said(&report, &app.out))
 }
 
@@ -66,26 +54,15 @@ fn said(report: &ImportReport, out: &Output) -> String {
         vec!["skipped".to_owned(), format!("{}: {}", skipped.kind, skipped.reason), skipped.count.to_string()]
     });
     let all = rows("read", &report.read).into_iter().chain(rows("written", &report.written)).chain(skipped);
-    let shards = report.per_shard.iter().map(|shard| {
-        [format!("shard {}", shard.shard), shard.users.to_string(), shard.threads.to_string(), shard.posts.to_string()]
-            .into()
-    });
-    let written: u64 = report.written.values().sum();
-    let speed = u32::try_from(written).map_or(f64::INFINITY, f64::from) / report.seconds.max(0.001);
     let votes = &report.votes;
     let mut lines = vec![
         table(out.width, &["", "what", "rows"], &["rows"], all),
         String::new(),
-        table(out.width, &["", "users", "threads", "posts"], &["users", "threads", "posts"], shards),
+        per_shard(out.width, &report.per_shard),
         String::new(),
         format!("{} of {} scores differ from the votes of the dump.", votes.differing, votes.compared),
     ];
     lines.extend(votes.examples.iter().map(|example| format!("  {}", crate::readable::line(example))));
-    if report.undelivered > 0 {
-        let events = count(i64::try_from(report.undelivered).unwrap_or(i64::MAX), "event");
-        lines.push(format!("A database is down: {events} wait. `therev relay --once` delivers them when it is back."));
-    }
-    let rows = count(i64::try_from(written).unwrap_or(i64::MAX), "row");
-    lines.push(format!("Wrote {rows} in {:.1} s: {speed:.0} rows/s.", report.seconds));
+    lines.extend(load_end(report.undelivered, report.written.values().sum(), report.seconds));
     lines.join("\n")
 }

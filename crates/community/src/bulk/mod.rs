@@ -26,10 +26,12 @@ use uuid::Uuid;
 
 /// How often a batch is tried again after somebody else wrote the same rows, or a connection broke.
 const TRIES: u32 = 5;
-/// Threads whose totals wait for [`BulkWriter::finish`]; with so many, or after so long, they are summed earlier: before
-/// a relay thinks that nobody will.
+/// How many rows make a batch: enough for a COPY, short enough not to hold a switch up.
+pub(crate) const BATCH: usize = 5_000;
+/// Threads whose totals wait, and how long they and the marks of what was told do at the most: a relay takes what it finds
+/// unmarked for a while, and `check` names it.
 const TOTALS_MAX: usize = 50_000;
-const TOTALS_WAIT: Duration = Duration::from_secs(20);
+const MARKS_WAIT: Duration = Duration::from_secs(10);
 /// How many rows of a shard's batch are looked for before all of them are.
 const SAMPLE: usize = 16;
 /// How many batches are on their way at once: the servers work on one while the next is made.
@@ -48,7 +50,7 @@ pub struct BulkWriter {
     touched: BTreeMap<ThreadId, UserId>,
     /// Events that ask for the totals of touched threads, until those are told.
     totals: Vec<(ShardNo, i64)>,
-    summed_at: Instant,
+    marked_at: Instant,
     /// All threads so far are written: nobody shall find a post without its thread.
     threads_written: Option<Shared<oneshot::Receiver<()>>>,
 }
@@ -89,7 +91,7 @@ impl Community {
             copied: BTreeMap::new(),
             touched: BTreeMap::new(),
             totals: Vec::new(),
-            summed_at: Instant::now(),
+            marked_at: Instant::now(),
             threads_written: None,
         }
     }
@@ -165,6 +167,8 @@ impl BulkWriter {
     /// Brings users in, counted as `kind`. Names are taken first, each user's first free one: the order of the batches
     /// decides.
     pub async fn users(&mut self, kind: &'static str, users: Vec<BulkUser>) -> Result<()> {
+        // A name that is taken is not to wait for its row.
+        self.land(UNDER_WAY_MAX - 1).await?;
         let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
         let (known, buried) = self.community.known_users(keys).await?;
         let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
@@ -230,11 +234,7 @@ impl BulkWriter {
             community.settle_events(kind, told, &landed);
             Ok(batch)
         })
-        .await?;
-        if self.touched.len() >= TOTALS_MAX || self.summed_at.elapsed() > TOTALS_WAIT {
-            self.finish().await?;
-        }
-        Ok(())
+        .await
     }
 
     /// What became of the rows of each kind so far.
@@ -253,7 +253,7 @@ impl BulkWriter {
         let written = self.land(0).await;
         let touched: Vec<(ThreadId, UserId)> = std::mem::take(&mut self.touched).into_iter().collect();
         let events = std::mem::take(&mut self.totals);
-        self.summed_at = Instant::now();
+        self.marked_at = Instant::now();
         match self.community.tell_totals(touched).await {
             Ok(true) => {
                 for (shard, event) in events {
@@ -270,6 +270,9 @@ impl BulkWriter {
     /// Sends a batch on its way when there is room for it.
     async fn begin(&mut self, batch: impl Future<Output = Result<Batch>> + Send + 'static) -> Result<()> {
         self.land(UNDER_WAY_MAX - 1).await?;
+        if self.touched.len() >= TOTALS_MAX || self.marked_at.elapsed() > MARKS_WAIT {
+            self.finish().await?;
+        }
         self.under_way.spawn(batch);
         Ok(())
     }

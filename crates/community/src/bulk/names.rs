@@ -1,7 +1,7 @@
 //! Names of many users at once.
 
+use super::Done;
 use super::rows::{BulkRow, BulkUser, NamedUser};
-use super::{Done, Part};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::names::{Name, NameKind};
@@ -135,7 +135,7 @@ impl Community {
             let versions: Vec<i64> = names.iter().map(|(.., version)| *version).collect();
             bulk.query(CONFIRM, &[&buckets, &keys, &users, &versions]).await
         };
-        let _parts: Vec<Part<_, _>> = self.in_bulk(Group::Account, names, bucket, confirm).await?;
+        self.in_bulk(Group::Account, names, bucket, confirm).await?;
         fail::fail_point!("bulk.names_confirmed");
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
 use super::{Done, Landed, Part};
 use crate::community::Community;
 use crate::error::Result;
+use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
 use chrono::{DateTime, Utc};
 use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
 use shards::{Bulk, Unfenced};
@@ -44,77 +45,51 @@ const CONTRIBUTE: &str = "
     SELECT c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version
       FROM contribution AS c WHERE c.was_there";
 
-const TELL_PARTICIPANTS: &str = "
-    INSERT INTO therev.thread_participants AS p
-           (bucket, author_id, thread_id, participant_id, posts, deleted, last_post_at, version)
-    SELECT *
-      FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::integer[], $7::timestamptz[],
-                  $8::bigint[])
-    ON CONFLICT (bucket, author_id, thread_id, participant_id) DO UPDATE
-       SET posts = excluded.posts, deleted = excluded.deleted, last_post_at = excluded.last_post_at,
-           version = excluded.version
-     WHERE p.version < excluded.version";
+const TELL_PARTICIPANTS: &str = concat!(
+    "INSERT INTO therev.thread_participants AS p
+            (bucket, author_id, thread_id, participant_id, posts, deleted, last_post_at, version)
+     SELECT *
+       FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::integer[],
+                   $7::timestamptz[], $8::bigint[])",
+    newer_participant!()
+);
 
-/// As the relay sums them.
-const SUM_TOTALS: &str = "
-    WITH summed AS (
-        SELECT t.bucket, t.author_id, t.thread_id, coalesce(sum(p.posts), 0)::integer AS posts,
-               (count(*) FILTER (WHERE p.posts > 0))::integer AS participants, max(p.last_post_at) AS last_post_at,
-               coalesce(sum(p.version), 1) AS version
-          FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS t (bucket, author_id, thread_id)
-          LEFT JOIN therev.thread_participants AS p
-            ON p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id
-         GROUP BY t.bucket, t.author_id, t.thread_id),
-    kept AS (
-        INSERT INTO therev.thread_totals AS t (bucket, author_id, thread_id, posts, participants, last_post_at, version)
-        SELECT s.bucket, s.author_id, s.thread_id, s.posts, s.participants, s.last_post_at, s.version
-          FROM summed AS s ORDER BY s.thread_id
-        ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
-           SET posts = excluded.posts, participants = excluded.participants, last_post_at = excluded.last_post_at,
-               version = excluded.version
-         WHERE t.version < excluded.version)
-    SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version FROM summed AS s ORDER BY s.thread_id";
+const SUM_TOTALS: &str = concat!(
+    "WITH ",
+    summed!("SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::uuid[])"),
+    ", ",
+    kept_totals!(),
+    " SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version FROM summed AS s"
+);
 
-static TELL_USERS: Unfenced = Unfenced::write(
+static TELL_USERS: Unfenced = Unfenced::write(concat!(
     "INSERT INTO user_directory AS d
             (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
      SELECT u.user_id, u.user_name, u.display_name, u.profile_pic_url, 'STANDARD', true, u.created_at, false, u.version
        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::bigint[])
-                AS u (user_id, user_name, display_name, profile_pic_url, created_at, version)
-     ON CONFLICT (user_id) DO UPDATE
-        SET user_name = excluded.user_name, display_name = excluded.display_name,
-            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
-            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version",
-);
+                AS u (user_id, user_name, display_name, profile_pic_url, created_at, version)",
+    newer_user!()
+));
 
-static TELL_THREADS: Unfenced = Unfenced::write(
+static TELL_THREADS: Unfenced = Unfenced::write(concat!(
     "INSERT INTO thread_directory AS d
             (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at, is_deleted,
              version)
      SELECT t.thread_id, t.author_id, t.title, false, false, 'approved', t.created_at, t.created_at, false, t.version
        FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::bigint[])
-                AS t (thread_id, author_id, title, created_at, version)
-     ON CONFLICT (thread_id) DO UPDATE
-        SET title = excluded.title, is_pinned = excluded.is_pinned, is_locked = excluded.is_locked,
-            moderation = excluded.moderation, is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version",
-);
+                AS t (thread_id, author_id, title, created_at, version)",
+    newer_thread!()
+));
 
-/// Answers with how many of the threads the directory knows.
-static TELL_TOTALS: Unfenced = Unfenced::write(
+/// Answers with the threads that the directory knows.
+static TELL_TOTALS: Unfenced = Unfenced::write(concat!(
     "WITH told AS (
          SELECT t.thread_id, t.posts, t.last_post_at, t.version::numeric AS version
            FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[], $4::text[])
                     AS t (thread_id, posts, last_post_at, version)),
-     changed AS (
-         UPDATE thread_directory AS d
-            SET post_count = t.posts, last_activity_at = greatest(d.created_at, t.last_post_at),
-                totals_version = t.version
-           FROM told AS t
-          WHERE d.thread_id = t.thread_id AND d.totals_version < t.version)
-     SELECT count(*) FROM thread_directory AS d JOIN told AS t USING (thread_id)",
-);
+     ",
+    changed_totals!()
+));
 
 /// Leaves an event that names rows; says its number.
 pub(super) async fn leave_event(
@@ -260,8 +235,7 @@ impl Community {
             let versions: Vec<&str> = rows.iter().map(|row| row.get("version")).collect();
             let directory = self.shards().directory();
             let known = directory.writer(&TELL_TOTALS, &[&ids, &posts, &times, &versions]).await?;
-            let known: i64 = known.iter().map(|row| row.get::<_, i64>(0)).sum();
-            all_known &= usize::try_from(known).is_ok_and(|known| known == ids.len());
+            all_known &= known.len() == ids.len();
         }
         Ok(all_known)
     }

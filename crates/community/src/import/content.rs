@@ -132,6 +132,10 @@ fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
 
 fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
     import.tally.read("comments");
+    if !import.comments.insert(row.id) {
+        import.tally.skip("comment", "the same id again");
+        return None;
+    }
     let Some(under) = import.posts.get(&row.post).copied() else {
         import.tally.skip("comment", "its post is not in the dump, or was left out");
         return None;

@@ -2,7 +2,7 @@
 //!
 //! The dump is read as streams; ids are derived from site, kind, source id and time, so that a second import changes
 //! nothing and one that was cut off continues. In memory: some 60 bytes per post of the dump, so that a comment finds
-//! the post it belongs to.
+//! the post it belongs to, 16 per comment, and the batches that are read ahead.
 
 mod content;
 pub mod dump;
@@ -108,6 +108,8 @@ async fn read_all(import: &mut source::Import<'_>) -> Result<(), ImportError> {
     people::import(import).await?;
     content::import_posts(import).await?;
     content::import_comments(import).await?;
+    // All is written; nothing of it shall wait for the votes to be read.
+    import.writer.finish().await?;
     content::compare_votes(import).await
 }
 

@@ -3,7 +3,7 @@
 use super::dump::{CommentRow, DumpError, PostRow, Row, Rows, UserRow, VoteRow};
 use super::tally::Tally;
 use super::{Progress, VoteReport};
-use crate::bulk::BulkWriter;
+use crate::bulk::{BATCH, BulkWriter};
 use crate::community::Community;
 use chrono::{DateTime, Utc};
 use placement::{PostId, ThreadId, UserId, derived_id};
@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use uuid::Builder;
 
-/// How many rows a batch has: enough for a COPY, short enough not to hold a switch up.
-const BATCH: usize = 5_000;
+/// A batch of long texts ends earlier: with so many bytes.
+const BATCH_BYTES: usize = 16 << 20;
 /// How many batches are read ahead.
 const AHEAD: usize = 2;
 
@@ -36,6 +36,7 @@ pub(super) struct Import<'a> {
     pub(super) users: HashSet<i64>,
     /// Its questions and answers.
     pub(super) posts: HashMap<i64, Source>,
+    pub(super) comments: HashSet<i64>,
 }
 
 /// The files of a dump, each read ahead on a thread of its own, a batch at a time. After an error nothing more comes.
@@ -113,6 +114,7 @@ impl<'a> Import<'a> {
             votes: VoteReport::default(),
             users: HashSet::new(),
             posts: HashMap::new(),
+            comments: HashSet::new(),
         })
     }
 
@@ -172,9 +174,13 @@ where
         Err(e) => return sender.blocking_send(Err(DumpError::Io { path: path.into(), source: Arc::new(e) })),
     };
     let mut rows = Rows::new(BufReader::with_capacity(1 << 17, Counted { file, counted }), path, root);
-    let mut batch = Vec::with_capacity(BATCH);
+    let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
     loop {
-        match rows.next().and_then(|row| row.map(T::try_from).transpose()) {
+        let row = rows.next().and_then(|row| {
+            bytes += row.iter().flat_map(|row| &row.attributes).map(|(_, value)| value.len()).sum::<usize>();
+            row.map(T::try_from).transpose()
+        });
+        match row {
             Ok(Some(row)) => batch.push(row),
             Ok(None) => return sender.blocking_send(Ok(batch)),
             Err(error) => {
@@ -183,7 +189,8 @@ where
                 return sender.blocking_send(Err(error));
             }
         }
-        if batch.len() == BATCH {
+        if batch.len() == BATCH || bytes >= BATCH_BYTES {
+            bytes = 0;
             sender.blocking_send(Ok(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))))?;
         }
     }

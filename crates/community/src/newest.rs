@@ -1,0 +1,90 @@
+//! What a state replaces that is older: the same text for the relay's statements, which take facts, and for those of bulk
+//! writes, which take arrays.
+
+/// The newer state of a user replaces the older one, whoever tells it.
+macro_rules! newer_user {
+    () => {
+        "
+     ON CONFLICT (user_id) DO UPDATE
+        SET user_name = excluded.user_name, display_name = excluded.display_name,
+            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
+            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version"
+    };
+}
+pub(crate) use newer_user;
+
+/// Likewise of a thread; its totals come by events of their own.
+macro_rules! newer_thread {
+    () => {
+        "
+     ON CONFLICT (thread_id) DO UPDATE
+        SET title = excluded.title, is_pinned = excluded.is_pinned, is_locked = excluded.is_locked,
+            moderation = excluded.moderation, is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version"
+    };
+}
+pub(crate) use newer_thread;
+
+/// Likewise of who wrote in a thread.
+macro_rules! newer_participant {
+    () => {
+        "
+         ON CONFLICT (bucket, author_id, thread_id, participant_id) DO UPDATE
+            SET posts = excluded.posts, deleted = excluded.deleted, last_post_at = excluded.last_post_at,
+                version = excluded.version
+          WHERE p.version < excluded.version"
+    };
+}
+pub(crate) use newer_participant;
+
+/// `kept`: the sums of `summed`, where they are later ones. A totals' version is the sum of the participants' versions:
+/// the later sum is the greater one, whoever made it.
+macro_rules! kept_totals {
+    () => {
+        "kept AS (
+         INSERT INTO therev.thread_totals AS t
+                (bucket, author_id, thread_id, posts, participants, last_post_at, version)
+         SELECT s.bucket, s.author_id, s.thread_id, s.posts, s.participants, s.last_post_at, s.version
+           FROM summed AS s
+          ORDER BY s.thread_id
+         ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+            SET posts = excluded.posts, participants = excluded.participants, last_post_at = excluded.last_post_at,
+                version = excluded.version
+          WHERE t.version < excluded.version)"
+    };
+}
+pub(crate) use kept_totals;
+
+/// The participants of the threads `$from`, summed.
+macro_rules! summed {
+    ($from:literal) => {
+        concat!(
+            "summed AS (
+         SELECT t.bucket, t.author_id, t.thread_id, coalesce(sum(p.posts), 0)::integer AS posts,
+                (count(*) FILTER (WHERE p.posts > 0))::integer AS participants, max(p.last_post_at) AS last_post_at,
+                coalesce(sum(p.version), 1) AS version
+           FROM (",
+            $from,
+            ") AS t (bucket, author_id, thread_id)
+           LEFT JOIN therev.thread_participants AS p
+             ON p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id
+          GROUP BY t.bucket, t.author_id, t.thread_id)"
+        )
+    };
+}
+pub(crate) use summed;
+
+/// `changed`: the directory's totals where those `told` are later ones.
+macro_rules! changed_totals {
+    () => {
+        "changed AS (
+         UPDATE thread_directory AS d
+            SET post_count = t.posts, last_activity_at = greatest(d.created_at, t.last_post_at),
+                totals_version = t.version
+           FROM told AS t
+          WHERE d.thread_id = t.thread_id AND d.totals_version < t.version)
+     SELECT d.thread_id FROM thread_directory AS d JOIN told AS t USING (thread_id)"
+    };
+}
+pub(crate) use changed_totals;
