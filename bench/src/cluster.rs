@@ -106,6 +106,14 @@ impl Databases {
         Ok(clients)
     }
 
+    /// Lets the servers write out what they hold, so that what is measured next does not pay for it.
+    pub(crate) async fn checkpoint(&self) -> Anyhow<()> {
+        for client in self.with_rows().await? {
+            client.batch_execute("CHECKPOINT").await?;
+        }
+        Ok(())
+    }
+
     async fn connect(&self, server: usize, database: &str) -> Anyhow<Client> {
         let (client, connection) =
             tokio_postgres::connect(&format!("{}/{database}", self.servers[server]), NoTls).await?;

@@ -9,6 +9,7 @@ use futures_util::SinkExt;
 use placement::{Bucket, Group, ShardNo};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 use tokio_postgres::types::{IsNull, ToSql, Type};
 
@@ -17,6 +18,8 @@ pub struct Bulk {
     /// `None` once the transaction has ended.
     client: Option<Object>,
     database: Database,
+    /// Held until the end.
+    _turn: OwnedSemaphorePermit,
     /// The least version that a row written here may have.
     pub version_floor: i64,
 }
@@ -57,8 +60,9 @@ impl Shards {
     pub async fn bulk(&self, group: Group, shard: ShardNo, buckets: &BTreeSet<Bucket>) -> Result<Option<Bulk>, Error> {
         let pool = self.pool(shard).await?;
         let database = pool.database();
+        let turn = pool.bulk_turn().await?;
         let client = pool.get().await?;
-        let mut bulk = Bulk { client: Some(client), database, version_floor: 0 };
+        let mut bulk = Bulk { client: Some(client), database, _turn: turn, version_floor: 0 };
         bulk.client()?.batch_execute(lock(group)).await.map_err(|e| bulk.error(e))?;
         let numbers: Vec<i16> = buckets.iter().map(|b| b.sql()).collect();
         let rows = bulk.query(CHECK, &[&group.name(), &numbers]).await?;

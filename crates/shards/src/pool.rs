@@ -8,6 +8,7 @@ use deadpool_postgres::{
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
@@ -15,11 +16,16 @@ use uuid::Uuid;
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
 
+/// How many bulk writes one database gets at a time. Each connection costs it a process that learns its catalogue anew.
+const BULK_MAX: usize = 2;
+
 /// Connections to one database.
 pub struct Pool {
     database: Database,
     connections: deadpool_postgres::Pool,
     breaker: Breaker,
+    /// Bulk writes take turns.
+    bulk: Arc<Semaphore>,
     statements: AtomicU64,
     /// What the last new connection found instead of the database that was meant.
     stranger: Arc<Mutex<Option<Stranger>>>,
@@ -78,6 +84,7 @@ impl Pool {
             database,
             connections: pool,
             breaker: Breaker::new(limits.rest),
+            bulk: Arc::new(Semaphore::new(BULK_MAX)),
             statements: AtomicU64::new(0),
             stranger,
         })
@@ -95,6 +102,15 @@ impl Pool {
 
     pub(crate) fn count_statement(&self) {
         self.statements.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A turn to write in bulk.
+    pub(crate) async fn bulk_turn(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.bulk
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|e| Error::Answer { database: self.database, reason: e.to_string() })
     }
 
     pub(crate) async fn get(&self) -> Result<Object, Error> {

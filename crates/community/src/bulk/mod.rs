@@ -34,8 +34,8 @@ const TOTALS_MAX: usize = 50_000;
 const MARKS_WAIT: Duration = Duration::from_secs(10);
 /// How many rows of a shard's batch are looked for before all of them are.
 const SAMPLE: usize = 16;
-/// How many batches are on their way at once: the servers work on one while the next is made.
-const UNDER_WAY_MAX: usize = 3;
+/// How many rows are on their way at once: the servers work on some while the next are made.
+const UNDER_WAY_MAX: usize = 3 * BATCH;
 
 /// Brings rows in by the thousand, several batches at a time. Ends with [`BulkWriter::finish`].
 ///
@@ -43,16 +43,43 @@ const UNDER_WAY_MAX: usize = 3;
 /// next call.
 pub struct BulkWriter {
     community: Community,
-    /// Batches on their way.
-    under_way: JoinSet<Result<Batch>>,
+    /// Batches on their way, and how many rows they have.
+    under_way: JoinSet<(usize, Result<Batch>)>,
+    rows_under_way: usize,
     copied: BTreeMap<&'static str, Copied>,
     /// Threads that have new posts, and their authors.
     touched: BTreeMap<ThreadId, UserId>,
     /// Events that ask for the totals of touched threads, until those are told.
     totals: Vec<(ShardNo, i64)>,
     marked_at: Instant,
-    /// All threads so far are written: nobody shall find a post without its thread.
-    threads_written: Option<Shared<oneshot::Receiver<()>>>,
+    /// The order of the batches decides who gets a name.
+    names_taken: Steps,
+    /// Nobody shall find a post without its thread.
+    threads_written: Steps,
+}
+
+/// Steps of batches that are done one after the other, or waited for.
+#[derive(Default)]
+struct Steps {
+    last: Option<Step>,
+}
+
+type Step = Shared<oneshot::Receiver<()>>;
+
+impl Steps {
+    /// What comes before a new step, and how to say that the new one is done; unsaid, those that wait for it end.
+    fn add(&mut self) -> (Option<Step>, oneshot::Sender<()>) {
+        let (done, step) = oneshot::channel();
+        (self.last.replace(step.shared()), done)
+    }
+}
+
+/// Whether a step and all before it are done. If not, their error is the one that counts.
+async fn is_done(step: Option<Step>) -> bool {
+    match step {
+        Some(step) => step.await.is_ok(),
+        None => true,
+    }
 }
 
 /// What became of a batch.
@@ -88,11 +115,13 @@ impl Community {
         BulkWriter {
             community: self.clone(),
             under_way: JoinSet::new(),
+            rows_under_way: 0,
             copied: BTreeMap::new(),
             touched: BTreeMap::new(),
             totals: Vec::new(),
             marked_at: Instant::now(),
-            threads_written: None,
+            names_taken: Steps::default(),
+            threads_written: Steps::default(),
         }
     }
 
@@ -167,14 +196,18 @@ impl BulkWriter {
     /// Brings users in, counted as `kind`. Names are taken first, each user's first free one: the order of the batches
     /// decides.
     pub async fn users(&mut self, kind: &'static str, users: Vec<BulkUser>) -> Result<()> {
-        // A name that is taken is not to wait for its row.
-        self.land(UNDER_WAY_MAX - 1).await?;
-        let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
-        let (known, buried) = self.community.known_users(keys).await?;
-        let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
-        let named = self.community.name_users(new, &buried).await?;
         let community = self.community.clone();
-        self.begin(async move {
+        let (before, names_taken) = self.names_taken.add();
+        self.begin(kind, users.len(), async move {
+            let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
+            let (known, buried) = community.known_users(keys).await?;
+            let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
+            if !is_done(before).await {
+                return Ok(Batch::default());
+            }
+            let named = community.name_users(new, &buried).await?;
+            // Where nobody waits for it, nobody hears it.
+            let _ = names_taken.send(());
             let write = async |bulk: &Bulk, users: &[NamedUser], again| {
                 names::unbury(bulk, users).await?;
                 copy(bulk, users, again).await
@@ -183,7 +216,7 @@ impl BulkWriter {
             let mut copied = copied(&parts);
             copied.existing += u64::try_from(old.len()).unwrap_or(0);
             community.settle_events(kind, community.tell_of_users(&parts).await, &parts);
-            Ok(Batch { kind, copied, ..Batch::default() })
+            Ok(Batch { copied, ..Batch::default() })
         })
         .await
     }
@@ -191,17 +224,15 @@ impl BulkWriter {
     /// Brings threads in, counted as `kind`.
     pub async fn threads(&mut self, kind: &'static str, threads: Vec<BulkThread>) -> Result<()> {
         let community = self.community.clone();
-        let (written, all_written) = oneshot::channel();
-        let before = self.threads_written.replace(all_written.shared());
-        self.begin(async move {
+        let (before, written) = self.threads_written.add();
+        self.begin(kind, threads.len(), async move {
             let write = async |bulk: &Bulk, threads: &[BulkThread], again| copy(bulk, threads, again).await;
             let parts = community.in_bulk(Group::Content, threads, BulkThread::bucket, write).await?;
-            if are_written(before).await {
-                // Where nobody waits for it, nobody hears it.
+            if is_done(before).await {
                 let _ = written.send(());
             }
             community.settle_events(kind, community.tell_of_threads(&parts).await, &parts);
-            Ok(Batch { kind, copied: copied(&parts), ..Batch::default() })
+            Ok(Batch { copied: copied(&parts), ..Batch::default() })
         })
         .await
     }
@@ -210,11 +241,10 @@ impl BulkWriter {
     /// `finish`.
     pub async fn posts(&mut self, kind: &'static str, posts: Vec<BulkPost>) -> Result<()> {
         let community = self.community.clone();
-        let threads = self.threads_written.clone();
-        self.begin(async move {
-            if !are_written(threads).await {
-                // Their error is the one that counts.
-                return Ok(Batch { kind, ..Batch::default() });
+        let threads = self.threads_written.last.clone();
+        self.begin(kind, posts.len(), async move {
+            if !is_done(threads).await {
+                return Ok(Batch::default());
             }
             let write = async |bulk: &Bulk, posts: &[BulkPost], again| {
                 let mut landed = copy(bulk, posts, again).await?;
@@ -228,7 +258,7 @@ impl BulkWriter {
                 landed.push(Part { shard, rows, said: said.0 });
                 sums.extend(said.1);
             }
-            let mut batch = Batch { kind, copied: copied(&landed), ..Batch::default() };
+            let mut batch = Batch { copied: copied(&landed), ..Batch::default() };
             batch.touched = sums.iter().map(|sum| (sum.thread_id, sum.thread_author_id)).collect();
             let told = community.tell_participants(sums).await.map(|events| batch.totals = events);
             community.settle_events(kind, told, &landed);
@@ -254,7 +284,8 @@ impl BulkWriter {
         let touched: Vec<(ThreadId, UserId)> = std::mem::take(&mut self.touched).into_iter().collect();
         let events = std::mem::take(&mut self.totals);
         self.marked_at = Instant::now();
-        match self.community.tell_totals(touched).await {
+        let r = self.community.tell_totals(touched).await;
+        match r {
             Ok(true) => {
                 for (shard, event) in events {
                     self.community.inner.acks.add(shard, [event]);
@@ -268,21 +299,31 @@ impl BulkWriter {
     }
 
     /// Sends a batch on its way when there is room for it.
-    async fn begin(&mut self, batch: impl Future<Output = Result<Batch>> + Send + 'static) -> Result<()> {
-        self.land(UNDER_WAY_MAX - 1).await?;
+    async fn begin(
+        &mut self,
+        kind: &'static str,
+        rows: usize,
+        batch: impl Future<Output = Result<Batch>> + Send + 'static,
+    ) -> Result<()> {
+        // An empty batch is one that is waited for, too.
+        let rows = rows.max(1);
+        self.land(UNDER_WAY_MAX.saturating_sub(rows)).await?;
         if self.touched.len() >= TOTALS_MAX || self.marked_at.elapsed() > MARKS_WAIT {
             self.finish().await?;
         }
-        self.under_way.spawn(batch);
+        self.rows_under_way += rows;
+        self.under_way.spawn(async move { (rows, batch.await.map(|batch| Batch { kind, ..batch })) });
         Ok(())
     }
 
-    /// Waits until no more than so many batches are under way. Of several errors the first one counts.
+    /// Waits until no more than so many rows are under way. Of several errors the first one counts.
     async fn land(&mut self, most: usize) -> Result<()> {
         let mut all = Ok(());
-        while self.under_way.len() > most {
+        while self.rows_under_way > most {
             let Some(landed) = self.under_way.join_next().await else { break };
-            match landed.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic())) {
+            let (rows, landed) = landed.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic()));
+            self.rows_under_way -= rows;
+            match landed {
                 Ok(batch) => {
                     self.copied.entry(batch.kind).or_default().add(batch.copied);
                     self.touched.extend(batch.touched);
@@ -292,14 +333,6 @@ impl BulkWriter {
             }
         }
         all
-    }
-}
-
-/// Whether all threads before are written.
-async fn are_written(before: Option<Shared<oneshot::Receiver<()>>>) -> bool {
-    match before {
-        Some(written) => written.await.is_ok(),
-        None => true,
     }
 }
 

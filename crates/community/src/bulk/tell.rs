@@ -3,12 +3,15 @@
 use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
 use super::{Done, Landed, Part};
 use crate::community::Community;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
 use chrono::{DateTime, Utc};
+use futures_util::TryFutureExt;
+use futures_util::future::try_join;
 use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
 use shards::{Bulk, Unfenced};
 use std::collections::BTreeMap;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// How many threads are summed at once.
@@ -158,18 +161,19 @@ impl Community {
         if new.is_empty() {
             return Ok(());
         }
-        self.confirm_many(new.iter().map(|(user, version)| (user.name_key, user.user.user_id, *version)).collect())
-            .await?;
+        let names = new.iter().map(|(user, version)| (user.name_key, user.user.user_id, *version)).collect();
         new.sort_unstable_by_key(|(user, _)| user.user.user_id);
         let ids: Vec<Uuid> = new.iter().map(|(user, _)| user.user.user_id.0).collect();
-        let names: Vec<&str> = new.iter().map(|(user, _)| user.user_name.as_str()).collect();
+        let user_names: Vec<&str> = new.iter().map(|(user, _)| user.user_name.as_str()).collect();
         let shown = |user: &'_ NamedUser| user.user.first_name.clone().filter(|name| !name.is_empty());
         let display: Vec<Option<String>> = new.iter().map(|(user, _)| shown(user)).collect();
         let pictures: Vec<Option<&str>> = new.iter().map(|(user, _)| user.user.profile_pic_url.as_deref()).collect();
         let times: Vec<DateTime<Utc>> = new.iter().map(|(user, _)| user.user.created_at).collect();
         let versions: Vec<i64> = new.iter().map(|(_, version)| *version).collect();
         let directory = self.shards().directory();
-        directory.writer(&TELL_USERS, &[&ids, &names, &display, &pictures, &times, &versions]).await?;
+        let params: [&(dyn ToSql + Sync); 6] = [&ids, &user_names, &display, &pictures, &times, &versions];
+        let told = directory.writer(&TELL_USERS, &params).map_err(Error::from);
+        try_join(self.confirm_many(names), told).await?;
         Ok(())
     }
 
@@ -202,7 +206,7 @@ impl Community {
             let deleted: Vec<i32> = sums.iter().map(|sum| sum.deleted).collect();
             let times: Vec<DateTime<Utc>> = sums.iter().map(|sum| sum.last_post_at).collect();
             let versions: Vec<i64> = sums.iter().map(|sum| sum.version).collect();
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+            let params: [&(dyn ToSql + Sync); 8] =
                 [&buckets, &owners, &threads, &participants, &posts, &deleted, &times, &versions];
             bulk.query(TELL_PARTICIPANTS, &params).await?;
             let mut touched: Vec<(Uuid, Uuid)> = owners.into_iter().zip(threads).collect();

@@ -6,6 +6,7 @@ use super::source::{Import, Source};
 use crate::bulk::{BulkPost, BulkThread};
 use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
 use crate::{Format, Parent};
+use placement::{PostId, ThreadId};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
@@ -93,8 +94,8 @@ fn thread(import: &mut Import<'_>, row: PostRow) -> Option<BulkThread> {
         return None;
     }
     Some(BulkThread {
-        thread_id: import.thread_id(row.id, &source),
-        author_id: import.user_id(source.owner),
+        thread_id: ThreadId(source.id),
+        author_id: source.author_id,
         title,
         body,
         format: Format::Html,
@@ -117,10 +118,10 @@ fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
     }
     let source = remember(import, &row, Some(question_id))?;
     Some(BulkPost {
-        post_id: import.post_id("post", row.id, source.owner, row.created_at),
-        author_id: import.user_id(source.owner),
-        thread_id: import.thread_id(question_id, &question),
-        thread_author_id: import.user_id(question.owner),
+        post_id: PostId(source.id),
+        author_id: source.author_id,
+        thread_id: ThreadId(question.id),
+        thread_author_id: question.author_id,
         parent: None,
         body,
         format: Format::Html,
@@ -147,17 +148,14 @@ fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
         import.tally.skip("comment", reason);
         return None;
     }
-    let owner = import.known_author(row.user);
+    let author_id = import.author(row.user);
     // A comment on a question answers the thread itself; one on an answer answers that post.
-    let parent = under.question.map(|_| Parent {
-        post_id: import.post_id("post", row.post, under.owner, under.created_at),
-        author_id: import.user_id(under.owner),
-    });
+    let parent = under.question.map(|_| Parent { post_id: PostId(under.id), author_id: under.author_id });
     Some(BulkPost {
-        post_id: import.post_id("comment", row.id, owner, row.created_at),
-        author_id: import.user_id(owner),
-        thread_id: import.thread_id(question_id, &question),
-        thread_author_id: import.user_id(question.owner),
+        post_id: PostId(import.content_id("comment", row.id, author_id, row.created_at)),
+        author_id,
+        thread_id: ThreadId(question.id),
+        thread_author_id: question.author_id,
         parent,
         body,
         format: Format::Plain,
@@ -169,8 +167,9 @@ fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
 
 /// Keeps what answers and comments must know of a post.
 fn remember(import: &mut Import<'_>, row: &PostRow, question: Option<i64>) -> Option<Source> {
-    let owner = import.known_author(row.owner);
-    let source = Source { owner, created_at: row.created_at, question, score: row.score };
+    let author_id = import.author(row.owner);
+    let id = import.content_id("post", row.id, author_id, row.created_at);
+    let source = Source { id, author_id, question, score: row.score };
     if import.posts.insert(row.id, source).is_some() {
         import.tally.skip("post", "the same id again");
         return None;

@@ -3,7 +3,7 @@
 use super::ImportError;
 use super::dump::UserRow;
 use super::names::{user_name_from, with_suffix};
-use super::source::Import;
+use super::source::{Import, user_id};
 use crate::bulk::BulkUser;
 use chrono::DateTime;
 use placement::UserId;
@@ -22,7 +22,8 @@ pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
 
 fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     import.tally.read("users");
-    if !import.users.insert(row.id) {
+    let user_id = user_id(&import.site, &row.id.to_string());
+    if import.users.insert(row.id, user_id).is_some() {
         import.tally.skip("user", "the same id again");
         return None;
     }
@@ -32,8 +33,8 @@ fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     metadata.insert("source_id".into(), json!(row.id));
     let fits = |text: String, most: usize| (text.chars().count() <= most).then_some(text);
     Some(BulkUser {
-        user_id: import.user_id(Some(row.id)),
-        user_names: user_names(&display, &row.id.to_string(), &import.site, import.user_id(Some(row.id))),
+        user_id,
+        user_names: user_names(&display, &row.id.to_string(), &import.site, user_id),
         first_name: fits(display, 200).filter(|name| !name.is_empty()),
         bio: row.about.and_then(|text| fits(text, 100_000)),
         profile_pic_url: row.profile_image_url.and_then(|url| fits(url, 2_000)),
@@ -56,8 +57,8 @@ fn user_names(display: &str, source_id: &str, site: &str, user: UserId) -> Vec<S
 /// The author of what has none: one per site, first so that everything else has a place to go.
 fn deleted_user(import: &Import<'_>) -> BulkUser {
     BulkUser {
-        user_id: import.user_id(None),
-        user_names: user_names("deleted", "deleted", &import.site, import.user_id(None)),
+        user_id: import.deleted_user,
+        user_names: user_names("deleted", "deleted", &import.site, import.deleted_user),
         first_name: Some("deleted".into()),
         bio: None,
         profile_pic_url: None,

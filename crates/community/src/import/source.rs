@@ -6,7 +6,7 @@ use super::{Progress, VoteReport};
 use crate::bulk::{BATCH, BulkWriter};
 use crate::community::Community;
 use chrono::{DateTime, Utc};
-use placement::{PostId, ThreadId, UserId, derived_id};
+use placement::{UserId, derived_id};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
-use uuid::Builder;
+use uuid::{Builder, Uuid};
 
 /// A batch of long texts ends earlier: with so many bytes.
 const BATCH_BYTES: usize = 16 << 20;
@@ -33,7 +33,9 @@ pub(super) struct Import<'a> {
     pub(super) tally: Tally,
     pub(super) votes: VoteReport,
     /// The users of the dump.
-    pub(super) users: HashSet<i64>,
+    pub(super) users: HashMap<i64, UserId>,
+    /// Whose everything is that no user of the dump wrote.
+    pub(super) deleted_user: UserId,
     /// Its questions and answers.
     pub(super) posts: HashMap<i64, Source>,
     pub(super) comments: HashSet<i64>,
@@ -79,9 +81,9 @@ where
 /// What a later row must know of a question or an answer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source {
-    /// The author in the dump; absent: the site's `deleted` user.
-    pub(super) owner: Option<i64>,
-    pub(super) created_at: DateTime<Utc>,
+    /// What it is here: a thread's id, or a post's.
+    pub(super) id: Uuid,
+    pub(super) author_id: UserId,
     /// An answer's question.
     pub(super) question: Option<i64>,
     pub(super) score: i32,
@@ -112,7 +114,8 @@ impl<'a> Import<'a> {
             bytes_total,
             tally: Tally::default(),
             votes: VoteReport::default(),
-            users: HashSet::new(),
+            users: HashMap::new(),
+            deleted_user: user_id(site, "deleted"),
             posts: HashMap::new(),
             comments: HashSet::new(),
         })
@@ -124,38 +127,29 @@ impl<'a> Import<'a> {
         (self.progress)(Progress { phase, bytes, bytes_total, written: self.writer.written() });
     }
 
-    /// The user that a user of the dump became; absent: the site's `deleted` user.
-    pub(super) fn user_id(&self, source: Option<i64>) -> UserId {
-        let name = source.map_or_else(|| "deleted".to_owned(), |id| id.to_string());
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(&self.digest("user", &name)[..16]);
-        // A name-based id: users route by its hash.
-        UserId(Builder::from_sha1_bytes(bytes).into_uuid())
-    }
-
-    pub(super) fn thread_id(&self, source: i64, at: &Source) -> ThreadId {
-        ThreadId(self.content_id("post", source, at.owner, at.created_at))
-    }
-
-    pub(super) fn post_id(&self, kind: &str, source: i64, owner: Option<i64>, created_at: DateTime<Utc>) -> PostId {
-        PostId(self.content_id(kind, source, owner, created_at))
-    }
-
-    fn content_id(&self, kind: &str, source: i64, owner: Option<i64>, created_at: DateTime<Utc>) -> uuid::Uuid {
-        let digest = self.digest(kind, &source.to_string());
+    pub(super) fn content_id(&self, kind: &str, source: i64, author: UserId, created_at: DateTime<Utc>) -> Uuid {
+        let digest = digest(&self.site, kind, &source.to_string());
         let mut low = [0; 8];
         low.copy_from_slice(&digest[..8]);
-        derived_id(self.user_id(owner).bucket(), created_at, u64::from_be_bytes(low))
-    }
-
-    fn digest(&self, kind: &str, name: &str) -> [u8; 32] {
-        Sha256::digest(format!("{}\n{kind}\n{name}", self.site)).into()
+        derived_id(author.bucket(), created_at, u64::from_be_bytes(low))
     }
 
     /// An author of the dump as it is known here: one that the dump does not have is the `deleted` user.
-    pub(super) fn known_author(&self, owner: Option<i64>) -> Option<i64> {
-        owner.filter(|id| self.users.contains(id))
+    pub(super) fn author(&self, source: Option<i64>) -> UserId {
+        source.and_then(|id| self.users.get(&id).copied()).unwrap_or(self.deleted_user)
     }
+}
+
+/// The user that a user of the dump became.
+pub(super) fn user_id(site: &str, name: &str) -> UserId {
+    let mut bytes = [0; 16];
+    bytes.copy_from_slice(&digest(site, "user", name)[..16]);
+    // A name-based id: users route by its hash.
+    UserId(Builder::from_sha1_bytes(bytes).into_uuid())
+}
+
+fn digest(site: &str, kind: &str, name: &str) -> [u8; 32] {
+    Sha256::digest(format!("{site}\n{kind}\n{name}")).into()
 }
 
 type Sender<T> = mpsc::Sender<Result<Vec<T>, DumpError>>;
