@@ -1,6 +1,13 @@
 -- Who this database is. Every database of a cluster begins with this chapter, so that a program that reaches the
 -- wrong one, or one of another cluster, says so instead of reading it.
 
+-- The timeline that the server writes on; NULL on a standby. PostgreSQL begins a new one at each promotion and restore.
+CREATE FUNCTION therev.current_timeline() RETURNS integer
+    LANGUAGE sql VOLATILE
+    RETURN CASE
+        WHEN pg_is_in_recovery() THEN NULL
+        ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
+    END;
 
 CREATE TABLE therev.identity (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
@@ -11,6 +18,13 @@ CREATE TABLE therev.identity (
     -- Which life of the server this is: made new at each promotion or restore.
     incarnation         uuid    NOT NULL DEFAULT gen_random_uuid(),
     incarnation_counter bigint  NOT NULL DEFAULT 1 CHECK (incarnation_counter BETWEEN 1 AND 4194303),
+    -- On which timeline this life began. A server that writes on another one was promoted or restored since, and is closed
+    -- until the control database has granted it a life of its own: the number alone does not tell two standbys apart that
+    -- were promoted both.
+    timeline            integer NOT NULL DEFAULT therev.current_timeline(),
+    -- The life that it asks for, and the timeline on which it asks.
+    candidate           uuid,
+    candidate_timeline  integer,
     CONSTRAINT identity_only_shards_have_numbers CHECK ((kind = 'shard') = (shard IS NOT NULL))
 );
 
@@ -23,6 +37,33 @@ CREATE FUNCTION therev.bucket_of(key uuid) RETURNS smallint
 CREATE FUNCTION therev.is_provider(name text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN name IN ('chatgpt', 'claude', 'gemini', 'perplexity', 'open_source', 'deterministic');
+
+-- A promoted server asks for a life of its own: the same one as long as it writes on this timeline. Answers with the life
+-- that it had, the one that it asks for, and since when others may have heard what it lost.
+CREATE FUNCTION therev.ask_for_life() RETURNS TABLE (before uuid, candidate uuid, lost_after timestamptz)
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    UPDATE therev.identity AS i
+       SET candidate = CASE WHEN i.candidate_timeline = therev.current_timeline() THEN i.candidate
+                            ELSE gen_random_uuid() END,
+           candidate_timeline = therev.current_timeline()
+    RETURNING i.incarnation, i.candidate,
+              -- Clocks of two servers differ a little. Nothing delivered is kept longer than an hour.
+              coalesce(pg_last_xact_replay_timestamp() - interval '1 minute', now() - interval '1 hour');
+END;
+
+-- Begins the life that was granted.
+CREATE FUNCTION therev.begin_life(granted uuid, counter bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    UPDATE therev.identity
+       SET incarnation = granted, incarnation_counter = counter, timeline = therev.current_timeline(),
+           candidate = NULL, candidate_timeline = NULL
+     WHERE candidate = granted;
+END;
+
+REVOKE EXECUTE ON FUNCTION therev.ask_for_life(), therev.begin_life(uuid, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION therev.ask_for_life(), therev.begin_life(uuid, bigint) TO therev;
 
 GRANT USAGE ON SCHEMA therev TO PUBLIC;
 GRANT SELECT ON therev.identity, therev.schema_versions TO PUBLIC;

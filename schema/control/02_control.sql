@@ -17,6 +17,25 @@ CREATE TABLE therev.directories (
 );
 CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHERE is_writer;
 
+-- Which life of each shard and of the directory's writer counts. A server of another one is closed until it has been
+-- granted a life here; of several that ask, the first one is, and the others are refused for good.
+CREATE TABLE therev.incarnations (
+    database            text    PRIMARY KEY,
+    incarnation         uuid    NOT NULL,
+    incarnation_counter bigint  NOT NULL CHECK (incarnation_counter BETWEEN 1 AND 4194303),
+    -- What other databases hold of it agrees with it again. A relay brings that about after a life has begun.
+    is_settled          boolean NOT NULL DEFAULT true
+);
+
+-- What a control database that lost its last commits learns from the others: a later life than it knows.
+CREATE FUNCTION therev.learn_life(of_database text, learned uuid, counter bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    UPDATE therev.incarnations AS i
+       SET incarnation = learned, incarnation_counter = counter, is_settled = false
+     WHERE i.database = of_database AND i.incarnation_counter < counter;
+END;
+
 -- Bucket to shard, by group. Only a higher epoch replaces a row.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
@@ -38,6 +57,24 @@ CREATE TABLE therev.operator_log (
     PRIMARY KEY (created_at, audit_id)
 );
 
+-- Grants a life to the server that had the life before. Answers with the one that counts now.
+CREATE FUNCTION therev.grant_life(of_database text, before uuid, candidate uuid)
+    RETURNS TABLE (incarnation uuid, incarnation_counter bigint)
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    WITH granted AS (
+        UPDATE therev.incarnations AS i
+           SET incarnation = grant_life.candidate, incarnation_counter = i.incarnation_counter + 1, is_settled = false
+         WHERE i.database = of_database AND i.incarnation = grant_life.before
+        RETURNING i.incarnation, i.incarnation_counter)
+    INSERT INTO therev.operator_log (actor, action, target, before, after)
+    SELECT session_user, 'grant life', of_database, jsonb_build_object('incarnation', grant_life.before),
+           jsonb_build_object('incarnation', g.incarnation, 'counter', g.incarnation_counter)
+      FROM granted AS g;
+
+    SELECT i.incarnation, i.incarnation_counter FROM therev.incarnations AS i WHERE i.database = of_database;
+END;
+
 -- The public face of the providers' breakers.
 CREATE TABLE ai_provider_health (
     provider             text        NOT NULL CHECK (therev.is_provider(provider)),
@@ -54,6 +91,10 @@ CREATE TABLE ai_provider_health (
     version              bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     PRIMARY KEY (provider, account_id)
 );
+
+REVOKE EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) TO therev;
+GRANT UPDATE (is_settled) ON therev.incarnations TO therev;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev, therev_reader;
 GRANT INSERT ON therev.operator_log TO therev;

@@ -68,3 +68,27 @@ $$;
 CREATE TRIGGER ownership_rebuilds_the_fence
     AFTER INSERT OR UPDATE OR DELETE ON therev.ownership
     FOR EACH STATEMENT EXECUTE FUNCTION therev.rebuild_fence();
+
+-- A shard begins a life: with versions above all that it wrote before, and with what the control database and the other
+-- shards know of its buckets and it has lost: who owns them, by group, bucket and epoch. The higher epoch wins.
+CREATE FUNCTION therev.begin_shard_life(
+    granted uuid, counter bigint, groups text[], buckets smallint[], owners smallint[], epochs bigint[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    UPDATE therev.ownership AS o
+       SET state = CASE WHEN k.owner = i.shard THEN 'owned' ELSE 'moved' END::therev.ownership_state,
+           peer = nullif(k.owner, i.shard), epoch = k.epoch
+      FROM unnest(groups, buckets, owners, epochs) AS k (colocation_group, bucket, owner, epoch), therev.identity AS i
+     WHERE o.colocation_group = k.colocation_group::therev.colocation_group AND o.bucket = k.bucket
+       AND o.epoch < k.epoch AND i.candidate = granted;
+
+    UPDATE therev.fence AS f
+       SET version_floor = counter << 40
+      FROM therev.identity AS i
+     WHERE i.candidate = granted;
+
+    SELECT therev.begin_life(granted, counter);
+END;
+
+REVOKE EXECUTE ON FUNCTION therev.begin_shard_life(uuid, bigint, text[], smallint[], smallint[], bigint[]) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION therev.begin_shard_life(uuid, bigint, text[], smallint[], smallint[], bigint[]) TO therev;

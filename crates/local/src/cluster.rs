@@ -38,7 +38,9 @@ impl Cluster {
             None => Self::anew(dir, options, say)?,
         };
         cluster.place.make(cluster.account)?;
+        cluster.state.synchronous = options.synchronous;
         cluster.settle_replicas(options.replicas, say)?;
+        cluster.settle_standbys(options.standbys, say)?;
         let mut tries = 1;
         loop {
             cluster.settle_ports(say)?;
@@ -52,15 +54,68 @@ impl Cluster {
     }
 
     fn start_all(&self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        let (shards, replicas): (Vec<_>, Vec<_>) =
-            self.state.servers().into_iter().partition(|it| matches!(it, ServerId::Shard(_)));
-        side_by_side(&shards, say, |id, to| {
+        let (followers, primaries): (Vec<_>, Vec<_>) =
+            self.state.servers().into_iter().partition(|it| self.state.source(*it).is_some());
+        side_by_side(&primaries, say, |id, to| {
             let server = self.server(id);
             server.make(to)?;
             server.start(to)?;
+            replica::promote(&server, to)?;
             server.make_databases()
         })?;
-        side_by_side(&replicas, say, |id, to| replica::raise(&self.server(id), to))
+        side_by_side(&followers, say, |id, to| replica::raise(&self.server(id), to))?;
+        self.settle_waits()
+    }
+
+    /// Lets commits wait for the standbys that run by now, where they are to wait.
+    fn settle_waits(&self) -> Result<(), Error> {
+        let primaries = self.state.shards().map(|shard| self.server(self.state.primary(shard)));
+        primaries.filter(|it| self.state.synchronous && it.data().exists()).try_for_each(|it| it.configure_running())
+    }
+
+    /// Makes a standby the primary of its shard, the one that has come furthest, and the old primary its standby. An old
+    /// primary that still runs is stopped first, in order, so that nothing is lost. Says which server it is now.
+    ///
+    /// Returns when the new primary takes writes and the others follow it; killed in between, [`Cluster::up`] or another
+    /// promotion goes on.
+    pub fn promote(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
+        let new = self.put_first(shard, say)?;
+        let _lock = Lock::take(&self.place.dir, say)?;
+        let of_first = |id: &ServerId| shard == 0 && matches!(id, ServerId::Replica(_));
+        let followers: Vec<ServerId> = self
+            .state
+            .servers()
+            .into_iter()
+            .filter(|id| *id != new && (self.state.members(shard).any(|member| member == *id) || of_first(id)))
+            .collect();
+        side_by_side(&followers, say, |id, to| replica::raise(&self.server(id), to))?;
+        self.settle_waits()?;
+        Ok(new)
+    }
+
+    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet.
+    pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
+        self.port(ServerId::Shard(shard))?;
+        let _lock = Lock::take(&self.place.dir, say)?;
+        let old = self.state.primary(shard);
+        let standbys = self.state.members(shard).filter(|it| *it != old);
+        let running: Vec<ServerId> = standbys.filter(|it| self.server(*it).running().postmaster().is_some()).collect();
+        if running.is_empty() {
+            return Err(Error::NoStandby { shard });
+        }
+        // What it wrote last goes out to the standbys before it ends.
+        self.server(old).running().stop()?;
+        let furthest = running.into_iter().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
+        let (_, new) = furthest.ok_or(Error::NoStandby { shard })?;
+        // Remembered first: whatever happens now, the old primary does not come back as one.
+        self.state.promote(new);
+        self.state.save(&self.place.dir)?;
+        side_by_side(&[new], say, |id, to| {
+            let server = self.server(id);
+            server.start(to)?;
+            replica::promote(&server, to)
+        })?;
+        Ok(new)
     }
 
     /// The cluster in this folder, running or not.
@@ -106,7 +161,8 @@ impl Cluster {
     pub fn stop_server(&self, server: ServerId) -> Result<(), Error> {
         self.port(server)?;
         let _lock = Lock::take(&self.place.dir, &mut |_| {})?;
-        self.server(server).running().stop()
+        self.server(server).running().stop()?;
+        self.settle_waits()
     }
 
     /// Starts one server, also after a crash; its port may be another one afterwards.
@@ -116,10 +172,11 @@ impl Cluster {
         self.place.make(self.account)?;
         self.settle_port(server, say)?;
         self.state.save(&self.place.dir)?;
-        side_by_side(&[server], say, |id, to| match id {
-            ServerId::Shard(_) => self.server(id).start(to),
-            ServerId::Replica(_) => replica::raise(&self.server(id), to),
-        })
+        side_by_side(&[server], say, |id, to| match self.state.source(id) {
+            None => self.server(id).start(to),
+            Some(_) => replica::raise(&self.server(id), to),
+        })?;
+        self.settle_waits()
     }
 
     /// Ends a server as a crash would, with SIGKILL, and returns when its first process is gone.
@@ -130,6 +187,21 @@ impl Cluster {
             running.kill(postmaster);
         }
         Ok(())
+    }
+
+    /// The server that takes a shard's writes.
+    pub fn primary(&self, shard: u16) -> ServerId {
+        self.state.primary(shard)
+    }
+
+    /// How many standbys each shard has.
+    pub fn standbys(&self) -> usize {
+        self.state.standby_ports.first().map_or(0, Vec::len)
+    }
+
+    /// Whether commits wait for a standby.
+    pub fn is_synchronous(&self) -> bool {
+        self.state.synchronous
     }
 
     /// How many shards there are.
@@ -158,9 +230,20 @@ impl Cluster {
         Ok(format!("postgresql://{superuser}:{password}@127.0.0.1:{}/{database}", self.port(server)?))
     }
 
+    /// The address of a database on whichever of a shard's servers takes writes. The same before and after a promotion.
+    fn writer_url(&self, shard: u16, database: &str) -> Result<String, Error> {
+        let State { superuser, password, .. } = &self.state;
+        let mut hosts = Vec::new();
+        for member in self.state.members(shard) {
+            hosts.push(format!("127.0.0.1:{}", self.port(member)?));
+        }
+        let which = if hosts.len() > 1 { "?target_session_attrs=read-write" } else { "" };
+        Ok(format!("postgresql://{superuser}:{password}@{}/{database}{which}", hosts.join(",")))
+    }
+
     /// The address of a shard's database.
     pub fn shard_url(&self, number: u16) -> Result<String, Error> {
-        self.url(ServerId::Shard(number), &shard_database(number))
+        self.writer_url(number, &shard_database(number))
     }
 
     /// The addresses of all shards' databases, in order.
@@ -170,12 +253,12 @@ impl Cluster {
 
     /// The address of the control database.
     pub fn control_url(&self) -> Result<String, Error> {
-        self.url(ServerId::Shard(0), CONTROL_DATABASE)
+        self.writer_url(0, CONTROL_DATABASE)
     }
 
     /// The address of the directory's database.
     pub fn directory_url(&self) -> Result<String, Error> {
-        self.url(ServerId::Shard(0), DIRECTORY_DATABASE)
+        self.writer_url(0, DIRECTORY_DATABASE)
     }
 
     /// The addresses of the directory's read replicas, in order.
@@ -196,8 +279,10 @@ impl Cluster {
     /// The databases that a server has of its own.
     pub(crate) fn databases(server: ServerId) -> Vec<String> {
         match server {
-            ServerId::Shard(0) => vec![shard_database(0), CONTROL_DATABASE.into(), DIRECTORY_DATABASE.into()],
-            ServerId::Shard(number) => vec![shard_database(number)],
+            ServerId::Shard(0) | ServerId::Standby(0, _) => {
+                vec![shard_database(0), CONTROL_DATABASE.into(), DIRECTORY_DATABASE.into()]
+            }
+            ServerId::Shard(number) | ServerId::Standby(number, _) => vec![shard_database(number)],
             ServerId::Replica(_) => Vec::new(),
         }
     }
@@ -244,11 +329,31 @@ impl Cluster {
         let (has, wanted) = (self.state.replica_ports.len(), usize::from(wanted));
         if has > wanted {
             let surplus: Vec<_> = (1_u16..).map(ServerId::Replica).take(has).skip(wanted).collect();
-            side_by_side(&[ServerId::Shard(0)], say, |id, to| self.server(id).start(to))?;
+            side_by_side(&[self.state.primary(0)], say, |id, to| self.server(id).start(to))?;
             side_by_side(&surplus, say, |id, to| replica::dismiss(&self.server(id), to))?;
             self.state.replica_ports.truncate(wanted);
         } else {
             self.state.replica_ports.extend(ports::free(wanted - has)?);
+        }
+        Ok(())
+    }
+
+    /// Gives new standbys their ports, and removes those that are too many. A promoted one stays.
+    fn settle_standbys(&mut self, wanted: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.state.standby_ports.resize(self.state.shard_ports.len(), Vec::new());
+        for shard in self.state.shards().collect::<Vec<_>>() {
+            let at = usize::from(shard);
+            let has = self.state.standby_ports[at].len();
+            let promoted = self.state.promoted.get(at).copied().unwrap_or(0);
+            let keep = usize::from(wanted.max(promoted));
+            if has > keep {
+                let surplus: Vec<_> = self.state.standbys(shard).skip(keep).collect();
+                side_by_side(&[self.state.primary(shard)], say, |id, to| self.server(id).start(to))?;
+                side_by_side(&surplus, say, |id, to| replica::dismiss(&self.server(id), to))?;
+                self.state.standby_ports[at].truncate(keep);
+            } else {
+                self.state.standby_ports[at].extend(ports::free(keep - has)?);
+            }
         }
         Ok(())
     }

@@ -86,6 +86,34 @@ pub enum Error {
         /// The most there can be.
         max: u16,
     },
+    /// A number of standbys that cannot be meant.
+    #[error("each shard of a local cluster has 0 to {max} standbys, not {asked}; give another --standbys")]
+    StandbysOutOfRange {
+        /// What was asked for.
+        asked: u16,
+        /// The most there can be.
+        max: u16,
+    },
+    /// Synchronous commits without a standby.
+    #[error("synchronous commits need a standby to wait for; give --standbys 1 as well")]
+    NothingToWaitFor,
+    /// A promotion without a server to promote.
+    #[error(
+        "shard {shard} has no standby that runs; `therev cluster up --standbys 1` makes one as long as the shard's data \
+         is there"
+    )]
+    NoStandby {
+        /// The shard.
+        shard: u16,
+    },
+    /// A standby did not become the primary.
+    #[error("{server} did not end its recovery; look into its log at {}, then promote again", log.display())]
+    NotPromoted {
+        /// Which one.
+        server: ServerId,
+        /// Its log.
+        log: PathBuf,
+    },
     /// The name of no server of this cluster.
     #[error("`{server}` is no server of this cluster; `therev cluster status` lists them")]
     UnknownServer {

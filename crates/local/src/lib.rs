@@ -5,6 +5,8 @@
 //!
 //! - One server per shard, with the database `therev_shard_<n>`; server 0 also has `therev_control` and
 //!   `therev_directory`, and streams to any number of replicas.
+//! - Each shard may have standbys. [`Cluster::promote`] puts one of them in its primary's place; which one it is now is
+//!   remembered in `cluster.json`, and addresses name all of a shard's servers, so that they stay the same.
 //! - Everything lies in one folder: `cluster.json` (mode 0600: it holds the superuser's password), `lock`, and
 //!   `servers/` with data, logs and sockets. Servers never run as root: started by root they run as `postgres`, and
 //!   where `postgres` may not enter the folder, `servers/` is `/var/lib/therev-<hash>` instead.

@@ -1,4 +1,4 @@
-//! Streaming replicas of shard 0's server: copied, started, and made anew when they cannot catch up.
+//! Streaming standbys and replicas: copied, started, and made anew when they cannot catch up; a standby's promotion.
 
 use std::fs;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use crate::server::Server;
 use crate::side_by_side::{Tell, tell};
 use crate::{Error, ServerId, sql};
 
-/// The server that replicas receive from.
-const PRIMARY: ServerId = ServerId::Shard(0);
 /// How long a replica may take from its start until it receives.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
+/// How long a standby may take to become the primary.
+const PROMOTION_WAIT: Duration = Duration::from_secs(60);
 
 /// The replication slot of a replica: keeps on the primary what the replica has not received.
 pub(crate) fn slot(replica: ServerId) -> String {
@@ -20,29 +20,31 @@ pub(crate) fn slot(replica: ServerId) -> String {
 }
 
 /// How the replica reaches the primary. The password has no character that would need quoting.
-pub(crate) fn conninfo(replica: &Server<'_>) -> Result<String, Error> {
+pub(crate) fn conninfo(replica: &Server<'_>, source: ServerId) -> Result<String, Error> {
     let state = &replica.cluster.state;
     Ok(format!(
         "host=127.0.0.1 port={} user={} password={} application_name={} sslmode=disable gssencmode=disable",
-        replica.cluster.port(PRIMARY)?,
+        replica.cluster.port(source)?,
         state.superuser,
         state.password,
         slot(replica.id),
     ))
 }
 
-/// Brings about that the replica runs and receives, whatever it was before.
+/// Brings about that the replica runs and receives, whatever it was before: a primary whose place was taken, too.
 pub(crate) fn raise(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
     let slot = slot(replica.id);
+    let Some(source) = replica.cluster.state.source(replica.id) else { return Ok(()) };
     if replica.data().exists() {
-        if slot_is_usable(replica, &slot)? && replica.start(to).is_ok() && receives(replica) {
+        let follows = replica.data().join(STANDBY_SIGNAL).exists();
+        if follows && slot_is_usable(replica, source, &slot)? && replica.start(to).is_ok() && receives(replica) {
             return Ok(());
         }
         tell(to, replica.id, "too far behind or broken, making it anew");
         replica.running().stop()?;
         remove(&replica.data())?;
     }
-    copy(replica, &slot, to)?;
+    copy(replica, source, &slot, to)?;
     replica.start(to)?;
     if receives(replica) { Ok(()) } else { Err(Error::NotStreaming { server: replica.id, log: replica.log() }) }
 }
@@ -52,17 +54,44 @@ pub(crate) fn dismiss(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
     tell(to, replica.id, "no longer wanted, removing it");
     replica.running().stop()?;
     remove(&replica.data())?;
-    sql::run(replica.cluster, PRIMARY, &drop_slot(&slot(replica.id), "true")).map(drop)
+    match replica.cluster.state.source(replica.id) {
+        Some(source) => sql::run(replica.cluster, source, &drop_slot(&slot(replica.id), "true")).map(drop),
+        None => Ok(()),
+    }
 }
 
-fn slot_is_usable(replica: &Server<'_>, slot: &str) -> Result<bool, Error> {
+/// Makes a standby the primary, if it is not yet: it takes writes when this returns.
+pub(crate) fn promote(standby: &Server<'_>, to: &Tell) -> Result<(), Error> {
+    if !standby.data().join(STANDBY_SIGNAL).exists() {
+        return Ok(());
+    }
+    tell(to, standby.id, "promoting");
+    let seconds = PROMOTION_WAIT.as_secs();
+    let promoted = sql::run(standby.cluster, standby.id, &format!("SELECT pg_promote(true, {seconds})"))?;
+    let writes = "SELECT NOT pg_is_in_recovery()";
+    if promoted == "t" || sql::run(standby.cluster, standby.id, writes)? == "t" {
+        return Ok(());
+    }
+    Err(Error::NotPromoted { server: standby.id, log: standby.log() })
+}
+
+/// How far a standby has come, as a number that grows.
+pub(crate) fn received(standby: &Server<'_>) -> Option<u64> {
+    let sql = "SELECT pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0')";
+    sql::run(standby.cluster, standby.id, sql).ok()?.parse().ok()
+}
+
+/// What makes a server a standby when it starts.
+const STANDBY_SIGNAL: &str = "standby.signal";
+
+fn slot_is_usable(replica: &Server<'_>, source: ServerId, slot: &str) -> Result<bool, Error> {
     let usable =
         format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND wal_status <> 'lost'");
-    Ok(sql::run(replica.cluster, PRIMARY, &usable)? == "1")
+    Ok(sql::run(replica.cluster, source, &usable)? == "1")
 }
 
-fn copy(replica: &Server<'_>, slot: &str, to: &Tell) -> Result<(), Error> {
-    tell(to, replica.id, "copying shard 0");
+fn copy(replica: &Server<'_>, source: ServerId, slot: &str, to: &Tell) -> Result<(), Error> {
+    tell(to, replica.id, &format!("copying {source}"));
     let new = replica.data().with_extension("new");
     remove(&new)?;
     let make_slot = format!(
@@ -70,17 +99,17 @@ fn copy(replica: &Server<'_>, slot: &str, to: &Tell) -> Result<(), Error> {
          WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = '{slot}');\n",
         drop_slot(slot, "wal_status = 'lost'")
     );
-    sql::run(replica.cluster, PRIMARY, &make_slot)?;
+    sql::run(replica.cluster, source, &make_slot)?;
     let mut pg_basebackup = replica.tool("pg_basebackup");
     pg_basebackup.args(["-X", "stream", "--checkpoint=fast", "-w", "-S", slot, "-h", "127.0.0.1"]);
-    pg_basebackup.args(["-p", &replica.cluster.port(PRIMARY)?.to_string(), "-U", &replica.cluster.state.superuser]);
+    pg_basebackup.args(["-p", &replica.cluster.port(source)?.to_string(), "-U", &replica.cluster.state.superuser]);
     pg_basebackup.env("PGPASSWORD", &replica.cluster.state.password).arg("-D").arg(&new);
     if !replica.cluster.state.durable {
         pg_basebackup.arg("--no-sync");
     }
     replica.run("pg_basebackup", pg_basebackup)?;
     // Its settings are its own: where to receive from is in `therev.conf`, written at each start.
-    replica.cluster.account.write(&new.join("standby.signal"), "")?;
+    replica.cluster.account.write(&new.join(STANDBY_SIGNAL), "")?;
     fs::rename(&new, replica.data()).map_err(Error::file("rename", &new))
 }
 

@@ -51,6 +51,8 @@ impl fmt::Display for ServerState {
 pub struct ServerStatus {
     /// Which one.
     pub server: ServerId,
+    /// The server that it receives from; `None` for a primary.
+    pub follows: Option<ServerId>,
     /// Where it listens on 127.0.0.1, or will.
     pub port: u16,
     /// What it is doing.
@@ -92,7 +94,8 @@ impl Server<'_> {
             (_, Some("stopping")) => ServerState::Stopping,
             _ => ServerState::Starting,
         };
-        Ok(ServerStatus { server: self.id, port, state, pid, data: self.data(), log: self.log() })
+        let follows = self.cluster.state.source(self.id);
+        Ok(ServerStatus { server: self.id, follows, port, state, pid, data: self.data(), log: self.log() })
     }
 
     /// Makes a shard's server if there is none. A half-made one never has the final name.
@@ -132,12 +135,9 @@ impl Server<'_> {
 
     /// Starts the server if it does not run, and waits until it answers.
     pub(crate) fn start(&self, to: &Tell) -> Result<(), Error> {
-        let changed = self.configure()?;
+        self.configure_running()?;
         let running = self.running();
-        if let Some(postmaster) = running.postmaster() {
-            if changed {
-                process::signal(postmaster, Signal::HUP);
-            }
+        if running.postmaster().is_some() {
             let answers = wait_for(START_WAIT, || self.status().is_ok_and(|it| it.state == ServerState::Running));
             return if answers { Ok(()) } else { Err(self.not_started("it does not answer".to_owned())) };
         }
@@ -159,6 +159,16 @@ impl Server<'_> {
         Ok(())
     }
 
+    /// Has a server that runs take settings that have changed.
+    pub(crate) fn configure_running(&self) -> Result<(), Error> {
+        if self.configure()?
+            && let Some(postmaster) = self.running().postmaster()
+        {
+            process::signal(postmaster, Signal::HUP);
+        }
+        Ok(())
+    }
+
     /// Makes the databases of a shard's server that are missing.
     pub(crate) fn make_databases(&self) -> Result<(), Error> {
         let names = Cluster::databases(self.id).iter().map(|it| format!("'{it}'")).collect::<Vec<_>>().join(", ");
@@ -176,9 +186,19 @@ impl Server<'_> {
     /// Writes the settings; true when they were others before.
     pub(crate) fn configure(&self) -> Result<bool, Error> {
         let path = self.data().join("therev.conf");
-        let primary = match self.id {
-            ServerId::Shard(_) => None,
-            ServerId::Replica(_) => Some((replica::conninfo(self)?, replica::slot(self.id))),
+        let state = &self.cluster.state;
+        let primary = match state.source(self.id) {
+            None => None,
+            Some(source) => Some((replica::conninfo(self, source)?, replica::slot(self.id))),
+        };
+        let waits_for = match self.id {
+            ServerId::Shard(shard) | ServerId::Standby(shard, _) if state.synchronous && primary.is_none() => {
+                let others = state.members(shard).filter(|member| *member != self.id);
+                // One that is down would hold up every commit until it is back.
+                let up = others.filter(|member| Running::new(&self.cluster.place, *member).postmaster().is_some());
+                up.map(replica::slot).collect()
+            }
+            _ => Vec::new(),
         };
         let text = Settings {
             port: self.cluster.port(self.id)?,
@@ -186,6 +206,7 @@ impl Server<'_> {
             cluster_name: &cluster_name(&self.cluster.place, self.id),
             durable: self.cluster.state.durable,
             primary,
+            waits_for,
         }
         .text();
         if fs::read_to_string(&path).is_ok_and(|before| before == text) {

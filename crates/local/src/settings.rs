@@ -9,8 +9,10 @@ pub(crate) struct Settings<'a> {
     /// Shown in front of each process's title, and how a cluster finds its own.
     pub(crate) cluster_name: &'a str,
     pub(crate) durable: bool,
-    /// Where a replica receives from, and the slot that keeps what it has not received.
+    /// Where a standby or replica receives from, and the slot that keeps what it has not received.
     pub(crate) primary: Option<(String, String)>,
+    /// The names of the standbys, one of which must have a commit before it counts.
+    pub(crate) waits_for: Vec<String>,
 }
 
 /// The same on every server. Kept small, for several servers share one machine.
@@ -67,6 +69,9 @@ impl Settings<'_> {
         if let Some((conninfo, slot)) = &self.primary {
             set("primary_conninfo", conninfo);
             set("primary_slot_name", slot);
+        }
+        if !self.waits_for.is_empty() {
+            set("synchronous_standby_names", &format!("ANY 1 ({})", self.waits_for.join(", ")));
         }
         text.push_str(COMMON);
         text.push_str(if self.durable { "fsync = on\n" } else { NOT_DURABLE });

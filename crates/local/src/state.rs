@@ -33,9 +33,17 @@ pub(crate) struct State {
     pub(crate) pg_bin: PathBuf,
     /// Where data, logs and sockets are when they cannot be in the cluster's folder.
     pub(crate) outside: Option<PathBuf>,
-    /// A port for each shard's server, and for each replica.
+    /// Whether commits wait for a standby.
+    #[serde(default)]
+    pub(crate) synchronous: bool,
+    /// A port for each shard's server, for each shard's standbys, and for each replica.
     pub(crate) shard_ports: Vec<u16>,
+    #[serde(default)]
+    pub(crate) standby_ports: Vec<Vec<u16>>,
     pub(crate) replica_ports: Vec<u16>,
+    /// By shard: the number of the standby that was promoted, 0 while it is the first server.
+    #[serde(default)]
+    pub(crate) promoted: Vec<u16>,
 }
 
 impl State {
@@ -50,8 +58,11 @@ impl State {
             pg_major,
             pg_bin,
             outside,
+            synchronous: false,
             shard_ports: Vec::new(),
+            standby_ports: Vec::new(),
             replica_ports: Vec::new(),
+            promoted: Vec::new(),
         }
     }
 
@@ -98,17 +109,66 @@ impl State {
         crate::account::remove(&file_in(dir))
     }
 
+    /// The shards' numbers.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = u16> {
+        (0_u16..).take(self.shard_ports.len())
+    }
+
     /// All servers, shards first.
     pub(crate) fn servers(&self) -> Vec<ServerId> {
-        let shards = (0_u16..).take(self.shard_ports.len()).map(ServerId::Shard);
+        let standbys = self.shards().flat_map(|shard| self.standbys(shard));
         let replicas = (1_u16..).take(self.replica_ports.len()).map(ServerId::Replica);
-        shards.chain(replicas).collect()
+        self.shards().map(ServerId::Shard).chain(standbys).chain(replicas).collect()
+    }
+
+    /// A shard's standbys, as they were made; one of them may be the primary now.
+    pub(crate) fn standbys(&self, shard: u16) -> impl Iterator<Item = ServerId> {
+        let count = self.standby_ports.get(usize::from(shard)).map_or(0, Vec::len);
+        (1_u16..).take(count).map(move |number| ServerId::Standby(shard, number))
+    }
+
+    /// The servers that can be a shard's primary.
+    pub(crate) fn members(&self, shard: u16) -> impl Iterator<Item = ServerId> {
+        std::iter::once(ServerId::Shard(shard)).chain(self.standbys(shard))
+    }
+
+    /// The server that takes a shard's writes.
+    pub(crate) fn primary(&self, shard: u16) -> ServerId {
+        match self.promoted.get(usize::from(shard)) {
+            None | Some(0) => ServerId::Shard(shard),
+            Some(number) => ServerId::Standby(shard, *number),
+        }
+    }
+
+    /// The server that this one receives from, unless it is a primary itself.
+    pub(crate) fn source(&self, server: ServerId) -> Option<ServerId> {
+        let source = match server {
+            ServerId::Shard(shard) | ServerId::Standby(shard, _) => self.primary(shard),
+            ServerId::Replica(_) => self.primary(0),
+        };
+        (source != server).then_some(source)
+    }
+
+    /// Makes a server its shard's primary.
+    pub(crate) fn promote(&mut self, server: ServerId) {
+        let (shard, number) = match server {
+            ServerId::Shard(shard) => (shard, 0),
+            ServerId::Standby(shard, number) => (shard, number),
+            ServerId::Replica(_) => return,
+        };
+        self.promoted.resize(self.shard_ports.len(), 0);
+        if let Some(promoted) = self.promoted.get_mut(usize::from(shard)) {
+            *promoted = number;
+        }
     }
 
     /// The port of a server, if there is such a server.
     pub(crate) fn port(&self, server: ServerId) -> Option<u16> {
         match server {
             ServerId::Shard(number) => self.shard_ports.get(usize::from(number)).copied(),
+            ServerId::Standby(shard, number) => {
+                self.standby_ports.get(usize::from(shard))?.get(usize::from(number.checked_sub(1)?)).copied()
+            }
             ServerId::Replica(number) => self.replica_ports.get(usize::from(number.checked_sub(1)?)).copied(),
         }
     }
@@ -117,6 +177,10 @@ impl State {
     pub(crate) fn set_port(&mut self, server: ServerId, port: u16) {
         let place = match server {
             ServerId::Shard(number) => self.shard_ports.get_mut(usize::from(number)),
+            ServerId::Standby(shard, number) => self
+                .standby_ports
+                .get_mut(usize::from(shard))
+                .and_then(|ports| ports.get_mut(usize::from(number.saturating_sub(1)))),
             ServerId::Replica(number) => self.replica_ports.get_mut(usize::from(number.saturating_sub(1))),
         };
         if let Some(place) = place {

@@ -281,3 +281,32 @@ fn says_what_cannot_be() {
     assert!(matches!(error, Error::OtherShards { has: 1, asked: 3, .. }));
     assert!(error.to_string().contains("has 1 shards, not 3"), "{error}");
 }
+
+#[test]
+fn a_standby_takes_its_primarys_place_and_gives_it_back() {
+    let ground = Ground::new();
+    let options = Options { standbys: 1, synchronous: true, ..ground.options(2, 1) };
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+    let urls = cluster.shard_urls();
+    ask(&cluster, &urls[0], "CREATE TABLE kept (n integer); INSERT INTO kept VALUES (1)").expect("written");
+
+    cluster.kill(ServerId::Shard(0)).expect("killed");
+    assert_eq!(cluster.promote(0, &mut quiet).expect("promoted"), ServerId::Standby(0, 1));
+    assert_eq!(cluster.shard_urls(), urls, "addresses stay");
+    // What was acknowledged is there, and the old primary follows: a commit waits for it.
+    ask(&cluster, &urls[0], "INSERT INTO kept SELECT n + 1 FROM kept").expect("written");
+    assert_all_run(&cluster);
+
+    // Another process knows it as well, and a second `up` leaves it so.
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+    assert_eq!(cluster.primary(0), ServerId::Standby(0, 1));
+    assert_eq!(cluster.primary(1), ServerId::Shard(1));
+    assert_eq!(cluster.promote(0, &mut quiet).expect("promoted"), ServerId::Shard(0));
+    assert_eq!(ask(&cluster, &urls[0], "SELECT count(*) FROM kept").expect("read"), "2");
+    let follows: Vec<_> = cluster.status().into_iter().map(|it| it.follows).collect();
+    let (first, second) = (Some(ServerId::Shard(0)), Some(ServerId::Shard(1)));
+    assert_eq!(follows, [None, None, first, second, first]);
+
+    let none = cluster.stop_server(ServerId::Standby(1, 1)).and_then(|()| cluster.promote(1, &mut quiet).map(drop));
+    assert!(matches!(none, Err(Error::NoStandby { shard: 1 })), "{none:?}");
+}

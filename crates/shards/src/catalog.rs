@@ -4,6 +4,7 @@
 
 use crate::address::Hosts;
 use crate::error::{Database, Error};
+use crate::life::Life;
 use crate::pool::Pool;
 use placement::{Bucket, Group, Layout, Map, Place, ShardNo};
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub struct Catalog {
     pub shards: Vec<ShardEntry>,
     /// The directory's writer.
     pub directory: Hosts,
+    /// Which life of it counts.
+    pub directory_life: Life,
     /// The directory's replicas.
     pub replicas: Vec<Hosts>,
     /// Bucket to place, for each group in the order of [`Group::ALL`].
@@ -34,6 +37,8 @@ pub struct ShardEntry {
     pub shard: ShardNo,
     /// Where it is.
     pub at: Hosts,
+    /// Which life of it counts.
+    pub life: Life,
     /// The most connections that a node opens to it.
     pub pool_size: usize,
 }
@@ -50,8 +55,10 @@ pub enum FoundPlacement {
 const CLUSTER: &str = "
     SELECT i.cluster_id, i.layout,
            (SELECT json_agg(json_build_object('shard', s.shard, 'hosts', s.hosts, 'database', s.database,
-                                              'pool_size', s.pool_size) ORDER BY s.shard)
-              FROM therev.shards AS s) AS shards,
+                                              'pool_size', s.pool_size, 'life', to_jsonb(l)) ORDER BY s.shard)
+              FROM therev.shards AS s
+              JOIN therev.incarnations AS l ON l.database = 'shard ' || s.shard) AS shards,
+           (SELECT to_jsonb(l) FROM therev.incarnations AS l WHERE l.database = 'the directory') AS directory_life,
            (SELECT json_agg(json_build_object('hosts', d.hosts, 'database', d.database)
                             ORDER BY NOT d.is_writer, d.directory)
               FROM therev.directories AS d) AS directories,
@@ -65,6 +72,7 @@ struct ShardRow {
     hosts: String,
     database: String,
     pool_size: usize,
+    life: Life,
 }
 
 impl Catalog {
@@ -78,6 +86,7 @@ impl Catalog {
         let shards: Vec<ShardRow> = serde_json::from_value(json("shards")?).map_err(|e| odd(&e.to_string()))?;
         let mut directories: Vec<Hosts> =
             serde_json::from_value(json("directories")?).map_err(|e| odd(&e.to_string()))?;
+        let directory_life = serde_json::from_value(json("directory_life")?).map_err(|e| odd(&e.to_string()))?;
         let numbers: Vec<i16> = row.get::<_, Option<_>>("shard_numbers").ok_or_else(unfinished)?;
         let epochs: Vec<i64> = row.get::<_, Option<_>>("epochs").ok_or_else(unfinished)?;
         let all: Vec<Place> =
@@ -94,10 +103,12 @@ impl Catalog {
                 .map(|s| ShardEntry {
                     shard: s.shard,
                     at: Hosts { hosts: s.hosts, database: s.database },
+                    life: s.life,
                     pool_size: s.pool_size,
                 })
                 .collect(),
             directory: directories.remove(0),
+            directory_life,
             replicas: directories,
             places: all.chunks(per_group).map(<[Place]>::to_vec).collect(),
         })
@@ -118,13 +129,29 @@ impl Catalog {
         std::fs::rename(&fresh, path)
     }
 
+    /// Where a shard or the directory's writer is, and which life of it counts.
+    pub(crate) fn find(&self, database: Database) -> Option<(&Hosts, Life)> {
+        match database {
+            Database::Shard(number) => {
+                self.shards.iter().find(|entry| entry.shard == number).map(|entry| (&entry.at, entry.life))
+            }
+            Database::Directory => Some((&self.directory, self.directory_life)),
+            Database::Control | Database::Replica(_) => None,
+        }
+    }
+
+    /// Every bucket's place.
+    pub(crate) fn places(&self) -> impl Iterator<Item = ((Group, Bucket), Place)> {
+        let groups = Group::ALL.into_iter().zip(&self.places);
+        groups
+            .flat_map(|(group, places)| Bucket::all().zip(places).map(move |(bucket, place)| ((group, bucket), *place)))
+    }
+
     /// Writes its places into a map, where they are news.
     pub(crate) fn teach(&self, map: &mut Map) -> bool {
         let mut news = false;
-        for (group, places) in Group::ALL.into_iter().zip(&self.places) {
-            for (bucket, place) in Bucket::all().zip(places) {
-                news |= map.learn(group, bucket, *place);
-            }
+        for ((group, bucket), place) in self.places() {
+            news |= map.learn(group, bucket, place);
         }
         news
     }

@@ -4,11 +4,13 @@ use crate::address::Login;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Database, Error};
+use crate::life::{Life, Lives};
 use crate::pool::{Expected, Params, Pool};
 use crate::statement::Unfenced;
 use crate::store::limits;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
@@ -62,14 +64,27 @@ const REACHED: &str = "
      WHERE i.incarnation = $1 AND pg_last_wal_replay_lsn() >= $2";
 
 impl Directory {
-    pub(crate) fn new(catalog: &Catalog, login: &Login, config: &Config) -> Result<Directory, Error> {
-        let expected = Expected { cluster_id: Some(catalog.cluster_id), kind: schema::Kind::Directory };
-        let writer = Pool::new(Database::Directory, login.to(&catalog.directory, true)?, expected, limits(config, 16))?;
+    pub(crate) fn new(
+        catalog: &Catalog,
+        login: &Login,
+        config: &Config,
+        lives: &Arc<Lives>,
+    ) -> Result<Directory, Error> {
+        let (cluster_id, kind) = (Some(catalog.cluster_id), schema::Kind::Directory);
+        let expected = Expected { cluster_id, kind, life: Some(catalog.directory_life) };
+        let at = login.to(&catalog.directory, true)?;
+        let writer = Pool::new(Database::Directory, at, expected, limits(config, 16), Some(lives.clone()))?;
+        let expected = Expected { life: None, ..expected };
         let replica = |(number, at): (i16, &crate::address::Hosts)| {
-            Pool::new(Database::Replica(number), login.to(at, false)?, expected, limits(config, 16))
+            Pool::new(Database::Replica(number), login.to(at, false)?, expected, limits(config, 16), None)
         };
         let replicas = (1..).zip(&catalog.replicas).map(replica).collect::<Result<_, _>>()?;
         Ok(Directory { writer, replicas, next: AtomicUsize::new(0) })
+    }
+
+    /// Trusts a later life of the writer.
+    pub(crate) fn know(&self, life: Life) {
+        self.writer.know(life);
     }
 
     pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {

@@ -71,6 +71,15 @@ pub enum Error {
         /// What is there instead.
         reason: String,
     },
+    /// The server is of a life that does not count (yet): it was promoted or restored, and nobody may trust it before the
+    /// control database has said so.
+    #[error("{database} is closed: {reason}")]
+    Closed {
+        /// Which database.
+        database: Database,
+        /// Why.
+        reason: String,
+    },
     /// The statement failed; it changed nothing.
     #[error("a statement failed on {database}")]
     Sql {
@@ -108,6 +117,7 @@ impl Error {
             | Error::Refused { database, .. }
             | Error::OutcomeUnknown { database, .. }
             | Error::WrongDatabase { database, .. }
+            | Error::Closed { database, .. }
             | Error::Sql { database, .. }
             | Error::Answer { database, .. }
             | Error::Schema { database, .. } => Some(*database),
@@ -123,6 +133,7 @@ impl Error {
             Error::OutcomeUnknown { .. } => "outcome_unknown",
             Error::Deadline { .. } => "deadline",
             Error::WrongDatabase { .. } => "wrong_database",
+            Error::Closed { .. } => "closed",
             Error::Sql { .. } => "sql",
             Error::Answer { .. } => "answer",
             Error::Config(_) => "config",

@@ -5,6 +5,7 @@
 use crate::address::{ADMIN_ROLE, Hosts, LIBRARY_ROLE, parse};
 use crate::admin::connect;
 use crate::error::{Database, Error};
+use crate::life::Life;
 use futures_util::future::try_join_all;
 use placement::{Bucket, Group, Layout, ShardNo};
 use schema::Kind;
@@ -88,9 +89,10 @@ pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
         log_in(target, LIBRARY_ROLE, &plan.password).await?;
         log_in(target, ADMIN_ROLE, &plan.admin_password).await?;
     }
-    let cluster_id = set_up(&control, None, plan).await?;
-    try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
-    fill_catalog(&control, &all, plan).await?;
+    let (cluster_id, _) = set_up(&control, None, plan).await?;
+    let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
+    let lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
+    fill_catalog(&control, &all, &lives, plan).await?;
     Ok(cluster_id)
 }
 
@@ -159,7 +161,7 @@ async fn prepare(target: &Target, plan: &InitPlan) -> Result<(), Error> {
 }
 
 /// Schema, identity and, on a shard, the first ownership.
-async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> Result<Uuid, Error> {
+async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> Result<(Uuid, Life), Error> {
     let database = target.database;
     let mut client = target.as_owner().await?;
     schema::apply(&mut client, target.kind).await.map_err(|source| Error::Schema { database, source })?;
@@ -174,7 +176,7 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
         .await
         .map_err(|e| target.sql(e))?;
     let row = client
-        .query_one("SELECT cluster_id, kind, shard, layout FROM therev.identity", &[])
+        .query_one("SELECT cluster_id, kind, shard, layout, incarnation, incarnation_counter FROM therev.identity", &[])
         .await
         .map_err(|e| target.sql(e))?;
     let found: Uuid = row.get("cluster_id");
@@ -193,7 +195,7 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
     if let Database::Shard(shard) = database {
         first_ownership(&client, shard, plan).await.map_err(|e| target.sql(e))?;
     }
-    Ok(found)
+    Ok((found, Life::of(&row)))
 }
 
 /// Whether a database's cluster is the one that is being made; the first one asked says which that is.
@@ -240,11 +242,20 @@ fn first_places(plan: &InitPlan) -> (Vec<&'static str>, Vec<i16>, Vec<i16>) {
 }
 
 /// Hosts and placement, last: with them the cluster exists. Hosts are brought up to date, places never.
-async fn fill_catalog(control: &Target, all: &[Target], plan: &InitPlan) -> Result<(), Error> {
+async fn fill_catalog(control: &Target, all: &[Target], lives: &[Life], plan: &InitPlan) -> Result<(), Error> {
     let sql = |e| control.sql(e);
     let mut client = control.as_owner().await?;
     let transaction = client.transaction().await.map_err(sql)?;
-    for target in all {
+    for (target, life) in all.iter().zip(lives) {
+        // Never brought up to date: which life counts, a promoted server has to ask.
+        transaction
+            .execute(
+                "INSERT INTO therev.incarnations (database, incarnation, incarnation_counter) VALUES ($1, $2, $3)
+                 ON CONFLICT DO NOTHING",
+                &[&target.database.to_string(), &life.incarnation, &life.counter],
+            )
+            .await
+            .map_err(sql)?;
         if let Database::Shard(ShardNo(number)) = target.database {
             transaction
                 .execute(

@@ -14,6 +14,7 @@ mod directory;
 mod error;
 mod fan_out;
 mod init;
+mod life;
 mod pool;
 mod statement;
 mod store;
@@ -27,6 +28,7 @@ pub use directory::{Directory, InvalidToken, Token};
 pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
 pub use init::{InitPlan, init};
+pub use life::Life;
 pub use pool::Pool;
 #[doc(hidden)]
 pub use statement::AnyFenced;

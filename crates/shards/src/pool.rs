@@ -2,6 +2,7 @@
 
 use crate::breaker::Breaker;
 use crate::error::{Database, Error};
+use crate::life::{Life, Lives};
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, Timeouts,
 };
@@ -12,6 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
+
+/// How long a closed database is not asked again.
+const CLOSED_REST: Duration = Duration::from_millis(500);
 
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
@@ -27,6 +31,10 @@ pub struct Pool {
     /// Bulk writes take turns.
     bulk: Arc<Semaphore>,
     statements: AtomicU64,
+    life: Arc<LifeInForce>,
+    lives: Option<Arc<Lives>>,
+    /// When it was closed last, and why: it is not asked again at once. Held while a life is settled.
+    closed: tokio::sync::Mutex<Option<(Instant, String)>>,
     /// What the last new connection found instead of the database that was meant.
     stranger: Arc<Mutex<Option<Stranger>>>,
 }
@@ -38,6 +46,35 @@ enum Stranger {
     Wrong(String),
     /// The right one, with a schema that this program does not know.
     Newer { found: i32, known: i32 },
+    /// The right one, in a life that this node does not know.
+    OtherLife,
+}
+
+/// The life of a database that this node trusts, and since when.
+struct LifeInForce {
+    life: Mutex<Option<Life>>,
+    /// Connections that are older than this are given up; in milliseconds since `start`.
+    since_ms: AtomicU64,
+    start: Instant,
+}
+
+impl LifeInForce {
+    fn get(&self) -> Option<Life> {
+        *self.life.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn set(&self, life: Life) {
+        let before = self.life.lock().unwrap_or_else(std::sync::PoisonError::into_inner).replace(life);
+        if before.is_some_and(|before| before != life) {
+            let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.since_ms.store(now, Ordering::Relaxed);
+        }
+    }
+
+    fn is_older(&self, connected: Instant) -> bool {
+        let since = self.since_ms.load(Ordering::Relaxed);
+        since > 0 && connected < self.start + Duration::from_millis(since)
+    }
 }
 
 /// What a database must say of itself before it is used.
@@ -45,6 +82,8 @@ enum Stranger {
 pub(crate) struct Expected {
     pub(crate) cluster_id: Option<Uuid>,
     pub(crate) kind: schema::Kind,
+    /// The life that counts, of a shard and of the directory's writer. Of the control database it is the latest seen.
+    pub(crate) life: Option<Life>,
 }
 
 /// How a pool is made; the same for all databases of a node.
@@ -61,14 +100,18 @@ impl Pool {
         login: tokio_postgres::Config,
         expected: Expected,
         limits: Limits,
+        lives: Option<Arc<Lives>>,
     ) -> Result<Pool, Error> {
         let manager = Manager::from_config(login, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let stranger = Arc::new(Mutex::new(None));
         let noted = stranger.clone();
+        let start = Instant::now();
+        let life = Arc::new(LifeInForce { life: Mutex::new(expected.life), since_ms: AtomicU64::new(0), start });
+        let (trusted, in_force) = (life.clone(), life.clone());
         let check = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
-            let noted = noted.clone();
+            let (noted, trusted) = (noted.clone(), trusted.clone());
             Box::pin(async move {
-                let found = meet(client, database, expected).await?;
+                let found = meet(client, database, expected, &trusted).await?;
                 noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&found);
                 found.map_or(Ok(()), |_| Err(HookError::message("not the database that was meant")))
             })
@@ -78,6 +121,10 @@ impl Pool {
             .wait_timeout(Some(limits.wait))
             .runtime(Runtime::Tokio1)
             .post_create(check)
+            .pre_recycle(Hook::sync_fn(move |_, metrics| {
+                let old = in_force.is_older(metrics.created);
+                if old { Err(HookError::message("of an earlier life")) } else { Ok(()) }
+            }))
             .build()
             .map_err(|e| Error::Config(e.to_string()))?;
         Ok(Pool {
@@ -86,6 +133,9 @@ impl Pool {
             breaker: Breaker::new(limits.rest),
             bulk: Arc::new(Semaphore::new(BULK_MAX)),
             statements: AtomicU64::new(0),
+            life,
+            lives,
+            closed: tokio::sync::Mutex::new(None),
             stranger,
         })
     }
@@ -113,7 +163,50 @@ impl Pool {
             .map_err(|e| Error::Answer { database: self.database, reason: e.to_string() })
     }
 
+    /// Trusts a later life, and no connection of an earlier one any more.
+    pub(crate) fn know(&self, life: Life) {
+        if self.life.get().is_none_or(|known| known.counter < life.counter) {
+            self.life.set(life);
+        }
+    }
+
     pub(crate) async fn get(&self) -> Result<Object, Error> {
+        match self.get_once().await {
+            Err(Error::Closed { .. }) => {
+                Box::pin(self.settle()).await?;
+                self.get_once().await
+            }
+            got => got,
+        }
+    }
+
+    /// Settles which life of the database counts; of many calls that wait for it, one does.
+    async fn settle(&self) -> Result<(), Error> {
+        let Some(lives) = &self.lives else { return Ok(()) };
+        let before = self.life.get();
+        let mut closed = self.closed.lock().await;
+        if self.life.get() != before {
+            return Ok(());
+        }
+        if let Some((_, reason)) = closed.as_ref().filter(|(at, _)| at.elapsed() < CLOSED_REST) {
+            return Err(Error::Closed { database: self.database, reason: reason.clone() });
+        }
+        *closed = None;
+        match lives.settle(self.database).await {
+            Ok(life) => {
+                self.life.set(life);
+                Ok(())
+            }
+            Err(error) => {
+                if let Error::Closed { reason, .. } = &error {
+                    *closed = Some((Instant::now(), reason.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn get_once(&self) -> Result<Object, Error> {
         if !self.breaker.admits(Instant::now()) {
             return Err(Error::Down { database: self.database, source: None });
         }
@@ -158,6 +251,10 @@ impl Pool {
                         Error::Schema { database, source: schema::Error::TooNew { found, known } }
                     }
                     Some(Stranger::Wrong(reason)) => Error::WrongDatabase { database, reason },
+                    Some(Stranger::OtherLife) => {
+                        let reason = "its server is of another life than the one that counts".into();
+                        Error::Closed { database, reason }
+                    }
                     None => Error::WrongDatabase { database, reason: other.to_string() },
                 }
             }
@@ -202,6 +299,7 @@ async fn meet(
     client: &deadpool_postgres::ClientWrapper,
     database: Database,
     expected: Expected,
+    trusted: &LifeInForce,
 ) -> Result<Option<Stranger>, HookError> {
     let wrong = |reason: &str| Ok(Some(Stranger::Wrong(reason.to_owned())));
     let known = client
@@ -213,8 +311,10 @@ async fn meet(
     }
     let row = client
         .query_opt(
-            "SELECT cluster_id, kind, shard, (SELECT max(version) FROM therev.schema_versions) AS version
-               FROM therev.identity",
+            "SELECT i.cluster_id, i.kind, i.shard, i.incarnation, i.incarnation_counter,
+                    i.timeline = therev.current_timeline() AS is_known,
+                    (SELECT max(v.version) FROM therev.schema_versions AS v) AS version
+               FROM therev.identity AS i",
             &[],
         )
         .await
@@ -235,5 +335,41 @@ async fn meet(
         return wrong("it belongs to another cluster");
     }
     let known = expected.kind.newest_version();
-    Ok((version > known).then_some(Stranger::Newer { found: version, known }))
+    if version > known {
+        return Ok(Some(Stranger::Newer { found: version, known }));
+    }
+    let (found, is_known) = (Life::of(&row), row.get::<_, Option<bool>>("is_known").unwrap_or(false));
+    match database {
+        // Whoever reads from a replica says itself which life it has seen.
+        Database::Replica(_) => Ok(None),
+        Database::Control => meet_control(client, found, is_known, trusted).await,
+        _ if is_known && trusted.get().is_none_or(|life| life.incarnation == found.incarnation) => Ok(None),
+        _ => Ok(Some(Stranger::OtherLife)),
+    }
+}
+
+/// The control database has nobody to ask: promoted, it begins a life by itself, and of two this node takes the later one.
+async fn meet_control(
+    client: &deadpool_postgres::ClientWrapper,
+    found: Life,
+    is_known: bool,
+    trusted: &LifeInForce,
+) -> Result<Option<Stranger>, HookError> {
+    let mut found = found;
+    if !is_known {
+        let begin = "SELECT therev.begin_life(a.candidate, i.incarnation_counter + 1), a.candidate AS incarnation,
+                            i.incarnation_counter + 1 AS incarnation_counter
+                       FROM therev.ask_for_life() AS a, therev.identity AS i";
+        found = Life::of(&client.query_one(begin, &[]).await.map_err(HookError::Backend)?);
+    }
+    match trusted.get() {
+        Some(known) if found.counter < known.counter => {
+            Ok(Some(Stranger::Wrong("another server was promoted in its place".into())))
+        }
+        Some(known) if known == found => Ok(None),
+        _ => {
+            trusted.set(found);
+            Ok(None)
+        }
+    }
 }

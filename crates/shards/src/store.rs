@@ -5,6 +5,7 @@ use crate::catalog::{Catalog, FoundPlacement};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::error::{Database, Error};
+use crate::life::Lives;
 use crate::pool::{Expected, Limits, Params, Pool};
 use crate::statement::{Read, Unfenced, Write};
 use arc_swap::ArcSwap;
@@ -23,8 +24,8 @@ pub struct Shards {
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
-    login: Login,
-    control: Pool,
+    control: Arc<Pool>,
+    lives: Arc<Lives>,
     found: FoundPlacement,
     catalog: ArcSwap<Catalog>,
     map: ArcSwap<Map>,
@@ -47,8 +48,9 @@ impl Shards {
     pub async fn connect(config: Config) -> Result<Shards, Error> {
         config.check()?;
         let login = Login::new(&config, LIBRARY_ROLE)?;
-        let anyone = Expected { cluster_id: None, kind: schema::Kind::Control };
-        let control = Pool::new(Database::Control, login.control()?, anyone, limits(&config, 4))?;
+        let anyone = Expected { cluster_id: None, kind: schema::Kind::Control, life: None };
+        let control = Arc::new(Pool::new(Database::Control, login.control()?, anyone, limits(&config, 4), None)?);
+        let lives = Arc::new(Lives { login: login.clone(), control: control.clone() });
         let (catalog, found) = match (Catalog::read(&control).await, &config.state_file) {
             (Ok(catalog), _) => (catalog, FoundPlacement::Control),
             (Err(error @ (Error::Down { .. } | Error::Deadline { .. })), Some(path)) => {
@@ -59,15 +61,15 @@ impl Shards {
         let count = u16::try_from(catalog.shards.len()).unwrap_or(u16::MAX);
         let mut map = Map::first(catalog.layout, count);
         catalog.teach(&mut map);
-        let directory = Directory::new(&catalog, &login, &config)?;
+        let directory = Directory::new(&catalog, &login, &config, &lives)?;
         let shards = Shards {
             inner: Arc::new(Inner {
-                shards: ArcSwap::from_pointee(pools(&catalog, &login, &config, &BTreeMap::new())?),
+                shards: ArcSwap::from_pointee(pools(&catalog, &lives, &config, &BTreeMap::new())?),
                 catalog: ArcSwap::from_pointee(catalog),
                 map: ArcSwap::from_pointee(map),
                 config,
-                login,
                 control,
+                lives,
                 found,
                 directory,
             }),
@@ -118,7 +120,8 @@ impl Shards {
     /// How many statements were sent so far, by database.
     pub fn statements(&self) -> BTreeMap<Database, u64> {
         let shards = self.inner.shards.load_full();
-        let pools = shards.values().map(AsRef::as_ref).chain(self.inner.directory.pools()).chain([&self.inner.control]);
+        let pools =
+            shards.values().map(AsRef::as_ref).chain(self.inner.directory.pools()).chain([self.inner.control.as_ref()]);
         pools.map(|pool| (pool.database(), pool.statements())).collect()
     }
 
@@ -283,8 +286,14 @@ impl Inner {
         let catalog = Catalog::read(&self.control).await?;
         let known = self.shards.load_full();
         if catalog.shards.iter().any(|entry| !known.contains_key(&entry.shard)) {
-            self.shards.store(Arc::new(pools(&catalog, &self.login, &self.config, &known)?));
+            self.shards.store(Arc::new(pools(&catalog, &self.lives, &self.config, &known)?));
         }
+        for entry in &catalog.shards {
+            if let Some(pool) = known.get(&entry.shard) {
+                pool.know(entry.life);
+            }
+        }
+        self.directory.know(catalog.directory_life);
         self.map.rcu(|map| {
             let mut map = Map::clone(map);
             catalog.teach(&mut map);
@@ -329,17 +338,19 @@ pub(crate) fn limits(config: &Config, size: usize) -> Limits {
 
 fn pools(
     catalog: &Catalog,
-    login: &Login,
+    lives: &Arc<Lives>,
     config: &Config,
     known: &BTreeMap<ShardNo, Arc<Pool>>,
 ) -> Result<BTreeMap<ShardNo, Arc<Pool>>, Error> {
-    let expected = Expected { cluster_id: Some(catalog.cluster_id), kind: schema::Kind::Shard };
     let open = |entry: &crate::catalog::ShardEntry| {
         if let Some(pool) = known.get(&entry.shard) {
             return Ok((entry.shard, pool.clone()));
         }
         let database = Database::Shard(entry.shard);
-        let pool = Pool::new(database, login.to(&entry.at, true)?, expected, limits(config, entry.pool_size))?;
+        let (cluster_id, kind) = (Some(catalog.cluster_id), schema::Kind::Shard);
+        let expected = Expected { cluster_id, kind, life: Some(entry.life) };
+        let login = lives.login.to(&entry.at, true)?;
+        let pool = Pool::new(database, login, expected, limits(config, entry.pool_size), Some(lives.clone()))?;
         Ok((entry.shard, Arc::new(pool)))
     };
     catalog.shards.iter().map(open).collect()

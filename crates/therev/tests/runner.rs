@@ -10,6 +10,8 @@ mod fence;
 mod generated;
 #[path = "runner/journey.rs"]
 mod journey;
+#[path = "runner/lives.rs"]
+mod lives;
 #[path = "runner/names.rs"]
 mod names;
 #[path = "runner/outages.rs"]

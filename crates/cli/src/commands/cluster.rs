@@ -46,6 +46,13 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Make a shard's standby its primary, and the old primary its standby
+    ///
+    /// An old primary that still runs is stopped first, in order, so that nothing is lost. Nodes follow by themselves.
+    Promote {
+        /// Which shard
+        shard: u16,
+    },
     /// Print addresses for a shell, with a superuser's role
     Env,
     /// Show the ends of the servers' logs
@@ -70,6 +77,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
         }
         Command::Status => return status(app, &Cluster::open(&dir)?),
         Command::Destroy { yes } => destroy(app, &dir, yes)?,
+        Command::Promote { shard } => promote(app, &mut Cluster::open(&dir)?, shard)?,
         Command::Env => env(app, &Cluster::open(&dir)?)?,
         Command::Logs { server, lines } => logs(app, &Cluster::open(&dir)?, server.as_deref(), lines.into())?,
     }
@@ -82,6 +90,7 @@ fn status(app: &App, cluster: &Cluster) -> Result<ExitCode> {
     let fact = |server: &ServerStatus| {
         serde_json::json!({
             "server": server.server.to_string(), "state": server.state.to_string(), "port": server.port,
+            "follows": server.follows.map(|primary| primary.to_string()),
             "pid": server.pid, "data": server.data, "log": server.log,
         })
     };
@@ -93,17 +102,25 @@ fn status(app: &App, cluster: &Cluster) -> Result<ExitCode> {
             vec![
                 server.server.to_string(),
                 server.state.to_string(),
+                server.follows.map_or_else(|| "-".to_owned(), |primary| primary.to_string()),
                 server.port.to_string(),
                 number(server.pid),
                 server.data.display().to_string(),
             ]
         };
-        let header = ["server", "state", "port", "process", "data"];
+        let header = ["server", "state", "follows", "port", "process", "data"];
         let table = table(app.out.width, &header, &["port", "process"], servers.iter().map(row));
         let last = if all_run { "All servers run." } else { "Not all run; `therev cluster up` repairs that." };
         format!("{table}\n\n{}", app.out.word(last, all_run))
     })?;
     Ok(unless_wrong(all_run))
+}
+
+fn promote(app: &App, cluster: &mut Cluster, shard: u16) -> Result<()> {
+    let primary = cluster.promote(shard, &mut |line| talk(line))?;
+    app.out.fact(&serde_json::json!({ "shard": shard, "primary": primary.to_string() }), || {
+        format!("Shard {shard}'s primary is {primary} now; its other servers follow it.\nNext: therev status")
+    })
 }
 
 fn destroy(app: &App, dir: &Path, yes: bool) -> Result<()> {

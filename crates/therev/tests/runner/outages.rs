@@ -5,7 +5,7 @@ use testkit::TestCluster;
 use therev::{Database, Error, NewUser, Seen, ShardNo, ThreadOrder};
 
 /// Ends every connection to a database and lets nobody in, or lets everybody in again.
-async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
+pub(crate) async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
     let url = cluster.url(part);
     let (server, database) = url.rsplit_once('/').expect("an address with a database");
     let client = testkit::connect(&format!("{server}/postgres")).await;

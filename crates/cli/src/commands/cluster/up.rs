@@ -28,6 +28,12 @@ pub(super) struct Up {
     /// How many streaming replicas of the directory's server [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=64))]
     replicas: Option<u16>,
+    /// How many streaming standbys of each shard's server, which `promote` puts in its place [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=4))]
+    standbys: Option<u16>,
+    /// Whether commits wait until a standby has them, so that a promotion loses none [default: false]
+    #[arg(long, value_name = "BOOL")]
+    synchronous: Option<bool>,
 }
 
 pub(super) async fn run(app: &App, dir: &Path, wanted: &Up) -> Result<()> {
@@ -96,6 +102,9 @@ fn options(app: &App, dir: &Path, wanted: &Up, existing: Option<&Cluster>) -> Op
     options.shards = wanted.shards.or(existing.map(|it| count(it.shards()))).unwrap_or(options.shards);
     let replicas = existing.map(|it| count(it.directory_replica_urls().len()));
     options.replicas = wanted.replicas.or(replicas).unwrap_or(options.replicas);
+    let standbys = existing.map(|it| count(it.standbys()));
+    options.standbys = wanted.standbys.or(standbys).unwrap_or(options.standbys);
+    options.synchronous = wanted.synchronous.or(existing.map(Cluster::is_synchronous)).unwrap_or(options.synchronous);
     options.pg_bin.clone_from(&app.env.pg_bin);
     options.search_path.clone_from(&app.env.search_path);
     options
@@ -139,7 +148,8 @@ async fn is_current(dir: &Path, plan: &InitPlan) -> Result<bool> {
 
 /// `host:port/database` of an address.
 fn place(url: &str) -> &str {
-    url.rsplit_once('@').map_or(url, |(_, place)| place)
+    let place = url.rsplit_once('@').map_or(url, |(_, place)| place);
+    place.split_once('?').map_or(place, |(place, _)| place)
 }
 
 /// Writes the configuration, or only what changed of one that somebody has added keys to.
@@ -165,9 +175,10 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
 
 fn tell(app: &App, dir: &Path, cluster: &Cluster, layout: Layout, initialized: bool) -> Result<()> {
     let (shards, replicas) = (cluster.shards(), cluster.directory_replica_urls().len());
+    let standbys = cluster.standbys();
     let config = dir.join(FILE);
     let fact = serde_json::json!({
-        "dir": cluster.dir(), "layout": layout, "shards": shards, "replicas": replicas, "config": config,
+        "dir": cluster.dir(), "layout": layout, "shards": shards, "replicas": replicas, "standbys": standbys, "config": config,
         "initialized": initialized,
     });
     app.out.fact(&fact, || {
@@ -178,7 +189,8 @@ fn tell(app: &App, dir: &Path, cluster: &Cluster, layout: Layout, initialized: b
             format!("eval \"$(therev cluster env --dir '{}')\" && therev status", dir.display())
         };
         let plural = if replicas == 1 { "replica" } else { "replicas" };
-        let servers = format!("{shards} shards ({}), {replicas} {plural} of the directory", layout.name());
+        let each = if standbys == 0 { String::new() } else { format!(" with {standbys} standby each") };
+        let servers = format!("{shards} shards ({}){each}, {replicas} {plural} of the directory", layout.name());
         format!("The cluster in {} is up: {servers}.\nNext: {next}", dir.display())
     })
 }

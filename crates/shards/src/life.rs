@@ -1,0 +1,164 @@
+//! Lives of servers. A promoted or restored server may have lost its last commits, ownership marks among them: it is
+//! closed until the control database has granted it a life of its own, in which it knows what the others know.
+
+use crate::address::Login;
+use crate::admin::connect;
+use crate::catalog::Catalog;
+use crate::error::{Database, Error};
+use crate::pool::Pool;
+use futures_util::future::{join_all, try_join_all};
+use placement::{Bucket, Group, Place, ShardNo};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
+
+/// One life of a server: the counter grows with each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// Which one.
+    pub incarnation: Uuid,
+    /// How many there were, this one included.
+    #[serde(rename = "incarnation_counter")]
+    pub counter: i64,
+}
+
+impl Life {
+    pub(crate) fn of(row: &Row) -> Life {
+        Life { incarnation: row.get("incarnation"), counter: row.get("incarnation_counter") }
+    }
+}
+
+/// Settles which life counts. Needs the control database.
+pub(crate) struct Lives {
+    pub(crate) login: Login,
+    pub(crate) control: Arc<Pool>,
+}
+
+const IDENTITY: &str = "
+    SELECT i.incarnation, i.incarnation_counter, i.timeline = therev.current_timeline() AS is_known
+      FROM therev.identity AS i";
+
+const OWNERS: &str = "
+    SELECT array_agg(coalesce(o.peer, i.shard) ORDER BY o.colocation_group, o.bucket) AS owners,
+           array_agg(o.epoch ORDER BY o.colocation_group, o.bucket) AS epochs
+      FROM therev.ownership AS o, therev.identity AS i";
+
+/// What was delivered since then is delivered again, oldest first, like anything that was never delivered.
+const DELIVER_AGAIN: &str = "UPDATE therev.outbox SET delivered_at = NULL WHERE delivered_at > $1";
+
+const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
+
+impl Lives {
+    /// Asks which life of a database counts, and has the server that is there now begin one if it must and may.
+    pub(crate) async fn settle(&self, database: Database) -> Result<Life, Error> {
+        let closed = |reason: &str| Error::Closed { database, reason: reason.to_owned() };
+        let catalog = Catalog::read(&self.control).await.map_err(|error| {
+            tracing::debug!(%error, "the control database did not say which life of {database} counts");
+            closed("its server was promoted or restored, and the control database, which must grant that, is down")
+        })?;
+        let (at, counts) = catalog.find(database).ok_or_else(|| closed("the control database does not know it"))?;
+        let client = connect(database, &self.login.to(at, true)?).await?;
+        let sql = |source| Error::of_statement(database, false, source);
+        let row = client.query_one(IDENTITY, &[]).await.map_err(sql)?;
+        let found = Life::of(&row);
+        if row.get("is_known") {
+            if found.incarnation == counts.incarnation {
+                return Ok(counts);
+            }
+            if found.counter <= counts.counter {
+                return Err(closed(ANOTHER));
+            }
+            // The control database itself was promoted, and has lost that it granted this life.
+            let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &found.incarnation, &found.counter];
+            self.control.query("SELECT therev.learn_life($1, $2, $3)", &params, true).await?;
+            return Ok(found);
+        }
+        let asked = client.query_one("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)?;
+        let (before, candidate): (Uuid, Uuid) = (asked.get("before"), asked.get("candidate"));
+        fail::fail_point!("life.asked");
+        let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &before, &candidate];
+        let granted = self.control.query("SELECT * FROM therev.grant_life($1, $2, $3)", &params, true).await?;
+        let granted = granted.first().map(Life::of).filter(|life| life.incarnation == candidate);
+        let granted = granted.ok_or_else(|| closed(ANOTHER))?;
+        fail::fail_point!("life.granted");
+        self.deliver_again(&catalog, database, asked.get("lost_after")).await;
+        if let Database::Shard(shard) = database {
+            self.begin_shard(&client, &catalog, shard, granted).await?;
+        } else {
+            let params: [&(dyn ToSql + Sync); 2] = [&granted.incarnation, &granted.counter];
+            client.query("SELECT therev.begin_life($1, $2)", &params).await.map_err(sql)?;
+        }
+        tracing::warn!(%database, counter = granted.counter, "a promoted server has begun a life of its own");
+        Ok(granted)
+    }
+
+    /// A shard begins its life with the highest epochs that the control database and the other shards know.
+    async fn begin_shard(&self, client: &Client, catalog: &Catalog, shard: ShardNo, life: Life) -> Result<(), Error> {
+        let database = Database::Shard(shard);
+        let others = catalog.shards.iter().map(|entry| entry.shard).filter(|other| *other != shard);
+        let known = try_join_all(others.map(|other| async move {
+            self.owners(catalog, other).await.map_err(|error| {
+                tracing::debug!(%error, "shard {other} did not say what it knows");
+                let reason =
+                    format!("its server was promoted, and shard {other}, which may own buckets of it, is down");
+                Error::Closed { database, reason }
+            })
+        }))
+        .await?;
+        let mut highest: BTreeMap<(Group, Bucket), Place> = catalog.places().collect();
+        for (key, place) in known.into_iter().flatten() {
+            let highest = highest.entry(key).or_insert(place);
+            if place.epoch > highest.epoch {
+                *highest = place;
+            }
+        }
+        let groups: Vec<&str> = highest.keys().map(|(group, _)| group.name()).collect();
+        let buckets: Vec<i16> = highest.keys().map(|(_, bucket)| bucket.sql()).collect();
+        let owners: Vec<i16> = highest.values().map(|place| place.shard.0).collect();
+        let epochs: Vec<i64> = highest.values().map(|place| place.epoch).collect();
+        let params: [&(dyn ToSql + Sync); 6] = [&life.incarnation, &life.counter, &groups, &buckets, &owners, &epochs];
+        client
+            .query("SELECT therev.begin_shard_life($1, $2, $3, $4, $5, $6)", &params)
+            .await
+            .map_err(|source| Error::of_statement(database, true, source))?;
+        Ok(())
+    }
+
+    /// Who owns what, as one shard knows it.
+    async fn owners(&self, catalog: &Catalog, shard: ShardNo) -> Result<Vec<((Group, Bucket), Place)>, Error> {
+        let database = Database::Shard(shard);
+        let client = self.connect(catalog, database).await?;
+        let sql = |source| Error::of_statement(database, false, source);
+        let row = client.query_one(OWNERS, &[]).await.map_err(sql)?;
+        let owners: Vec<i16> = row.get::<_, Option<_>>("owners").unwrap_or_default();
+        let epochs: Vec<i64> = row.get::<_, Option<_>>("epochs").unwrap_or_default();
+        let keys = Group::ALL.into_iter().flat_map(|group| Bucket::all().map(move |bucket| (group, bucket)));
+        let places = owners.into_iter().zip(epochs).map(|(owner, epoch)| Place { shard: ShardNo(owner), epoch });
+        Ok(keys.zip(places).collect())
+    }
+
+    /// What a database has lost of the derived rows it was told last, it is told again. A shard that cannot be asked now
+    /// is left to the repair that follows each promotion.
+    async fn deliver_again(&self, catalog: &Catalog, lost: Database, since: chrono::DateTime<chrono::Utc>) {
+        let tellers = catalog.shards.iter().map(|entry| Database::Shard(entry.shard)).filter(|teller| *teller != lost);
+        let told = tellers.map(|teller| async move {
+            let client = self.connect(catalog, teller).await?;
+            client.execute(DELIVER_AGAIN, &[&since]).await.map_err(|e| Error::of_statement(teller, true, e))
+        });
+        for outcome in join_all(told).await {
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "what was delivered to {lost} lately is not delivered again from there");
+            }
+        }
+    }
+
+    async fn connect(&self, catalog: &Catalog, database: Database) -> Result<Client, Error> {
+        let (at, _) = catalog
+            .find(database)
+            .ok_or_else(|| Error::Config(format!("{database} is not in the control database")))?;
+        connect(database, &self.login.to(at, true)?).await
+    }
+}

@@ -1,0 +1,187 @@
+//! Servers that were promoted: which life of theirs counts, and what they know in it.
+
+use crate::things::{post, thread, user_per_shard};
+use testkit::TestCluster;
+use therev::{Config, Error, NewPost, Therev};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+/// Lets a database look as if its server had been promoted since its life began: on another timeline.
+async fn promoted(cluster: &TestCluster, part: &str) {
+    let database = cluster.stranger(part).await;
+    database.batch_execute("UPDATE therev.identity SET timeline = 0").await.expect("another timeline");
+    end_others(&database).await;
+}
+
+/// Ends all other connections to a database, as the end of a server does.
+async fn end_others(database: &Client) {
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    database.query(end, &[]).await.expect("connections are ended");
+}
+
+/// Which life a database is in, and which one counts.
+async fn lives(cluster: &TestCluster, part: &str) -> ((Uuid, i64), (Uuid, i64)) {
+    let life = |row: tokio_postgres::Row| (row.get("incarnation"), row.get("incarnation_counter"));
+    let here = "SELECT incarnation, incarnation_counter FROM therev.identity";
+    let here = cluster.stranger(part).await.query_one(here, &[]).await.expect("an identity");
+    let name = if part == "directory" { "the directory".to_owned() } else { part.replace('_', " ") };
+    let counts = "SELECT incarnation, incarnation_counter FROM therev.incarnations WHERE database = $1";
+    let counts = cluster.stranger("control").await.query_one(counts, &[&name]).await.expect("a life that counts");
+    (life(here), life(counts))
+}
+
+/// A node whose first connection to everything is made now.
+async fn fresh(cluster: &TestCluster) -> Therev {
+    cluster.node().await
+}
+
+#[tokio::test]
+async fn a_promoted_shard_begins_a_life_that_knows_what_the_others_know() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Promoted").await;
+    post(&node, authors[1], &open, "before").await;
+    let (before, _) = lives(&cluster, "shard_1").await;
+
+    // A bucket had moved on to shard 2, and the mark of it was among what shard 1 lost.
+    let bucket = authors[1].bucket().number() ^ 4;
+    let moved = format!("SET state = 'owned', peer = NULL, epoch = 5 WHERE bucket = {bucket}");
+    cluster.stranger("shard_2").await.batch_execute(&format!("UPDATE therev.ownership {moved}")).await.expect("owned");
+    promoted(&cluster, "shard_1").await;
+
+    // The node that was connected, and one that comes now, find the new life by themselves.
+    post(&node, authors[1], &open, "after").await;
+    let (here, counts) = lives(&cluster, "shard_1").await;
+    assert_eq!(here, counts);
+    assert_eq!(here.1, before.1 + 1);
+    assert_ne!(here.0, before.0);
+    fresh(&cluster).await.user(authors[1]).await.expect("the user is there");
+    assert_eq!(lives(&cluster, "shard_1").await.0, here, "one life a promotion");
+
+    let shard = cluster.stranger("shard_1").await;
+    let known = format!("SELECT state::text, peer, epoch FROM therev.ownership WHERE bucket = {bucket}");
+    for row in shard.query(&known, &[]).await.expect("ownership") {
+        assert_eq!((row.get(0), row.get(1), row.get(2)), ("moved", Some(2_i16), 5_i64));
+    }
+    let floor = "SELECT bool_and(version_floor = 2::bigint << 40) FROM therev.fence";
+    assert!(shard.query_one(floor, &[]).await.expect("a fence").get::<_, bool>(0), "versions never go back");
+    let least = "SELECT max(version) >= 2::bigint << 40 FROM posts";
+    assert!(shard.query_one(least, &[]).await.expect("posts").get::<_, bool>(0));
+    let told = "SELECT count(*) FROM therev.operator_log WHERE action = 'grant life' AND target = 'shard 1'";
+    assert_eq!(cluster.stranger("control").await.query_one(told, &[]).await.expect("a log").get::<_, i64>(0), 1);
+
+    // Shard 0 gives the borrowed bucket back, so that everything is where it was placed.
+    let back = format!("UPDATE therev.ownership SET state = 'owned', peer = NULL, epoch = 6 WHERE bucket = {bucket}");
+    shard.batch_execute(&back).await.expect("given back");
+    let away = format!("UPDATE therev.ownership SET state = 'moved', peer = 1, epoch = 6 WHERE bucket = {bucket}");
+    cluster.stranger("shard_2").await.batch_execute(&away).await.expect("given back");
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn of_two_that_were_promoted_apart_one_counts() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let shard = cluster.stranger("shard_1").await;
+    let name: String = shard.query_one("SELECT current_database()", &[]).await.expect("a name").get(0);
+    drop(shard);
+    let url = cluster.url("shard_1");
+    let (server, _) = url.rsplit_once('/').expect("an address with a database");
+    let server = testkit::connect(&format!("{server}/postgres")).await;
+    // The old primary that comes back as it was, and a second standby.
+    for copy in ["old", "other"] {
+        end_others(&cluster.stranger("shard_1").await).await;
+        let sql = format!("CREATE DATABASE {name}_{copy} TEMPLATE {name}");
+        server.batch_execute(&sql).await.expect("a copy of the server");
+    }
+    let leads_to = async |database: String| {
+        let control = cluster.stranger("control").await;
+        let set = "UPDATE therev.shards SET database = $1 WHERE shard = 1";
+        control.execute(set, &[&database]).await.expect("the address leads there");
+    };
+    promoted(&cluster, "shard_1").await;
+    node.user(authors[1]).await.expect("the first one that asks is granted its life");
+    let (winner, _) = lives(&cluster, "shard_1").await;
+
+    for (copy, on_another_timeline) in [("other", true), ("old", false)] {
+        leads_to(format!("{name}_{copy}")).await;
+        let other = testkit::connect(&format!("{}_{copy}", cluster.url("shard_1"))).await;
+        if on_another_timeline {
+            other.batch_execute("UPDATE therev.identity SET timeline = 0").await.expect("another timeline");
+        }
+        let late = fresh(&cluster).await;
+        for _ in 0..3 {
+            let refused = late.user(authors[1]).await;
+            let Err(Error::Store(error)) = refused else { panic!("{copy}: {refused:?}") };
+            assert_eq!(error.kind(), "closed", "{copy}: {error}");
+            assert!(error.to_string().contains("another server was promoted in its place"), "{error}");
+        }
+        late.user(authors[2]).await.expect("the other shards go on");
+        let life = "SELECT incarnation_counter FROM therev.identity";
+        assert_eq!(other.query_one(life, &[]).await.expect("an identity").get::<_, i64>(0), 1, "{copy}");
+    }
+    leads_to(name.clone()).await;
+    assert_eq!(lives(&cluster, "shard_1").await, (winner, winner));
+    fresh(&cluster).await.user(authors[1]).await.expect("the winner serves");
+    for copy in ["old", "other"] {
+        let drop = format!("DROP DATABASE {name}_{copy} WITH (FORCE)");
+        server.batch_execute(&drop).await.expect("the copy goes");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn the_directory_and_the_control_database_are_promoted() {
+    let cluster = TestCluster::colocated().await;
+    let config = Config { refresh_ms: 100, ..cluster.config() };
+    let node = therev::connect(config).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "All at once").await;
+    for part in ["control", "directory", "shard_0"] {
+        promoted(&cluster, part).await;
+    }
+    // Other threads' authors are found by the directory, the thread on a shard, both by the control database.
+    let written = NewPost::new(authors[1], open.thread_id, "after");
+    node.create_post(written).await.expect("a reply");
+    assert_eq!(node.thread_page(open.thread_id, None, 9).await.expect("a page").posts.len(), 1);
+    node.relay_once().await.expect("a relay");
+    for part in ["directory", "shard_0"] {
+        let (here, counts) = lives(&cluster, part).await;
+        assert_eq!((here, here.1), (counts, 2), "{part}");
+    }
+    let control = "SELECT incarnation_counter FROM therev.identity WHERE timeline = therev.current_timeline()";
+    let counter = cluster.stranger("control").await.query_one(control, &[]).await.expect("an identity");
+    assert_eq!(counter.get::<_, i64>(0), 2);
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_promoted_shard_stays_closed_while_nobody_can_grant_its_life() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    for (part, reason) in [("control", "the control database"), ("shard_3", "shard 3")] {
+        promoted(&cluster, "shard_1").await;
+        crate::outages::reachable(&cluster, part, false).await;
+        let closed = node.user(authors[1]).await;
+        let Err(Error::Store(error)) = closed else { panic!("{part}: {closed:?}") };
+        assert_eq!(error.kind(), "closed", "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+        node.user(authors[2]).await.expect("the others go on");
+        crate::outages::reachable(&cluster, part, true).await;
+        let open = async {
+            while node.user(authors[1]).await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), open).await.expect("it opens by itself");
+    }
+    drop(node);
+    cluster.finish().await;
+}
