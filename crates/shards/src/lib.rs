@@ -26,7 +26,7 @@ pub use config::Config;
 pub use directory::{Directory, InvalidToken, Token};
 pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
-pub use init::{InitPlan, init};
+pub use init::{InitPlan, Initialized, init};
 pub use pool::Pool;
 #[doc(hidden)]
 pub use statement::AnyFenced;
