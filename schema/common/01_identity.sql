@@ -2,6 +2,7 @@
 -- wrong one, or one of another cluster, says so instead of reading it.
 
 
+-- Written by shards/init.rs.
 CREATE TABLE therev.identity (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     cluster_id          uuid    NOT NULL,

@@ -1,6 +1,6 @@
 -- The catalog: where everything is. The shards alone decide whether.
 
--- Written by `init`. Hosts, no passwords: the roles are the same on all servers.
+-- Written by shards/init.rs. Hosts, no passwords: the roles are the same on all servers.
 CREATE TABLE therev.shards (
     shard     smallint PRIMARY KEY CHECK (shard >= 0),
     -- host:port, several separated by commas; the one that accepts writes is found by asking.
@@ -9,6 +9,7 @@ CREATE TABLE therev.shards (
     pool_size smallint NOT NULL DEFAULT 16 CHECK (pool_size > 0)
 );
 
+-- Written by shards/init.rs.
 CREATE TABLE therev.directories (
     directory smallint PRIMARY KEY CHECK (directory >= 0),
     is_writer boolean  NOT NULL,
@@ -17,7 +18,7 @@ CREATE TABLE therev.directories (
 );
 CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHERE is_writer;
 
--- Bucket to shard, by group. Only a higher epoch replaces a row.
+-- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
     bucket           smallint NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
@@ -26,7 +27,7 @@ CREATE TABLE therev.placement (
     PRIMARY KEY (colocation_group, bucket)
 );
 
--- What operators did. Append-only by grant.
+-- What operators did. Append-only by grant. Written by community/audit.rs and shards/init.rs.
 CREATE TABLE therev.operator_log (
     created_at timestamptz NOT NULL DEFAULT now(),
     audit_id   uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -38,7 +39,7 @@ CREATE TABLE therev.operator_log (
     PRIMARY KEY (created_at, audit_id)
 );
 
--- The public face of the providers' breakers.
+-- The public face of the providers' breakers. Written by nobody yet.
 CREATE TABLE ai_provider_health (
     provider             text        NOT NULL CHECK (therev.is_provider(provider)),
     -- Nil: the provider as a whole.

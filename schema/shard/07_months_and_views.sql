@@ -30,7 +30,7 @@ BEGIN
 END
 $$;
 
--- When each view was last refreshed; shown wherever it is read.
+-- When each view was last refreshed; shown wherever it is read. Written by community/maintenance.rs.
 CREATE TABLE therev.refreshes (
     view_name    text PRIMARY KEY,
     refreshed_at timestamptz NOT NULL
