@@ -61,6 +61,19 @@ need_compiler() {
     apt_install gcc libc6-dev
 }
 
+# need_venv: sets venv, a folder in target/ with a Python environment of this checkout's own.
+need_venv() {
+    venv=${CARGO_TARGET_DIR:-target}/venv
+    [ ! -x "$venv/bin/pip" ] || return 0
+    if ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        may_install || fail "Python with venv is missing; install it (Debian and Ubuntu: \`sudo apt-get install python3-venv\`)"
+        say "Installing Python"
+        apt_update
+        apt_install python3-venv
+    fi
+    python3 -m venv --clear "$venv"
+}
+
 # postgres_in FOLDER: whether it holds a server that is new enough.
 postgres_in() {
     local version

@@ -1,6 +1,6 @@
 -- The catalog: where everything is. The shards alone decide whether.
 
--- Written by `init`. Hosts, no passwords: the roles are the same on all servers.
+-- Written by shards/init.rs. Hosts, no passwords: the roles are the same on all servers.
 CREATE TABLE therev.shards (
     shard     smallint PRIMARY KEY CHECK (shard >= 0),
     -- host:port, several separated by commas; the one that accepts writes is found by asking.
@@ -9,6 +9,7 @@ CREATE TABLE therev.shards (
     pool_size smallint NOT NULL DEFAULT 16 CHECK (pool_size > 0)
 );
 
+-- Written by shards/init.rs.
 CREATE TABLE therev.directories (
     directory smallint PRIMARY KEY CHECK (directory >= 0),
     is_writer boolean  NOT NULL,
@@ -19,12 +20,15 @@ CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHE
 
 -- Which life of each shard and of the directory's writer counts. A server of another one is closed until it has been
 -- granted a life here; of several that ask, the first one is, and the others are refused for good.
+-- Written by shards/init.rs, and through the functions below.
 CREATE TABLE therev.incarnations (
     database            text    PRIMARY KEY,
     incarnation         uuid    NOT NULL,
     incarnation_counter bigint  NOT NULL CHECK (incarnation_counter BETWEEN 1 AND 4194303),
     -- What other databases hold of it agrees with it again. A relay brings that about after a life has begun.
-    is_settled          boolean NOT NULL DEFAULT true
+    is_settled          boolean NOT NULL DEFAULT true,
+    -- Until then a relay is at it.
+    settling_until      timestamptz
 );
 
 -- What a control database that lost its last commits learns from the others: a later life than it knows.
@@ -36,7 +40,7 @@ BEGIN ATOMIC
      WHERE i.database = of_database AND i.incarnation_counter < counter;
 END;
 
--- Bucket to shard, by group. Only a higher epoch replaces a row.
+-- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
     bucket           smallint NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
@@ -45,7 +49,7 @@ CREATE TABLE therev.placement (
     PRIMARY KEY (colocation_group, bucket)
 );
 
--- What operators did. Append-only by grant.
+-- What operators did. Append-only by grant. Written by community/audit.rs and shards/init.rs.
 CREATE TABLE therev.operator_log (
     created_at timestamptz NOT NULL DEFAULT now(),
     audit_id   uuid        NOT NULL DEFAULT gen_random_uuid(),
@@ -75,7 +79,7 @@ BEGIN ATOMIC
     SELECT i.incarnation, i.incarnation_counter FROM therev.incarnations AS i WHERE i.database = of_database;
 END;
 
--- The public face of the providers' breakers.
+-- The public face of the providers' breakers. Written by nobody yet.
 CREATE TABLE ai_provider_health (
     provider             text        NOT NULL CHECK (therev.is_provider(provider)),
     -- Nil: the provider as a whole.
@@ -94,7 +98,7 @@ CREATE TABLE ai_provider_health (
 
 REVOKE EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) TO therev;
-GRANT UPDATE (is_settled) ON therev.incarnations TO therev;
+GRANT UPDATE (is_settled, settling_until) ON therev.incarnations TO therev;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev, therev_reader;
 GRANT INSERT ON therev.operator_log TO therev;

@@ -1,4 +1,4 @@
--- What this shard may do with each bucket: the authority. Written by init and by relocation, by nobody else.
+-- What this shard may do with each bucket: the authority. Changed by init and by relocation, by nobody else.
 
 CREATE TYPE therev.colocation_group AS ENUM ('account', 'content');
 
@@ -7,6 +7,7 @@ CREATE TYPE therev.colocation_group AS ENUM ('account', 'content');
 CREATE TYPE therev.ownership_state AS ENUM ('owned', 'draining', 'moved', 'incoming');
 
 -- A row for every bucket of every group on every shard, so that each of them can point the way.
+-- Written by shards/init.rs.
 CREATE TABLE therev.ownership (
     colocation_group therev.colocation_group NOT NULL,
     bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
@@ -19,7 +20,7 @@ CREATE TABLE therev.ownership (
 );
 
 -- The same as bitmaps, one row a group: what every statement on owned rows tests, in its own snapshot.
--- Kept by the trigger below in the transaction that changes the ownership.
+-- Written by shards/init.rs, then kept by the trigger below in the transaction that changes the ownership.
 CREATE TABLE therev.fence (
     colocation_group therev.colocation_group PRIMARY KEY,
     readable         bit(4096) NOT NULL DEFAULT 0::bit(4096),

@@ -1,7 +1,7 @@
 -- Group `account`: a person, and what belongs to nobody else. All of it lies with the person's bucket.
 
--- Written by community/users.rs. A deleted user leaves its id and its version, so that neither a slow registration
--- nor an old event can raise it again; everything personal is gone.
+-- Written by community/users.rs, community/names.rs (burials) and community/bulk/. A deleted user leaves its id and its
+-- version, so that neither a slow registration nor an old event can raise it again; everything personal is gone.
 CREATE TABLE users (
     bucket          smallint    NOT NULL,
     user_id         uuid        NOT NULL,
@@ -32,7 +32,7 @@ CREATE TABLE users (
             AND metadata = '{}' AND NOT is_active AND role = 'STANDARD'))
 );
 
--- Written by community/sessions.rs. Of a token only its SHA-256 is kept.
+-- Written by community/sessions.rs; community/users.rs deletes. Of a token only its SHA-256 is kept.
 CREATE TABLE user_sessions (
     bucket       smallint    NOT NULL,
     user_id      uuid        NOT NULL,
@@ -52,7 +52,7 @@ CREATE TABLE user_sessions (
 -- Query: a token names its session, not its user (verify, revoke).
 CREATE UNIQUE INDEX user_sessions_by_id ON user_sessions (bucket, session_id);
 
--- Written by tasks/accounts.rs.
+-- Written by tasks/accounts.rs; community/users.rs deletes.
 CREATE TABLE user_ai_accounts (
     bucket             smallint    NOT NULL,
     user_id            uuid        NOT NULL,
@@ -88,6 +88,7 @@ CREATE TABLE user_ai_accounts (
 CREATE UNIQUE INDEX user_ai_accounts_by_id ON user_ai_accounts (bucket, account_id);
 
 -- What a task may be meant to do. Rows, not an enumeration: a new intent needs no release.
+-- Written by this chapter and by operators.
 CREATE TABLE therev.intents (
     intent      text PRIMARY KEY CHECK (intent ~ '^[a-z][a-z0-9_]{0,62}$'),
     description text NOT NULL
@@ -106,7 +107,7 @@ INSERT INTO therev.intents (intent, description) VALUES
     ('translate_text', 'translate a text'),
     ('code_assistance', 'write or explain code');
 
--- Written by tasks/tasks.rs.
+-- Written by tasks/tasks.rs; community/users.rs deletes.
 CREATE TABLE ai_tasks (
     bucket             smallint    NOT NULL,
     user_id            uuid        NOT NULL,
@@ -152,7 +153,7 @@ CREATE TABLE ai_tasks (
 -- Query: a task by its id alone.
 CREATE UNIQUE INDEX ai_tasks_by_id ON ai_tasks (bucket, task_id);
 
--- Written by tasks/. The key holds the time because the table is cut by month.
+-- Written by tasks/tasks.rs; community/users.rs deletes. The key holds the time because the table is cut by month.
 CREATE TABLE ai_task_logs (
     bucket      smallint    NOT NULL,
     user_id     uuid        NOT NULL,
@@ -174,7 +175,8 @@ CREATE TABLE ai_task_logs (
 -- Query: the log of one task, in order.
 CREATE INDEX ai_task_logs_of_task ON ai_task_logs (bucket, task_id, created_at);
 
--- Written by community/audit.rs, append-only by grant. The owner is the user whose account or content was changed.
+-- Written by community/audit.rs and tasks/audit.rs, append-only by grant. The owner is the user whose account or content
+-- was changed.
 CREATE TABLE audit_log (
     bucket     smallint    NOT NULL,
     user_id    uuid        NOT NULL,
@@ -189,7 +191,8 @@ CREATE TABLE audit_log (
     CONSTRAINT audit_log_bucket CHECK (bucket = therev.bucket_of(user_id))
 ) PARTITION BY RANGE (created_at);
 
--- Written by community/names.rs: globally unique names, each sharded by the hash of its normalized value.
+-- Globally unique names, each sharded by the hash of its normalized value. Written by community/names.rs and
+-- community/bulk/.
 -- Taken (pending) before the user's row is written, held after it; `version` is the user's version it was taken for.
 CREATE TABLE therev.claims (
     bucket     smallint    NOT NULL,
@@ -207,7 +210,7 @@ CREATE TABLE therev.claims (
 CREATE INDEX claims_pending ON therev.claims (created_at) WHERE state = 'pending';
 
 -- The owner of an id that some other system made and that carries no bucket. Sharded by the hash of the id.
--- Written by whoever brings such rows in.
+-- Written by nobody yet.
 CREATE TABLE therev.id_routes (
     bucket   smallint NOT NULL,
     id       uuid     NOT NULL,

@@ -1,7 +1,8 @@
 -- Group `content`: what a person wrote, with the author's bucket. No foreign key leads to group `account` (in the split
 -- layout it is elsewhere), nor from a post to its thread (it belongs to somebody else).
 
--- Written by community/threads.rs. A deleted thread answers as gone; other people's posts in it stay theirs.
+-- Written by community/threads.rs and community/bulk/. A deleted thread answers as gone; other people's posts in it stay
+-- theirs.
 CREATE TABLE threads (
     bucket     smallint    NOT NULL,
     author_id  uuid        NOT NULL,
@@ -28,7 +29,7 @@ CREATE TABLE threads (
 -- Query: a thread by its id alone.
 CREATE UNIQUE INDEX threads_by_id ON threads (bucket, thread_id);
 
--- Written by community/posts.rs and community/bulk.rs. A deleted post keeps its place and loses its text.
+-- Written by community/posts.rs and community/bulk/. A deleted post keeps its place and loses its text.
 CREATE TABLE posts (
     bucket           smallint    NOT NULL,
     author_id        uuid        NOT NULL,
@@ -62,8 +63,8 @@ CREATE UNIQUE INDEX posts_by_id ON posts (bucket, post_id);
 -- Query: this shard's share of a thread's page.
 CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
 
--- How much an author wrote in a thread: owned by the author, written in the post's own transaction
--- (community/posts.rs, community/bulk.rs). Falls to zero, never away.
+-- How much an author wrote in a thread: owned by the author, falls to zero, never away.
+-- Written by community/posts.rs and community/bulk/, in the post's own transaction.
 CREATE TABLE therev.thread_contributions (
     bucket           smallint    NOT NULL,
     author_id        uuid        NOT NULL,
@@ -79,7 +80,7 @@ CREATE TABLE therev.thread_contributions (
 );
 
 -- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
--- Written by community/delivery.rs. Tells a page which shards to ask.
+-- Written by community/delivery.rs and community/bulk/. Tells a page which shards to ask.
 CREATE TABLE therev.thread_participants (
     bucket         smallint    NOT NULL,
     author_id      uuid        NOT NULL,
@@ -94,7 +95,7 @@ CREATE TABLE therev.thread_participants (
 );
 
 -- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
--- Written by community/delivery.rs.
+-- Written by community/newest.rs.
 CREATE TABLE therev.thread_totals (
     bucket       smallint NOT NULL,
     author_id    uuid     NOT NULL,

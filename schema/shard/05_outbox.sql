@@ -1,7 +1,8 @@
 -- What other databases must hear of, written in the transaction that made it true and delivered later. An event is what
 -- one statement made true of one kind: facts, which are states with versions, never increments. Delivered twice or out
 -- of order they change nothing.
-
+-- Written by community/posts.rs, community/audit.rs, community/delivery.rs and community/bulk/; community/relay.rs marks,
+-- shards/life.rs takes marks back, and community/maintenance.rs deletes.
 CREATE TABLE therev.outbox (
     outbox_id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     colocation_group therev.colocation_group NOT NULL,

@@ -377,7 +377,7 @@ so:
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(500))]
+        #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(500), ..ProptestConfig::default() })]
 
         #[test]
         fn any_page_is_harmless_at_any_width(page in pages(), width in 0..100_usize) {

@@ -135,3 +135,39 @@ async fn a_broken_dump_stops_at_its_line_and_leaves_the_rest_whole() {
     assert_eq!(names["items"].as_array().unwrap().len(), 2, "two of one display name have two user names");
     cluster.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init_says_what_an_older_server_cannot_do() {
+    // The servers have therev's roles once a cluster was made on them.
+    let cluster = TestCluster::colocated().await;
+    let server = cluster.url("control").rsplit_once('/').unwrap().0.to_owned();
+    let admin = testkit::connect(&format!("{server}/postgres")).await;
+    let prefix = format!("init_{}", std::process::id());
+    let parts = ["control", "directory", "shard_0"].map(|part| format!("{prefix}_{part}"));
+    for part in &parts {
+        admin.batch_execute(&format!("CREATE DATABASE {part}")).await.unwrap();
+    }
+    let [control, directory, shard] = parts.each_ref().map(|part| format!("{server}/{part}"));
+    let folder = tempfile::tempdir().unwrap();
+    let passfile = folder.path().join("pass");
+    let password = testkit::PASSWORD;
+    std::fs::write(&passfile, format!("*:*:*:therev:{password}\n*:*:*:therev_admin:{password}\n")).unwrap();
+    let passfile = passfile.to_str().unwrap();
+    let base =
+        ["--control", &control, "init", "--directory", &directory, "--shard", &shard, "--passfile", passfile].to_vec();
+
+    let version: i32 =
+        admin.query_one("SELECT current_setting('server_version_num')::integer / 10000", &[]).await.unwrap().get(0);
+    let said = therev(&base);
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    assert_eq!(text.contains("needs PostgreSQL 17"), version < 17, "{text}");
+    // Once more: nothing to do, the same answer for programs.
+    let again = therev(&[base, vec!["--json"]].concat());
+    let fact: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(fact["oldest_postgres"], version, "{fact}");
+    for part in &parts {
+        admin.batch_execute(&format!("DROP DATABASE {part} WITH (FORCE)")).await.unwrap();
+    }
+    cluster.finish().await;
+}

@@ -125,3 +125,29 @@ impl Community {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_was_seen_survives_text(text in "[0-9a-f]{48}", content: bool, bucket in 0_u16..4096) {
+            let group = if content { Group::Content } else { Group::Account };
+            let pending = Seen::Pending(group, Bucket::try_from(bucket).unwrap());
+            prop_assert_eq!(pending.to_string().parse::<Seen>().unwrap(), pending);
+            let position: Seen = text.parse().unwrap();
+            prop_assert_eq!(position.to_string(), text);
+        }
+
+        #[test]
+        fn any_text_is_something_seen_or_an_error(
+            text in prop_oneof![any::<String>(), "(account|content)-[0-9]{0,6}", "[0-9a-fA-F-]{30,60}"],
+        ) {
+            if let Ok(seen) = text.parse::<Seen>() {
+                prop_assert_eq!(seen.to_string().parse::<Seen>().unwrap(), seen);
+            }
+        }
+    }
+}

@@ -239,3 +239,25 @@ fn card_from(row: &Row) -> Result<ThreadCard> {
         last_activity_at: row.get("last_activity_at"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_cursor_survives_text(count: i32, id: u128) {
+            let text = CountCursor(count, Uuid::from_u128(id)).to_string();
+            let CountCursor(count_again, id_again) = text.parse().unwrap();
+            prop_assert_eq!((count_again, id_again.as_u128()), (count, id));
+        }
+
+        #[test]
+        fn any_text_is_a_cursor_or_an_error(text in prop_oneof![any::<String>(), "-?[0-9]{0,12}\\.?[0-9a-f-]{0,40}"]) {
+            if let Ok(cursor) = text.parse::<CountCursor>() {
+                prop_assert!(cursor.to_string().parse::<CountCursor>().is_ok());
+            }
+        }
+    }
+}

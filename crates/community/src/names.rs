@@ -271,6 +271,19 @@ impl Community {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_kept_name_or_address_is_its_own_spelling(text in prop_oneof![any::<String>(), "\\PC{1,12}", "\\w{1,9}@\\w{2,9}"]) {
+            if let Ok(name) = normalized_user_name(&text) {
+                prop_assert_eq!(normalized_user_name(&name).unwrap(), name);
+            }
+            if let Ok(email) = normalized_email(&text) {
+                prop_assert_eq!(normalized_email(&email).unwrap(), email);
+            }
+        }
+    }
 
     #[test]
     fn one_name_in_many_spellings() {

@@ -32,7 +32,9 @@ impl Ground {
     }
 
     fn options(&self, shards: u16, replicas: u16) -> Options {
-        Options { shards, replicas, durable: false, ..Options::new(self.dir()) }
+        #[expect(clippy::disallowed_methods, reason = "the full tier says in no other way which PostgreSQL to test")]
+        let pg_bin = std::env::var_os("THEREV_PG_BIN").map(PathBuf::from);
+        Options { shards, replicas, pg_bin, durable: false, ..Options::new(self.dir()) }
     }
 
     fn up(&self, shards: u16, replicas: u16) -> (Cluster, Vec<String>) {

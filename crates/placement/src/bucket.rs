@@ -142,6 +142,22 @@ fn finish([a, b, c]: &mut [u32; 3]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_key_has_a_bucket_and_its_numbers_lead_back(key: u128) {
+            let bucket = bucket_of(Uuid::from_u128(key));
+            prop_assert_eq!(Bucket::try_from(bucket.number()), Ok(bucket));
+            prop_assert_eq!(Bucket::try_from(bucket.sql()), Ok(bucket));
+        }
+
+        #[test]
+        fn any_number_is_a_bucket_or_an_error(number: i16) {
+            let read = Bucket::try_from(number).map(Bucket::sql);
+            prop_assert_eq!(read.ok(), (0..4096).contains(&number).then_some(number));
+        }
+    }
 
     #[test]
     fn vectors_of_the_design() {

@@ -130,6 +130,25 @@ mod tests {
         }
 
         #[test]
+        fn an_id_of_any_time_carries_its_bucket(bucket in 0_u16..4096, seconds: i64, low: u64) {
+            let bucket = Bucket::try_from(bucket).unwrap();
+            if let Some(at) = DateTime::from_timestamp(seconds % 10_000_000_000_000, 0) {
+                prop_assert_eq!(bucket_in(derived_id(bucket, at, low)), Some(bucket));
+            }
+        }
+
+        #[test]
+        fn any_text_is_an_id_or_an_error(
+            text in prop_oneof![any::<String>(), "[0-9a-fA-F]{30,34}", "(urn:uuid:|\\{)?([0-9a-f]{4,8}-?){4,8}\\}?"],
+        ) {
+            if let Ok(id) = text.parse::<PostId>() {
+                prop_assert_eq!(id.to_string().parse::<PostId>().unwrap(), id);
+                let bucket = bucket_in(id.0).unwrap_or_else(|| bucket_of(id.0));
+                prop_assert!(Bucket::try_from(bucket.sql()) == Ok(bucket));
+            }
+        }
+
+        #[test]
         fn ids_sort_by_time(bucket in 0_u16..4096, a in 0_i64..1 << 47, b in 0_i64..1 << 47) {
             prop_assume!(a < b);
             let bucket = Bucket::try_from(bucket).unwrap();

@@ -168,6 +168,41 @@ pub(crate) fn parse(address: &str) -> Result<tokio_postgres::Config, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Texts that come close to an address.
+    fn addresses() -> impl Strategy<Value = String> {
+        let piece = prop_oneof![
+            Just("postgresql://".to_owned()),
+            Just("sslmode=require&connect_timeout=".to_owned()),
+            "[]\\[:/@?&=,%0-9a-fé]{0,9}",
+            any::<String>(),
+        ];
+        proptest::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_address_or_an_error(text in addresses()) {
+            if let Ok(config) = parse(&format!("postgresql://{text}")) {
+                let _ = Hosts::of(&config);
+            }
+            prop_assert!(parse(&text).is_err() || text.starts_with("postgres"));
+        }
+
+        #[test]
+        fn a_passfiles_fields_survive(fields in proptest::collection::vec("[^\n]{0,9}", 5)) {
+            prop_assume!(!fields[0].starts_with('#'));
+            let escape = |text: &String| text.replace('\\', "\\\\").replace(':', "\\:");
+            let line = fields.iter().map(escape).collect::<Vec<_>>().join(":");
+            prop_assert_eq!(passfile_line(&line).unwrap().to_vec(), fields);
+        }
+
+        #[test]
+        fn any_line_of_a_passfile_is_read(line: String) {
+            prop_assert!(!line.starts_with('#') || passfile_line(&line).is_none());
+        }
+    }
 
     #[test]
     fn a_passfile_is_read_as_libpq_reads_it() {

@@ -164,6 +164,22 @@ async fn read_after(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_token_survives_text(incarnation: u128, lsn: u64) {
+            let token = Token { incarnation: Uuid::from_u128(incarnation), lsn: lsn.into() };
+            prop_assert_eq!(token.to_string().parse::<Token>().unwrap(), token);
+        }
+
+        #[test]
+        fn any_text_is_a_token_or_an_error(text in prop_oneof![any::<String>(), "[0-9a-fA-F{}é-]{40,60}"]) {
+            if let Ok(token) = text.parse::<Token>() {
+                prop_assert_eq!(token.to_string(), text.to_lowercase());
+            }
+        }
+    }
 
     #[test]
     fn a_token_survives_text_and_nothing_else_is_one() {

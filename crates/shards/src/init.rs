@@ -30,6 +30,39 @@ pub struct InitPlan {
     pub admin_password: String,
 }
 
+/// What `init` made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Initialized {
+    /// Which cluster it is.
+    pub cluster_id: Uuid,
+    /// The major version of the oldest PostgreSQL in it.
+    pub oldest_postgres: u32,
+}
+
+impl Initialized {
+    /// What the oldest server cannot do and a later PostgreSQL can, a sentence each.
+    pub fn needs_later_postgres(&self) -> Vec<String> {
+        let lacking = LATER.iter().filter(|(since, _)| self.oldest_postgres < *since);
+        lacking
+            .map(|(since, what)| {
+                format!("{what} needs PostgreSQL {since}, a server here runs {}.", self.oldest_postgres)
+            })
+            .collect()
+    }
+}
+
+/// The oldest major version that therev runs on.
+const OLDEST: u32 = 15;
+/// What later versions can do besides, and since when.
+const LATER: [(u32, &str); 1] =
+    [(17, "That replication slots survive a promotion, so that what follows a server by one need not begin anew,")];
+
+/// Why a server of this `server_version_num` is refused.
+fn too_old(version: u32) -> Option<String> {
+    let major = version / 10_000;
+    (major < OLDEST).then(|| format!("it runs PostgreSQL {major}, version {OLDEST} or later is needed"))
+}
+
 struct Target {
     database: Database,
     kind: Kind,
@@ -63,8 +96,8 @@ impl Target {
     }
 }
 
-/// Makes the cluster, or finishes what an earlier run began. Says which cluster it is.
-pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
+/// Makes the cluster, or finishes what an earlier run began.
+pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
     let least = if plan.layout == Layout::Split { 2 } else { 1 };
     if plan.shards.len() < least || plan.shards.len() > 256 {
         return Err(Error::Config(format!("the {} layout takes {least} to 256 shards", plan.layout.name())));
@@ -80,8 +113,9 @@ pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
         }
     }
     // Before anything is changed anywhere.
+    let mut oldest_postgres = u32::MAX;
     for target in std::iter::once(&control).chain(&all) {
-        inspect(target).await?;
+        oldest_postgres = oldest_postgres.min(inspect(target).await?);
     }
     // Roles belong to a server, and several databases may share one: one after the other.
     for target in std::iter::once(&control).chain(&all) {
@@ -93,11 +127,11 @@ pub async fn init(plan: &InitPlan) -> Result<Uuid, Error> {
     let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
     let lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
     fill_catalog(&control, &all, &lives, plan).await?;
-    Ok(cluster_id)
+    Ok(Initialized { cluster_id, oldest_postgres })
 }
 
-/// Refuses a server that is too old and a database that holds something else.
-async fn inspect(target: &Target) -> Result<(), Error> {
+/// Refuses a server that is too old and a database that holds something else. Says the server's major version.
+async fn inspect(target: &Target) -> Result<u32, Error> {
     let database = target.database;
     let client = connect(database, &target.config).await?;
     let row = client
@@ -112,9 +146,9 @@ async fn inspect(target: &Target) -> Result<(), Error> {
         .await
         .map_err(|e| target.sql(e))?;
     let wrong = |reason: String| Err(Error::WrongDatabase { database, reason });
-    let version: i32 = row.get("version");
-    if version < 150_000 {
-        return wrong(format!("it runs PostgreSQL {}, version 15 or later is needed", version / 10_000));
+    let version = row.get::<_, i32>("version").unsigned_abs();
+    if let Some(reason) = too_old(version) {
+        return wrong(reason);
     }
     if !row.get::<_, bool>("is_ours") && row.get::<_, i64>("tables") > 0 {
         return wrong("it holds tables that are not therev's; init takes empty databases".into());
@@ -128,7 +162,7 @@ async fn inspect(target: &Target) -> Result<(), Error> {
             return wrong(format!("it is the {kind}{number} database already"));
         }
     }
-    Ok(())
+    Ok(version / 10_000)
 }
 
 /// Whether a role logs in with the password that this cluster will use.
@@ -314,5 +348,20 @@ impl InitPlan {
         let passwords = [&self.password, &self.admin_password];
         let line = |(role, password): (&str, &String)| format!("*:*:*:{role}:{}\n", escape(password));
         LOGIN_ROLES.into_iter().zip(passwords).map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_which_versions_are_needed() {
+        assert_eq!(too_old(140_023).unwrap(), "it runs PostgreSQL 14, version 15 or later is needed");
+        assert!(too_old(150_000).is_none() && too_old(180_006).is_none());
+        let on = |oldest_postgres| Initialized { cluster_id: Uuid::nil(), oldest_postgres }.needs_later_postgres();
+        let sentences = on(16);
+        assert!(sentences.len() == 1 && sentences[0].ends_with("needs PostgreSQL 17, a server here runs 16."));
+        assert!(on(17).is_empty());
     }
 }

@@ -27,7 +27,7 @@ pub use config::Config;
 pub use directory::{Directory, InvalidToken, Token};
 pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
-pub use init::{InitPlan, init};
+pub use init::{InitPlan, Initialized, init};
 pub use life::Life;
 pub use pool::Pool;
 #[doc(hidden)]

@@ -1,6 +1,8 @@
-//! Failure tests: processes that are killed, and sequences that nobody thought of.
+//! Failure tests: processes that are killed, and sequences that nobody thought of. And what keeps the sources tidy.
 
 #[path = "runner/cut_off.rs"]
 mod cut_off;
 #[path = "runner/sequences.rs"]
 mod sequences;
+#[path = "runner/tidy.rs"]
+mod tidy;

@@ -40,7 +40,9 @@ pub use placement::{
 };
 pub use schema::Kind as DatabaseKind;
 pub use secrecy::SecretString;
-pub use shards::{Admin, AnyFenced, Config, Database, FoundPlacement, InitPlan, Shards, Token, init, passfile_line};
+pub use shards::{
+    Admin, AnyFenced, Config, Database, FoundPlacement, InitPlan, Initialized, Shards, Token, init, passfile_line,
+};
 pub use tasks::*;
 
 use std::ops::Deref;

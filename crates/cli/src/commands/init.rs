@@ -76,7 +76,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     if passwords.are_new {
         Passwords::add_lines(&passfile, &plan.passfile())?;
     }
-    let cluster_id = therev::init(&plan).await.map_err(therev::Error::from)?;
+    let made = therev::init(&plan).await.map_err(therev::Error::from)?;
     let control = library_address(&plan.control);
     let file = app.folder.join(FILE);
     let written = !file.exists();
@@ -85,15 +85,18 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         std::fs::write(&file, text).map_err(|e| CliError::file("write", &file, &e))?;
     }
     let fact = serde_json::json!({
-        "cluster_id": cluster_id, "shards": plan.shards.len(), "layout": plan.layout, "control": control,
-        "passfile": passfile, "config": file, "config_written": written,
+        "cluster_id": made.cluster_id, "oldest_postgres": made.oldest_postgres, "shards": plan.shards.len(),
+        "layout": plan.layout, "control": control, "passfile": passfile, "config": file, "config_written": written,
     });
     app.out.fact(&fact, || {
         let shards = plan.shards.len();
+        let later = made.needs_later_postgres().into_iter().chain(["Next: therev status".into()]);
+        let later = later.collect::<Vec<String>>().join("\n");
         let config = if written { "written" } else { "left as it was: see that its `control` is the address above" };
         format!(
-            "The cluster {cluster_id} is ready: {shards} shards, {} layout.\n  control   {control}\n  passfile  {}\n  \
-             config    {} ({config})\nNext: therev status",
+            "The cluster {} is ready: {shards} shards, {} layout.\n  control   {control}\n  passfile  {}\n  \
+             config    {} ({config})\n{later}",
+            made.cluster_id,
             plan.layout.name(),
             passfile.display(),
             file.display(),

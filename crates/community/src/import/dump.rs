@@ -623,8 +623,34 @@ mod tests {
         })
     }
 
+    /// Attributes that the rows know, and one that they do not.
+    const KNOWN: [&str; 13] = [
+        "Id",
+        "PostTypeId",
+        "ParentId",
+        "PostId",
+        "OwnerUserId",
+        "UserId",
+        "CreationDate",
+        "Score",
+        "Title",
+        "Text",
+        "Body",
+        "VoteTypeId",
+        "Other",
+    ];
+
+    /// Values as they come, nearly as they come, and any.
+    fn value() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "-?[0-9]{1,20}",
+            "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\\.[0-9]{0,12})?Z?",
+            any::<String>(),
+        ]
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(4_000))]
+        #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(4_000), ..ProptestConfig::default() })]
 
         #[test]
         fn damage_never_panics_and_reads_the_same_in_pieces(xml in damaged(), size in 1..9_usize) {
@@ -638,6 +664,29 @@ mod tests {
         #[test]
         fn any_bytes_never_panic(xml in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(all(rows(&xml)).1.is_some());
+        }
+
+        #[test]
+        fn any_attributes_are_a_row_of_every_file_or_an_error(
+            values in proptest::collection::vec((0..KNOWN.len(), value()), 0..9),
+            line: u64,
+        ) {
+            let mut attributes = Vec::new();
+            for (name, value) in values {
+                if attributes.iter().all(|(known, _): &(String, String)| known != KNOWN[name]) {
+                    attributes.push((KNOWN[name].into(), value));
+                }
+            }
+            let row = Row { line, attributes, path: Path::new("Users.xml").into() };
+            let errors = [
+                UserRow::try_from(row.clone()).err(),
+                PostRow::try_from(row.clone()).err(),
+                CommentRow::try_from(row.clone()).err(),
+                VoteRow::try_from(row).err(),
+            ];
+            for error in errors.into_iter().flatten() {
+                prop_assert!(said(&error).contains("Users.xml"));
+            }
         }
 
         #[test]
