@@ -22,6 +22,7 @@ mod passwords;
 mod posts;
 mod relay;
 mod sessions;
+mod settle;
 mod text;
 mod threads;
 mod users;

@@ -77,10 +77,19 @@ impl Community {
     ///
     /// What finds its database down stays for the next pass.
     pub async fn relay_once(&self) -> Result<Relayed> {
-        self.relay_pass(0.0).await
+        let relayed = self.relay_pass(0.0).await?;
+        self.settle_after_promotions().await;
+        Ok(relayed)
     }
 
-    async fn relay_pass(&self, writers_turn_s: f64) -> Result<Relayed> {
+    /// With the control database down there is none to settle.
+    async fn settle_after_promotions(&self) {
+        if let Err(error) = self.settle_lives().await {
+            tracing::debug!(%error, "the control database does not say whether a server was promoted");
+        }
+    }
+
+    pub(crate) async fn relay_pass(&self, writers_turn_s: f64) -> Result<Relayed> {
         let mut total = self.deliver_all(writers_turn_s).await;
         let timeout = self.shards().config().claim_timeout_s;
         total.claims_settled += self.settle_claims(seconds(timeout)).await;
@@ -169,9 +178,11 @@ async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
         let Some(inner) = inner.upgrade() else { return };
-        if let Err(error) = (Community { inner }).relay_pass(WRITERS_TURN_S).await {
+        let community = Community { inner };
+        if let Err(error) = community.relay_pass(WRITERS_TURN_S).await {
             tracing::warn!(%error, "a pass of the relay failed");
         }
+        community.settle_after_promotions().await;
     }
 }
 

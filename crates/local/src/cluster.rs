@@ -80,17 +80,23 @@ impl Cluster {
     /// promotion goes on.
     pub fn promote(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
         let new = self.put_first(shard, say)?;
+        self.follow(shard, say)?;
+        Ok(new)
+    }
+
+    /// The second half of [`Cluster::promote`]: all other servers of the shard follow its primary.
+    pub fn follow(&self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
         let _lock = Lock::take(&self.place.dir, say)?;
+        let primary = self.state.primary(shard);
         let of_first = |id: &ServerId| shard == 0 && matches!(id, ServerId::Replica(_));
         let followers: Vec<ServerId> = self
             .state
             .servers()
             .into_iter()
-            .filter(|id| *id != new && (self.state.members(shard).any(|member| member == *id) || of_first(id)))
+            .filter(|id| *id != primary && (self.state.members(shard).any(|member| member == *id) || of_first(id)))
             .collect();
         side_by_side(&followers, say, |id, to| replica::raise(&self.server(id), to))?;
-        self.settle_waits()?;
-        Ok(new)
+        self.settle_waits()
     }
 
     /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet.

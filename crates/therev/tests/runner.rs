@@ -20,6 +20,8 @@ mod outages;
 mod outbox;
 #[path = "runner/personal.rs"]
 mod personal;
+#[path = "runner/promotion.rs"]
+mod promotion;
 #[path = "runner/routing.rs"]
 mod routing;
 #[path = "runner/statements.rs"]

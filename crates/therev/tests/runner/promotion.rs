@@ -1,0 +1,190 @@
+//! Servers of a test's own, killed and promoted while nodes go on.
+
+use crate::things::{operator, post, thread, user_per_shard};
+use std::time::{Duration, Instant};
+use therev::{Config, Error, InitPlan, Layout, NewPost, NewUser, Therev, UserId};
+
+/// Two shards with a standby each, in a folder of their own.
+struct OwnCluster {
+    cluster: Option<local::Cluster>,
+    folder: tempfile::TempDir,
+}
+
+impl OwnCluster {
+    async fn up(synchronous: bool) -> OwnCluster {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut options = local::Options::new(folder.path().join("cluster"));
+        (options.shards, options.replicas, options.standbys) = (2, 0, 1);
+        (options.synchronous, options.durable) = (synchronous, false);
+        let cluster = local::Cluster::up(&options, &mut |_| {}).expect("servers");
+        let plan = InitPlan {
+            control: cluster.control_url().expect("an address"),
+            directory: cluster.directory_url().expect("an address"),
+            replicas: Vec::new(),
+            shards: cluster.shard_urls(),
+            layout: Layout::Colocated,
+            password: "test".into(),
+            admin_password: "test".into(),
+        };
+        therev::init(&plan).await.expect("a cluster");
+        std::fs::write(folder.path().join("passfile"), plan.passfile()).expect("a passfile");
+        OwnCluster { cluster: Some(cluster), folder }
+    }
+
+    fn servers(&mut self) -> &mut local::Cluster {
+        self.cluster.as_mut().expect("it is up")
+    }
+
+    /// A node with a relay, as `serve` is one.
+    async fn node(&mut self) -> Therev {
+        let control = self.servers().control_url().expect("an address");
+        let (_, place) = control.rsplit_once('@').expect("an address with a role");
+        let passfile = Some(self.folder.path().join("passfile"));
+        let config = Config { passfile, relay_ms: 100, breaker_ms: 100, ..Config::new(format!("postgresql://{place}")) };
+        therev::connect(config).await.expect("a node")
+    }
+
+    /// A superuser's connection to a database of one server.
+    async fn superuser(&mut self, server: local::ServerId, database: &str) -> tokio_postgres::Client {
+        testkit::connect(&self.servers().url(server, database).expect("an address")).await
+    }
+}
+
+impl Drop for OwnCluster {
+    fn drop(&mut self) {
+        if let Some(cluster) = self.cluster.take() {
+            cluster.destroy(&mut |_| {}).expect("nothing is left");
+        }
+    }
+}
+
+/// Writes posts one after the other, with ids of its own, until it has written so many after it was told to end. Says
+/// which were acknowledged, and the longest time without one.
+async fn write(node: Therev, author: UserId, thread: therev::ThreadId, end: tokio::sync::watch::Receiver<bool>) -> (Vec<therev::PostId>, Duration) {
+    let (mut acknowledged, mut longest, mut last, mut after) = (Vec::new(), Duration::ZERO, Instant::now(), 0);
+    while after < 20 {
+        let post_id = therev::PostId::new(author.bucket());
+        loop {
+            let new = NewPost { post_id: Some(post_id), ..NewPost::new(author, thread, "on and on") };
+            match node.create_post(new).await {
+                Ok(_) => break,
+                Err(Error::Store(_)) => tokio::task::yield_now().await,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        acknowledged.push(post_id);
+        longest = longest.max(last.elapsed());
+        last = Instant::now();
+        after += u32::from(*end.borrow());
+    }
+    (acknowledged, longest)
+}
+
+/// Waits until everything agrees, without a hand.
+async fn agrees(node: &Therev) {
+    let clean = async {
+        loop {
+            if let Ok(report) = node.check().await
+                && report.ok
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), clean).await.expect("everything agrees in the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_synchronous_standbys_a_promotion_loses_nothing_and_nodes_follow() {
+    let mut cluster = OwnCluster::up(true).await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Goes on").await.thread_id;
+    let (end, ended) = tokio::sync::watch::channel(false);
+    let writers: Vec<_> = authors.map(|author| tokio::spawn(write(node.clone(), author, open, ended.clone()))).into();
+    // Shard 1 alone, then the server that also has the control database and the directory.
+    for shard in [1, 0] {
+        cluster.servers().kill(local::ServerId::Shard(shard)).expect("killed");
+        let servers = cluster.servers();
+        tokio::task::block_in_place(|| servers.put_first(shard, &mut |_| {})).expect("promoted");
+        let promoted = Instant::now();
+        let on_it = authors[usize::from(shard)];
+        while node.user(on_it).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        assert!(promoted.elapsed() < Duration::from_secs(3), "shard {shard}: {:?}", promoted.elapsed());
+        let servers = cluster.servers();
+        tokio::task::block_in_place(|| servers.follow(shard, &mut |_| {})).expect("the old primary follows");
+    }
+    end.send(true).expect("writers listen");
+    for (author, writer) in authors.into_iter().zip(writers) {
+        let (acknowledged, longest) = writer.await.expect("a writer");
+        eprintln!("{} posts, the longest wait {longest:?}", acknowledged.len());
+        for post_id in acknowledged {
+            assert_eq!(node.post(post_id).await.expect("it is there").author_id, author);
+        }
+    }
+    agrees(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_asynchronous_standby_lost_leaves_no_contradiction() {
+    let mut cluster = OwnCluster::up(false).await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "On shard 0").await;
+    post(&node, authors[1], &open, "kept").await;
+    agrees(&node).await;
+    // Everything so far is on the standby, and nothing comes after.
+    let standby = cluster.superuser(local::ServerId::Standby(1, 1), "postgres").await;
+    let primary = cluster.superuser(local::ServerId::Shard(1), "postgres").await;
+    let position = "SELECT pg_current_wal_flush_lsn()::text";
+    let position: String = primary.query_one(position, &[]).await.expect("a position").get(0);
+    let until = async |sql: &str, params: &[&(dyn tokio_postgres::types::ToSql + Sync)]| {
+        while !standby.query_one(sql, params).await.expect("the standby answers").get::<_, bool>(0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    until("SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn", &[&position]).await;
+    standby.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.expect("cut off");
+    standby.batch_execute("SELECT pg_reload_conf()").await.expect("reloaded");
+    until("SELECT count(*) = 0 FROM pg_stat_wal_receiver", &[]).await;
+
+    let lost = NewUser { user_id: Some(on_shard_1()), user_name: "lost".into(), ..NewUser::default() };
+    let lost = node.register(lost, &operator()).await.expect("registered").user_id;
+    post(&node, lost, &open, "lost with its author").await;
+    for _ in 0..3 {
+        post(&node, authors[1], &open, "lost").await;
+    }
+    let theirs = thread(&node, authors[1], "lost as well").await;
+    post(&node, authors[0], &theirs, "a reply that stays, to a thread that is gone").await;
+    assert_eq!(node.thread_page(open.thread_id, None, 50).await.expect("a page").posts.len(), 5);
+
+    cluster.servers().kill(local::ServerId::Shard(1)).expect("killed");
+    let servers = cluster.servers();
+    tokio::task::block_in_place(|| servers.put_first(1, &mut |_| {})).expect("promoted");
+    let back = async {
+        while node.user(authors[1]).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(3), back).await.expect("the node follows");
+    agrees(&node).await;
+    assert!(matches!(node.user(lost).await, Err(Error::NotFound { .. })));
+    assert_eq!(node.thread_page(open.thread_id, None, 50).await.expect("a page").posts.len(), 1);
+    // The name is free again, and what is written now counts although older states were told under higher numbers.
+    node.register(NewUser { user_name: "lost".into(), ..NewUser::default() }, &operator()).await.expect("a free name");
+    post(&node, authors[1], &open, "after").await;
+    assert_eq!(node.thread_page(open.thread_id, None, 50).await.expect("a page").posts.len(), 2);
+    agrees(&node).await;
+}
+
+fn on_shard_1() -> UserId {
+    loop {
+        let id = UserId::new();
+        if id.bucket().number() % 2 == 1 {
+            return id;
+        }
+    }
+}
