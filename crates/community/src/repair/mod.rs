@@ -13,6 +13,7 @@ use crate::check::{
 };
 use crate::community::Community;
 use crate::error::Result;
+use futures_util::future::try_join;
 use serde::Serialize;
 use shards::{Admin, Item, WriteMany};
 use std::collections::BTreeSet;
@@ -99,9 +100,9 @@ impl Community {
         let settled = self.repair_names(databases, names.into_keys().collect()).await?;
         report.note_keys(NAMES, settled.iter());
 
-        let counts = check::within::wrong_keys(databases, CONTRIBUTIONS).await?;
+        let counts = check::within::wrong_keys(databases, CONTRIBUTIONS);
+        let (counts, copies) = try_join(counts, check::across::differing(databases, PARTICIPANTS)).await?;
         report.note_keys(CONTRIBUTIONS, counts.iter());
-        let copies = check::across::differing(databases, PARTICIPANTS).await?;
         report.note_keys(PARTICIPANTS, copies.keys());
         let wrong: BTreeSet<(Uuid, Uuid)> = counts.iter().chain(copies.keys()).filter_map(|key| pair_in(key)).collect();
         self.repair_contributions(databases, wrong.into_iter().collect()).await?;
