@@ -100,15 +100,24 @@ async fn a_repair_says_what_it_changed() {
     assert!(output.status.success() && text.starts_with("Nothing was to be repaired."), "{text}");
 
     // What nobody can decide is named, with exit code 1.
-    json_of(&cluster, &["user", "add", "bob"]);
-    for shard in 0..4 {
-        let client = cluster.stranger(&format!("shard_{shard}")).await;
-        let rename = "SET session_replication_role = replica; UPDATE users SET user_name = 'ada'";
-        client.batch_execute(rename).await.unwrap();
-    }
+    let bob = json_of(&cluster, &["user", "add", "bob"]);
+    let rename = async |name: &str| {
+        for shard in 0..4 {
+            let client = cluster.stranger(&format!("shard_{shard}")).await;
+            client.batch_execute("SET session_replication_role = replica").await.unwrap();
+            let id = &bob["user_id"].as_str().unwrap();
+            let sql = "UPDATE users SET user_name = $1 WHERE user_id = $2::text::uuid";
+            client.execute(sql, &[&name, id]).await.unwrap();
+        }
+    };
+    rename("ada").await;
     let output = on(&cluster, &["check", "--repair"]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.code() == Some(1) && text.contains("user_name ada: more than once"), "{text}");
+    rename("bob").await;
+    assert_eq!(json_of(&cluster, &["check", "--repair"])["ok"], true);
+    drop(directory);
+    cluster.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

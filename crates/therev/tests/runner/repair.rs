@@ -79,6 +79,7 @@ async fn community(node: &Therev) -> [UserId; 4] {
 }
 
 const ANYBODY: &str = "'00000000-0000-4000-8000-000000000001'";
+const NOBODY: &str = "'00000000-0000-4000-8000-000000000002'";
 const ANYTHING: &str = "'018f3c5e-7b2a-7000-8000-00000000abcd'";
 
 /// What is damaged, by SQL on the shards and on the directory; and the proofs that are repaired for it.
@@ -197,7 +198,7 @@ fn stray(bob: UserId) -> Damage {
         shards: statements.join("; "),
         directory: format!(
             "INSERT INTO user_directory
-             VALUES ({ANYBODY}, 'stray', NULL, NULL, 'STANDARD', true, now(), false, 1 << 30);
+             VALUES ({NOBODY}, 'stray', NULL, NULL, 'STANDARD', true, now(), false, 1 << 30);
              INSERT INTO thread_directory (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at,
                                            is_deleted, version, last_activity_at)
              VALUES ({ANYTHING}, {ANYBODY}, 'stray', false, false, 'approved', now(), false, 7, now())"
@@ -238,9 +239,11 @@ async fn every_kind_of_damage(layout: Layout) {
         }
         assert_eq!(own_rows(&cluster).await, before, "{what}: what is a user's own stays as it is, bit for bit");
     }
+    // What a change of name may still be under way for was left to the relay.
+    assert_eq!(node.relay_once().await.expect("the relay runs").claims_settled, 1);
     let again = node.repair().await.expect("the repair runs");
     let done: Vec<_> = again.repaired.iter().filter(|repaired| repaired.repaired > 0).collect();
-    assert!(again.ok && done.iter().all(|repaired| repaired.name == "claims settled"), "nothing is left: {done:#?}");
+    assert!(again.ok && done.is_empty(), "nothing is left: {done:#?}");
     for name in ["of-nobody", "left-off", "too-many", "to-come"] {
         user(&node, name).await;
     }
