@@ -20,7 +20,7 @@ CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHE
 
 -- Which life of each shard and of the directory's writer counts. A server of another one is closed until it has been
 -- granted a life here; of several that ask, the first one is, and the others are refused for good.
--- Written by shards/init.rs, and through the functions below.
+-- Written by shards/init.rs and community/settle.rs, and through the functions below.
 CREATE TABLE therev.incarnations (
     database            text    PRIMARY KEY,
     incarnation         uuid    NOT NULL,

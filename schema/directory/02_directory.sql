@@ -2,7 +2,7 @@
 -- the newer version wins, and a deleted row stays as a mark so that an old event cannot raise it. Neither table holds a
 -- shard's number: placement says that.
 
--- Written by community/delivery.rs and community/bulk/.
+-- Written by community/delivery.rs and community/bulk/; community/repair/ sets versions back to 0 before it delivers.
 CREATE TABLE user_directory (
     user_id         uuid PRIMARY KEY,
     user_name       text,
@@ -18,7 +18,7 @@ CREATE TABLE user_directory (
 -- Query: names by prefix, in order.
 CREATE INDEX user_directory_by_name ON user_directory (user_name text_pattern_ops) WHERE NOT is_deleted;
 
--- Written by community/delivery.rs, community/bulk/ and, its totals, community/newest.rs.
+-- Written by community/delivery.rs, community/bulk/, community/repair/ and, its totals, community/newest.rs.
 CREATE TABLE thread_directory (
     thread_id        uuid PRIMARY KEY,
     author_id        uuid        NOT NULL,

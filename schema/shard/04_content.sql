@@ -64,7 +64,7 @@ CREATE UNIQUE INDEX posts_by_id ON posts (bucket, post_id);
 CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
 
 -- How much an author wrote in a thread: owned by the author, falls to zero, never away.
--- Written by community/posts.rs and community/bulk/, in the post's own transaction.
+-- Written by community/posts.rs and community/bulk/, in the post's own transaction; counted anew by community/repair/.
 CREATE TABLE therev.thread_contributions (
     bucket           smallint    NOT NULL,
     author_id        uuid        NOT NULL,
@@ -80,7 +80,7 @@ CREATE TABLE therev.thread_contributions (
 );
 
 -- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
--- Written by community/delivery.rs and community/bulk/. Tells a page which shards to ask.
+-- Written by community/delivery.rs, community/bulk/ and community/repair/. Tells a page which shards to ask.
 CREATE TABLE therev.thread_participants (
     bucket         smallint    NOT NULL,
     author_id      uuid        NOT NULL,
@@ -95,7 +95,7 @@ CREATE TABLE therev.thread_participants (
 );
 
 -- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
--- Written by community/newest.rs.
+-- Written by community/newest.rs and community/repair/.
 CREATE TABLE therev.thread_totals (
     bucket       smallint NOT NULL,
     author_id    uuid     NOT NULL,

@@ -21,6 +21,7 @@ mod page;
 mod passwords;
 mod posts;
 mod relay;
+pub mod repair;
 mod sessions;
 mod settle;
 mod text;
@@ -55,6 +56,9 @@ pub fn fenced_statements() -> Vec<(&'static str, shards::AnyFenced)> {
         names::fenced(),
         page::fenced(),
         posts::fenced(),
+        repair::claims::fenced(),
+        repair::content::fenced(),
+        repair::directory::fenced(),
         sessions::fenced(),
         threads::fenced(),
         users::fenced(),

@@ -22,6 +22,8 @@ mod outbox;
 mod personal;
 #[path = "runner/promotion.rs"]
 mod promotion;
+#[path = "runner/repair.rs"]
+mod repair;
 #[path = "runner/routing.rs"]
 mod routing;
 #[path = "runner/statements.rs"]

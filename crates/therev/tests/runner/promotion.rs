@@ -40,7 +40,8 @@ impl OwnCluster {
         let control = self.servers().control_url().expect("an address");
         let (_, place) = control.rsplit_once('@').expect("an address with a role");
         let passfile = Some(self.folder.path().join("passfile"));
-        let config = Config { passfile, relay_ms: 100, breaker_ms: 100, ..Config::new(format!("postgresql://{place}")) };
+        let config =
+            Config { passfile, relay_ms: 100, breaker_ms: 100, ..Config::new(format!("postgresql://{place}")) };
         therev::connect(config).await.expect("a node")
     }
 
@@ -60,10 +61,15 @@ impl Drop for OwnCluster {
 
 /// Writes posts one after the other, with ids of its own, until it has written so many after it was told to end. Says
 /// which were acknowledged, and the longest time without one.
-async fn write(node: Therev, author: UserId, thread: therev::ThreadId, end: tokio::sync::watch::Receiver<bool>) -> (Vec<therev::PostId>, Duration) {
+async fn write(
+    node: Therev,
+    author: UserId,
+    thread: therev::ThreadId,
+    end: tokio::sync::watch::Receiver<bool>,
+) -> (Vec<therev::PostId>, Duration) {
     let (mut acknowledged, mut longest, mut last, mut after) = (Vec::new(), Duration::ZERO, Instant::now(), 0);
     while after < 20 {
-        let post_id = therev::PostId::new(author.bucket());
+        let post_id = therev::PostId::new(author);
         loop {
             let new = NewPost { post_id: Some(post_id), ..NewPost::new(author, thread, "on and on") };
             match node.create_post(new).await {
