@@ -2,6 +2,8 @@
 
 #[path = "runner/agreement.rs"]
 mod agreement;
+#[path = "runner/apart.rs"]
+mod apart;
 #[path = "runner/examples.rs"]
 mod examples;
 #[path = "runner/fence.rs"]
