@@ -2,7 +2,7 @@
 
 use crate::Anyhow;
 use local::{Cluster, Options};
-use std::path::Path;
+use tempfile::TempDir;
 use therev::{Config, InitPlan, Layout};
 use tokio_postgres::{Client, NoTls};
 
@@ -12,7 +12,11 @@ const SERVERS: u16 = 4;
 /// Four servers, and a replica of the first.
 pub(crate) struct Servers {
     cluster: Cluster,
+    _home: Home,
 }
+
+/// A temporary folder with servers in it. They go on by themselves, so that however this ends, it ends them.
+struct Home(TempDir);
 
 /// A cluster's databases: shards go around on the servers, control and directory are on the first.
 pub(crate) struct Databases {
@@ -23,17 +27,13 @@ pub(crate) struct Databases {
 }
 
 impl Servers {
-    pub(crate) fn start(folder: &Path) -> Anyhow<Servers> {
-        let mut options = Options::new(folder.to_owned());
+    pub(crate) fn start() -> Anyhow<Servers> {
+        let home = Home(tempfile::tempdir()?);
+        let mut options = Options::new(home.0.path());
         options.shards = SERVERS;
         options.replicas = 1;
         options.durable = true;
-        Ok(Servers { cluster: Cluster::up(&options, &mut |line| eprintln!("{line}"))? })
-    }
-
-    pub(crate) fn remove(self) -> Anyhow<()> {
-        self.cluster.destroy(&mut |line| eprintln!("{line}"))?;
-        Ok(())
+        Ok(Servers { cluster: Cluster::up(&options, &mut |line| eprintln!("{line}"))?, _home: home })
     }
 
     /// A cluster of empty databases, of so many shards.
@@ -57,6 +57,16 @@ impl Servers {
         };
         therev::init(&plan).await?;
         Ok(databases)
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Before there is a cluster, there is nothing to stop.
+        let Ok(cluster) = Cluster::open(self.0.path()) else { return };
+        if let Err(error) = cluster.destroy(&mut |line| eprintln!("{line}")) {
+            eprintln!("The servers in {} could not be removed: {error}", self.0.path().display());
+        }
     }
 }
 

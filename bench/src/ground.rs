@@ -13,6 +13,7 @@ pub(crate) struct Ground<'a> {
     pub(crate) servers: &'a Servers,
     pub(crate) databases: Databases,
     pub(crate) shards: u16,
+    pub(crate) posts: u32,
     /// How often each side is measured.
     pub(crate) runs: usize,
 }
@@ -33,7 +34,7 @@ impl<'a> Ground<'a> {
             client.batch_execute("VACUUM (ANALYZE)").await?;
             client.batch_execute("CHECKPOINT").await?;
         }
-        Ok(Ground { servers, databases, shards, runs })
+        Ok(Ground { servers, databases, shards, posts, runs })
     }
 
     /// A node with so many connections to each database, all of them open.

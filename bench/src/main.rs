@@ -4,9 +4,11 @@
 //! sides of a figure are measured in the same run, alternating; the figures are medians.
 
 mod bare;
+mod chart;
 mod cluster;
 mod figure;
 mod ground;
+mod growth;
 mod loads;
 mod reads;
 mod writes;
@@ -18,6 +20,7 @@ use ground::Ground;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a run of throughput takes.
 const PERIOD: Duration = Duration::from_secs(2);
@@ -25,11 +28,12 @@ const PERIOD: Duration = Duration::from_secs(2);
 type Anyhow<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What is measured, by the name that `--only` takes.
-const NAMES: [(&str, &str); 10] = [
+const NAMES: [(&str, &str); 11] = [
     ("point_read", "a user by key ÷ the same statement without fence and library"),
     ("author_page", "50 posts of one author ÷ the same statement without fence and library"),
     ("thread_page", "50 posts of a thread on 4 shards ÷ the slowest shard's own query"),
     ("one_of_sixteen", "shards asked for a thread whose posts are on one of sixteen"),
+    ("growth", "reads, pages and writes with 10 × the data, and on 1, 2, 4, 8 and 16 shards"),
     ("insert", "a post with fence, contribution and event ÷ its bare row, ÷ the same rows"),
     ("post", "whole posts, delivered"),
     ("waits", "register, reply, own writes seen: what one person waits for"),
@@ -57,9 +61,18 @@ struct Arguments {
     /// A folder with a Stack Exchange data dump, for the import
     #[arg(long)]
     dump: Option<PathBuf>,
+    /// Write the chart of growth to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+impl Arguments {
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
 }
 
 #[tokio::main]
@@ -73,6 +86,10 @@ async fn main() -> ExitCode {
     }
     if arguments.dump.is_none() && arguments.only.iter().any(|only| only == "import") {
         eprintln!("The import needs a dump: give its folder with --dump.");
+        return ExitCode::from(2);
+    }
+    if arguments.chart.is_some() && !arguments.wants("growth") {
+        eprintln!("The chart shows growth: measure it, too, with --only growth.");
         return ExitCode::from(2);
     }
     match run(&arguments).await {
@@ -94,14 +111,16 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments) -> Anyhow<Vec<Figure>> {
-    let folder = tempfile::tempdir()?;
-    let servers = Servers::start(folder.path())?;
-    // Servers go on by themselves: whoever interrupts does not mean to keep them.
+    // From here on a signal is kept until it is looked at: servers that are being started must be there to be removed.
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let servers = Servers::start()?;
     let measured = tokio::select! {
+        biased;
+        _ = interrupted.recv() => Err("it was interrupted".into()),
+        _ = terminated.recv() => Err("it was terminated".into()),
         measured = measure(arguments, &servers) => measured,
-        _ = tokio::signal::ctrl_c() => Err("it was interrupted".into()),
     };
-    servers.remove()?;
+    drop(servers);
     let figures = measured?;
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&figures)?);
@@ -112,11 +131,12 @@ async fn run(arguments: &Arguments) -> Anyhow<Vec<Figure>> {
 }
 
 async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>> {
-    let wanted = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let wanted = |name: &str| arguments.wants(name);
     let runs = usize::try_from(arguments.runs)?;
     let mut figures = Vec::new();
     // The bare inserts leave no contributions: what proves the community comes before them.
-    let on_ground = ["check", "point_read", "author_page", "thread_page", "one_of_sixteen", "waits", "post", "insert"];
+    let on_ground =
+        ["check", "point_read", "author_page", "thread_page", "one_of_sixteen", "growth", "waits", "post", "insert"];
     if on_ground.into_iter().any(wanted) {
         eprintln!("making a community of {} posts", arguments.posts);
         let ground = Ground::new(servers, "ground", 4, arguments.posts, runs).await?;
@@ -127,6 +147,7 @@ async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>
                 "author_page" => reads::author_page(&ground).await?,
                 "thread_page" => reads::thread_page(&ground).await?,
                 "one_of_sixteen" => reads::one_of_sixteen(&ground).await?,
+                "growth" => growth::growth(&ground, arguments.chart.as_deref()).await?,
                 "insert" => writes::insert(&ground).await?,
                 "post" => writes::post(&ground).await?,
                 "waits" => writes::waits(&ground).await?,

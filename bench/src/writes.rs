@@ -11,7 +11,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
-const BODY: &str = "Some two hundred and fifty bytes of text, as half of the posts of a forum have less and the others \
+pub(crate) const BODY: &str = "Some two hundred and fifty bytes of text, as half of the posts of a forum have less and the others \
                     more: a sentence or two about what was asked, a word of thanks, and a question back to whoever \
                     wrote first, since nobody says everything at once.";
 

@@ -1,6 +1,7 @@
 //! `therev bench`: the figures, measured by a program of its own.
 
 use crate::error::{CliError, Result};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
@@ -32,6 +33,9 @@ pub(crate) struct Args {
     /// A folder with a Stack Exchange data dump, for the import
     #[arg(long)]
     dump: Option<PathBuf>,
+    /// Write the chart of growth to this file, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: Args, json: bool) -> Result<ExitCode> {
@@ -48,15 +52,16 @@ pub(crate) fn run(args: Args, json: bool) -> Result<ExitCode> {
             command.args([option, &value.to_string()]);
         }
     }
-    if let Some(dump) = args.dump {
-        command.arg("--dump").arg(dump);
+    for (option, path) in [("--dump", args.dump), ("--chart", args.chart)] {
+        if let Some(path) = path {
+            command.arg(option).arg(path);
+        }
     }
-    let status = command.status().map_err(|source| {
-        CliError::new(
-            "bench",
-            format!("`{PROGRAM}` could not be started: {source}"),
-            "build it anew: `cargo build --release -p bench`",
-        )
-    })?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    // In this one's place, so that a signal to it ends the measurement, which then removes its servers.
+    let source = command.exec();
+    Err(CliError::new(
+        "bench",
+        format!("`{PROGRAM}` could not be started: {source}"),
+        "build it anew: `cargo build --release -p bench`",
+    ))
 }
