@@ -2,5 +2,7 @@
 
 #[path = "runner/cut_off.rs"]
 mod cut_off;
+#[path = "runner/nemesis.rs"]
+mod nemesis;
 #[path = "runner/sequences.rs"]
 mod sequences;
