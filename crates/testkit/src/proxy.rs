@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,18 +42,24 @@ pub enum At {
     NoAnswer,
     /// The client gets half of the answer.
     HalfAnswer,
+    /// Nothing of the request arrives, nor of what comes after it; but the connection does not end, until all do.
+    Silence,
+    /// The server gets the request and answers; then everything is cut, as if it had crashed after the commit.
+    Crash,
 }
 
 #[derive(Clone, Copy)]
 struct Way {
     target: u16,
     mode: Mode,
+    /// How often all connections were cut: a cut reaches them however soon another mode follows.
+    cuts: u64,
 }
 
 /// A port of this machine that leads to another one. Gone, with its connections, when it is dropped.
 pub struct Proxy {
     port: u16,
-    way: watch::Sender<Way>,
+    way: Arc<watch::Sender<Way>>,
 }
 
 impl Proxy {
@@ -61,8 +67,9 @@ impl Proxy {
     pub async fn start(target: u16) -> io::Result<Proxy> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
-        let (way, seen) = watch::channel(Way { target, mode: Mode::Pass });
-        tokio::spawn(listen(listener, seen));
+        let (way, seen) = watch::channel(Way { target, mode: Mode::Pass, cuts: 0 });
+        let way = Arc::new(way);
+        tokio::spawn(listen(listener, seen, Arc::downgrade(&way)));
         Ok(Proxy { port, way })
     }
 
@@ -78,11 +85,18 @@ impl Proxy {
 
     /// From now on this becomes of connections.
     pub fn set(&self, mode: Mode) {
-        self.way.send_modify(|way| way.mode = mode);
+        self.way.send_modify(|way| way.change(mode));
     }
 }
 
-async fn listen(listener: TcpListener, mut way: watch::Receiver<Way>) {
+impl Way {
+    fn change(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.cuts += u64::from(mode == Mode::Cut);
+    }
+}
+
+async fn listen(listener: TcpListener, mut way: watch::Receiver<Way>, change: Weak<watch::Sender<Way>>) {
     loop {
         let client = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -90,15 +104,16 @@ async fn listen(listener: TcpListener, mut way: watch::Receiver<Way>) {
         };
         // An error here is of one connection that ended before it was taken.
         let Ok((client, _)) = client else { continue };
-        if !matches!(way.borrow().mode, Mode::Cut | Mode::Refuse) {
-            tokio::spawn(carry(client, way.clone()));
-        }
+        tokio::spawn(carry(client, way.clone(), change.clone()));
     }
 }
 
 /// One connection, to its end. What it ends with, its two sides see for themselves.
-async fn carry(client: TcpStream, way: watch::Receiver<Way>) {
-    let target = way.borrow().target;
+async fn carry(client: TcpStream, way: watch::Receiver<Way>, change: Weak<watch::Sender<Way>>) {
+    let Way { target, mode, cuts } = *way.borrow();
+    if matches!(mode, Mode::Cut | Mode::Refuse) {
+        return;
+    }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)).await else { return };
     // Nothing that is delayed here should come from the system's own gathering.
     client.set_nodelay(true).ok();
@@ -107,8 +122,12 @@ async fn carry(client: TcpStream, way: watch::Receiver<Way>) {
     let (from_server, to_server) = server.into_split();
     let broken = Mutex::new(None);
     tokio::select! {
-        _ = carry_requests(from_client, to_server, way.clone(), &broken) => {}
-        _ = carry_answers(from_server, to_client, way, &broken) => {}
+        _ = carry_requests(from_client, to_server, way.clone(), cuts, &broken) => {}
+        _ = carry_answers(from_server, to_client, way, cuts, &broken) => {}
+    }
+    let crashed = *broken.lock().unwrap_or_else(PoisonError::into_inner) == Some(At::Crash);
+    if let (true, Some(change)) = (crashed, change.upgrade()) {
+        change.send_modify(|way| way.change(Mode::Cut));
     }
 }
 
@@ -116,14 +135,19 @@ async fn carry_requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut way: watch::Receiver<Way>,
+    since: u64,
     broken: &Mutex<Option<At>>,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
-    while let Some(request) = next(&mut from, &mut piece, &mut way).await? {
+    while let Some(request) = next(&mut from, &mut piece, &mut way, since).await? {
         let mode = way.borrow().mode;
         match mode {
             Mode::Break(sign, At::HalfRequest) if holds(request, sign) => {
                 return to.write_all(&request[..request.len() / 2]).await;
+            }
+            Mode::Break(sign, At::Silence) if holds(request, sign) => {
+                // The other direction ends them both.
+                return std::future::pending().await;
             }
             Mode::Break(sign, at) if holds(request, sign) => {
                 *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
@@ -139,10 +163,11 @@ async fn carry_answers(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut way: watch::Receiver<Way>,
+    since: u64,
     broken: &Mutex<Option<At>>,
 ) -> io::Result<()> {
     let mut piece = vec![0; PIECE];
-    while let Some(answer) = next(&mut from, &mut piece, &mut way).await? {
+    while let Some(answer) = next(&mut from, &mut piece, &mut way, since).await? {
         let at = *broken.lock().unwrap_or_else(PoisonError::into_inner);
         match at {
             Some(At::HalfAnswer) => return to.write_all(&answer[..answer.len() / 2]).await,
@@ -153,11 +178,12 @@ async fn carry_answers(
     Ok(())
 }
 
-/// The next bytes, when the mode lets them go; `None` where the connection ends.
+/// The next bytes, when the mode lets them go; `None` where the connection ends, as by a cut after the first `since`.
 async fn next<'a>(
     from: &mut OwnedReadHalf,
     piece: &'a mut [u8],
     way: &mut watch::Receiver<Way>,
+    since: u64,
 ) -> io::Result<Option<&'a [u8]>> {
     let mut ended = way.clone();
     let passed = async {
@@ -173,7 +199,7 @@ async fn next<'a>(
     let count = tokio::select! {
         count = passed => count?,
         // The mode, or the end of the proxy.
-        _ = ended.wait_for(|way| way.mode == Mode::Cut) => 0,
+        _ = ended.wait_for(|way| way.cuts > since) => 0,
     };
     Ok((count > 0).then(|| &piece[..count]))
 }
