@@ -285,6 +285,7 @@ impl Community {
             &format,
             &metadata,
         ];
+        let mut unknown = None;
         for _ in 0..2 {
             match self.shards().write(&CREATE, bucket, &params).await {
                 Ok(rows) => {
@@ -293,12 +294,12 @@ impl Community {
                     self.deliver_contribution(bucket, row).await;
                     return created(id, new, thread.author_id, metadata, row);
                 }
-                // Whether it was written, the same create tells.
-                Err(shards::Error::OutcomeUnknown { .. }) => {}
-                Err(error) => return Err(Error::of_constraint(error)),
+                // Whether it was written, the same create tells; one that fails does not.
+                Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),
+                Err(error) => return Err(unknown.map_or_else(|| Error::of_constraint(error), Error::Store)),
             }
         }
-        Err(Error::Changed { what: "post", id: id.to_string() })
+        Err(unknown.map_or_else(|| Error::Changed { what: "post", id: id.to_string() }, Error::Store))
     }
 
     /// The post whose id is in use, if it is the one that was to be created.

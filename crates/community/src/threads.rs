@@ -301,15 +301,20 @@ impl Community {
         what: &'static str,
         id: uuid::Uuid,
     ) -> Result<Row> {
+        let mut unknown = None;
         for _ in 0..2 {
             match self.shards().write(statement, bucket, params).await {
                 Ok(mut rows) if !rows.is_empty() => return Ok(rows.swap_remove(0)),
-                // The same create was just being committed by somebody else, or the connection broke: ask again.
-                Ok(_) | Err(shards::Error::OutcomeUnknown { .. }) => {}
-                Err(error) => return Err(Error::of_constraint(error)),
+                // The same create was just being committed by somebody else: ask again.
+                Ok(_) => {}
+                // The connection broke: ask again.
+                Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),
+                // A second try that failed does not say what became of the first: a server that crashed after the
+                // commit is down now.
+                Err(error) => return Err(unknown.map_or_else(|| Error::of_constraint(error), Error::Store)),
             }
         }
-        Err(Error::Changed { what, id: id.to_string() })
+        Err(unknown.map_or_else(|| Error::Changed { what, id: id.to_string() }, Error::Store))
     }
 }
 

@@ -5,6 +5,7 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Database, Error};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_postgres::{Client, NoTls};
 
 /// The databases of a cluster, for its owner.
@@ -50,7 +51,11 @@ impl Admin {
 
 /// Connects, and drives the connection until the client is dropped.
 pub(crate) async fn connect(database: Database, config: &tokio_postgres::Config) -> Result<Client, Error> {
-    let (client, connection) = config.connect(NoTls).await.map_err(|source| {
+    // The driver's own limit ends with the first packet; an address without one has none here either.
+    let limit = config.get_connect_timeout().copied().unwrap_or(Duration::MAX);
+    let connected = tokio::time::timeout(limit, config.connect(NoTls)).await;
+    let connected = connected.map_err(|_| Error::Down { database, source: None })?;
+    let (client, connection) = connected.map_err(|source| {
         if source.code().is_some() {
             Error::Refused { database, source }
         } else {

@@ -9,6 +9,7 @@ use futures_util::SinkExt;
 use placement::{Bucket, Group, ShardNo};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 use tokio_postgres::types::{IsNull, ToSql, Type};
@@ -18,6 +19,8 @@ pub struct Bulk {
     /// `None` once the transaction has ended.
     client: Option<Object>,
     database: Database,
+    /// How long each step may take: the server minds it too, but a network that lost its way says nothing.
+    deadline: Duration,
     /// Held until the end.
     _turn: OwnedSemaphorePermit,
     /// The least version that a row written here may have.
@@ -62,8 +65,9 @@ impl Shards {
         let database = pool.database();
         let turn = pool.bulk_turn().await?;
         let client = pool.get().await?;
-        let mut bulk = Bulk { client: Some(client), database, _turn: turn, version_floor: 0 };
-        bulk.client()?.batch_execute(lock(group)).await.map_err(|e| bulk.error(e))?;
+        let deadline = self.inner.config.deadline();
+        let mut bulk = Bulk { client: Some(client), database, deadline, _turn: turn, version_floor: 0 };
+        bulk.in_time(bulk.client()?.batch_execute(lock(group))).await?.map_err(|e| bulk.error(e))?;
         let numbers: Vec<i16> = buckets.iter().map(|b| b.sql()).collect();
         let rows = bulk.query(CHECK, &[&group.name(), &numbers]).await?;
         let row = rows.first().ok_or_else(|| Error::Answer { database, reason: "it has no fence".into() })?;
@@ -82,7 +86,7 @@ impl Shards {
             }
         }
         if waits {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(None)
     }
@@ -92,13 +96,22 @@ impl Bulk {
     /// Runs a statement in the transaction, prepared once per connection.
     pub async fn query(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Error> {
         let client = self.client()?;
-        let statement = client.prepare_cached(sql).await.map_err(|e| self.error(e))?;
-        client.query(&statement, params).await.map_err(|e| self.error(e))
+        let answer = async { client.query(&client.prepare_cached(sql).await?, params).await };
+        self.in_time(answer).await?.map_err(|e| self.error(e))
     }
 
     /// Copies rows in PostgreSQL's binary form; `copy` is a `COPY … FROM STDIN (FORMAT binary)` of columns of these
     /// types. Says how many.
     pub async fn copy<'a>(
+        &self,
+        copy: &str,
+        types: &[Type],
+        rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
+    ) -> Result<u64, Error> {
+        self.in_time(self.send(copy, types, rows)).await?
+    }
+
+    async fn send<'a>(
         &self,
         copy: &str,
         types: &[Type],
@@ -127,11 +140,19 @@ impl Bulk {
     }
 
     async fn end(&mut self, how: &str) -> Result<(), Error> {
-        let ended = self.client()?.batch_execute(how).await;
+        let ended = self.in_time(self.client()?.batch_execute(how)).await?;
         if ended.is_ok() {
             self.client = None;
         }
         ended.map_err(|e| Error::of_statement(self.database, how == "COMMIT", e))
+    }
+
+    /// Waits for a step no longer than a call may take.
+    async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::time::timeout(self.deadline, step).await.map_err(|_| Error::Deadline {
+            limit_ms: self.deadline.as_millis(),
+            waiting_for: format!("an answer from {}", self.database),
+        })
     }
 
     fn client(&self) -> Result<&Object, Error> {

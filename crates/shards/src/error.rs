@@ -36,7 +36,7 @@ pub enum Error {
     Down {
         /// Which database.
         database: Database,
-        /// What the attempt ended with; `None` while the breaker spares the server.
+        /// What the attempt ended with; `None` where nothing came in time, and while the breaker spares the server.
         source: Option<tokio_postgres::Error>,
     },
     /// The server refuses this role or its password.

@@ -4,7 +4,7 @@ use crate::breaker::Breaker;
 use crate::error::{Database, Error};
 use crate::life::{Life, Lives};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, Timeouts,
+    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -48,6 +48,8 @@ enum Stranger {
     Newer { found: i32, known: i32 },
     /// The right one, in a life that this node does not know.
     OtherLife,
+    /// Nobody who answers in time.
+    Silent,
 }
 
 /// The life of a database that this node trusts, and since when.
@@ -91,6 +93,8 @@ pub(crate) struct Expected {
 pub(crate) struct Limits {
     pub(crate) size: usize,
     pub(crate) wait: Duration,
+    /// For a new connection, from its first byte to the server's word on what it is.
+    pub(crate) connect: Duration,
     pub(crate) rest: Duration,
 }
 
@@ -111,7 +115,8 @@ impl Pool {
         let check = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
             let (noted, trusted) = (noted.clone(), trusted.clone());
             Box::pin(async move {
-                let found = meet(client, database, expected, &trusted).await?;
+                let met = tokio::time::timeout(limits.connect, meet(client, database, expected, &trusted)).await;
+                let found = met.unwrap_or(Ok(Some(Stranger::Silent)))?;
                 noted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone_from(&found);
                 found.map_or(Ok(()), |_| Err(HookError::message("not the database that was meant")))
             })
@@ -119,6 +124,8 @@ impl Pool {
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(limits.size)
             .wait_timeout(Some(limits.wait))
+            // The driver's own limit ends with the first packet: a server that takes it and says nothing is down, too.
+            .create_timeout(Some(limits.connect))
             .runtime(Runtime::Tokio1)
             .post_create(check)
             .pre_recycle(Hook::sync_fn(move |_, metrics| {
@@ -213,7 +220,7 @@ impl Pool {
         // Mostly one is free, and a wait that is none needs no timer.
         let at_once = Timeouts { wait: Some(Duration::ZERO), ..self.connections.timeouts() };
         let got = match self.connections.timeout_get(&at_once).await {
-            Err(PoolError::Timeout(_)) => Box::pin(self.connections.get()).await,
+            Err(PoolError::Timeout(TimeoutType::Wait)) => Box::pin(self.connections.get()).await,
             got => got,
         };
         match got {
@@ -240,6 +247,10 @@ impl Pool {
                 self.breaker.failed(Instant::now());
                 Error::Down { database, source: Some(source) }
             }
+            PoolError::Timeout(TimeoutType::Create) => {
+                self.breaker.failed(Instant::now());
+                Error::Down { database, source: None }
+            }
             PoolError::Timeout(_) => Error::Deadline {
                 limit_ms: self.deadline().as_millis(),
                 waiting_for: format!("a connection to {database}"),
@@ -249,6 +260,10 @@ impl Pool {
                 match noted {
                     Some(Stranger::Newer { found, known }) => {
                         Error::Schema { database, source: schema::Error::TooNew { found, known } }
+                    }
+                    Some(Stranger::Silent) => {
+                        self.breaker.failed(Instant::now());
+                        Error::Down { database, source: None }
                     }
                     Some(Stranger::Wrong(reason)) => Error::WrongDatabase { database, reason },
                     Some(Stranger::OtherLife) => {

@@ -332,6 +332,7 @@ pub(crate) fn limits(config: &Config, size: usize) -> Limits {
     Limits {
         size: config.pool_size.unwrap_or(size).max(1),
         wait: config.deadline(),
+        connect: Duration::from_millis(config.connect_timeout_ms),
         rest: Duration::from_millis(config.breaker_ms),
     }
 }

@@ -20,7 +20,7 @@ impl Tasks {
         bucket: Bucket,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Option<Row>> {
-        let (mut tries, mut was_empty) = (0, false);
+        let (mut tries, mut was_empty, mut unknown) = (0, false, None);
         loop {
             tries += 1;
             match self.community.shards().write(statement, bucket, params).await {
@@ -28,8 +28,11 @@ impl Tasks {
                 // Nothing there, or just being committed by somebody else: then the next snapshot has it.
                 Ok(_) if was_empty || tries >= TRIES => return Ok(None),
                 Ok(_) => was_empty = true,
-                Err(error) if tries < TRIES && is_lost_race(&error) => {}
-                Err(error) => return Err(refused(error)),
+                Err(error) if tries < TRIES && is_lost_race(&error) => {
+                    unknown = unknown.or(Some(error).filter(is_unknown));
+                }
+                // A try that failed does not say what became of the one whose connection broke.
+                Err(error) => return Err(unknown.map_or_else(|| refused(error), Error::Store)),
             }
         }
     }
@@ -45,8 +48,11 @@ impl Tasks {
 
 /// The connection broke, or somebody else's default account came first: the same statement again is right.
 fn is_lost_race(error: &shards::Error) -> bool {
+    is_unknown(error) || error.sql_error().is_some_and(|refused| *refused.code() == SqlState::EXCLUSION_VIOLATION)
+}
+
+fn is_unknown(error: &shards::Error) -> bool {
     matches!(error, shards::Error::OutcomeUnknown { .. })
-        || error.sql_error().is_some_and(|refused| *refused.code() == SqlState::EXCLUSION_VIOLATION)
 }
 
 /// A refused constraint in terms of the field that it guards.

@@ -1,5 +1,6 @@
 //! A cluster of its own for each test: databases copied from a template on the shared servers.
 
+use crate::proxy::Proxy;
 use crate::servers::test_servers;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -93,6 +94,17 @@ impl TestCluster {
     /// A superuser's connection to one database.
     pub async fn stranger(&self, part: &str) -> Client {
         connect(&self.url(part)).await
+    }
+
+    /// Puts a proxy in front of a shard: nodes that connect from now on go through it, for as long as it lives.
+    pub async fn proxy(&self, shard: u16) -> Proxy {
+        let address: tokio_postgres::Config = self.url(&format!("shard_{shard}")).parse().expect("an address");
+        let proxy = Proxy::start(address.get_ports()[0]).await.expect("a free port");
+        let control = connect(&self.url("control")).await;
+        let readdress = "UPDATE therev.shards SET hosts = $1 WHERE shard = $2";
+        let hosts = format!("127.0.0.1:{}", proxy.port());
+        control.execute(readdress, &[&hosts, &shard.cast_signed()]).await.expect("the shard is readdressed");
+        proxy
     }
 
     /// Waits until the directory's replica has everything that its writer has now.

@@ -1,7 +1,11 @@
 //! Real servers, template databases and workloads for tests.
 
 mod cluster;
+mod disk;
+mod proxy;
 mod servers;
 
 pub use cluster::{PASSWORD, TestCluster, connect};
+pub use disk::Disk;
+pub use proxy::{At, Mode, Proxy};
 pub use servers::{TestServers, test_servers};

@@ -1,7 +1,13 @@
 //! Failure tests: processes that are killed, and sequences that nobody thought of. And what keeps the sources tidy.
 
+#[path = "runner/cut_connections.rs"]
+mod cut_connections;
 #[path = "runner/cut_off.rs"]
 mod cut_off;
+#[path = "runner/disk_full.rs"]
+mod disk_full;
+#[path = "runner/nemesis.rs"]
+mod nemesis;
 #[path = "runner/sequences.rs"]
 mod sequences;
 #[path = "runner/tidy.rs"]

@@ -1,0 +1,98 @@
+//! What is broken, in which order. The same seed breaks the same things; how far writers are by then is chance.
+
+use std::fmt;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use testkit::{At, Mode};
+
+use crate::world::SHARDS;
+
+/// One fault. Each is healed before the next one.
+///
+/// Faults to come (a standby that is promoted, a relocation under way) are variants here, an arm in
+/// `Saboteur::bring_about`, and one in `Saboteur::heal`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A writer is killed, and lives again at once.
+    KillWriter { writer: usize },
+    /// A shard's server crashes, and is started again.
+    KillServer { shard: u16 },
+    /// The control database is away. A writer that is killed meanwhile starts without it.
+    LoseControl { writer: usize, time: Duration },
+    /// The network in front of a shard's server does this for a while.
+    Network { shard: u16, mode: Mode, time: Duration },
+    /// A disk is full until a writer has met with it.
+    FillDisk,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::KillWriter { writer } => write!(out, "writer {writer} is killed"),
+            Fault::KillServer { shard } => write!(out, "the server of shard {shard} is killed"),
+            Fault::LoseControl { writer, time } => {
+                write!(out, "the control database is away for {time:?}, and writer {writer} is killed")
+            }
+            Fault::Network { shard, mode, time } => write!(out, "the network of shard {shard}: {mode:?} for {time:?}"),
+            Fault::FillDisk => out.write_str("a disk is full"),
+        }
+    }
+}
+
+/// The faults of a seed, without end.
+pub(crate) struct Schedule {
+    random: ChaCha8Rng,
+    writers: usize,
+}
+
+impl Schedule {
+    pub(crate) fn new(seed: u64, writers: usize) -> Schedule {
+        Schedule { random: ChaCha8Rng::seed_from_u64(seed), writers }
+    }
+}
+
+impl Iterator for Schedule {
+    type Item = Fault;
+
+    fn next(&mut self) -> Option<Fault> {
+        let random = &mut self.random;
+        // All are drawn for every fault, so that a new kind of fault changes only what it replaces.
+        let kind = random.random_range(0..100_u32);
+        let writer = random.random_range(0..self.writers);
+        let shard = random.random_range(0..SHARDS);
+        let time = Duration::from_millis(random.random_range(100..700));
+        let mode = match random.random_range(0..8_u32) {
+            0 => Mode::Cut,
+            1 => Mode::Refuse,
+            2 => Mode::Stall,
+            3 | 4 => Mode::Delay(Duration::from_millis(random.random_range(5..120))),
+            5 => Mode::Break(b"", At::HalfRequest),
+            6 => Mode::Break(b"", At::NoAnswer),
+            _ => Mode::Break(b"", At::HalfAnswer),
+        };
+        // Some stalls outlast the writers' deadline.
+        let time = if mode == Mode::Stall { 2 * time } else { time };
+        Some(match kind {
+            0..20 => Fault::KillWriter { writer },
+            20..40 => Fault::KillServer { shard },
+            40..50 => Fault::LoseControl { writer, time },
+            50..92 => Fault::Network { shard, mode, time },
+            _ => Fault::FillDisk,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_repeats_its_faults() {
+        let faults = |seed| Schedule::new(seed, 5).take(200).collect::<Vec<_>>();
+        assert_eq!(faults(1), faults(1));
+        assert_ne!(faults(1), faults(2));
+    }
+}

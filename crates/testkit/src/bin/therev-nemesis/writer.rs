@@ -1,0 +1,313 @@
+//! Writers: processes that append numbers to histories, whatever happens.
+//!
+//! Each user belongs to one writer, which appends one number after the other: the next one only when the last was
+//! acknowledged. The number, and the id of its post, are in the journal before the first try; every further try, in this
+//! life or a later one, is the same create.
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use therev::{Config, Layout, Map, NewPost, PostId, Therev, ThreadId, UserId};
+use tokio::sync::watch;
+use tokio_postgres::{Client, NoTls};
+
+use crate::journal::{Append, Event, Journal, Journals};
+
+/// What a writer writes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// The library, as it is.
+    Library,
+    /// The library with a placement that is wrong again and again.
+    Stale,
+    /// SQL, as psql would: right into the shard that owns the user.
+    Stranger,
+    /// SQL right into shards that do not own the user. Appends nothing: it must be refused.
+    Intruder,
+}
+
+/// A user and what it writes to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct History {
+    pub(crate) user: UserId,
+    pub(crate) thread: ThreadId,
+    pub(crate) thread_author: UserId,
+    /// The shard that owns the user.
+    pub(crate) shard: usize,
+}
+
+/// All that a writer is told.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) kind: Kind,
+    pub(crate) journal: PathBuf,
+    pub(crate) histories: Vec<History>,
+    pub(crate) control: String,
+    pub(crate) password: String,
+    pub(crate) state_file: PathBuf,
+    /// The shards' addresses by a superuser.
+    pub(crate) shards: Vec<String>,
+}
+
+/// How long a writer's call may take: less than some stalls do.
+const DEADLINE_MS: u64 = 1_000;
+/// Longer than anything takes that has a deadline: a create asks three times, each within its deadline.
+pub(crate) const HANGS: Duration = Duration::from_secs(30);
+/// Between two appends to one history.
+const PACE: Duration = Duration::from_millis(25);
+/// Between two tries of the same append.
+const AGAIN: Duration = Duration::from_millis(25);
+/// How long the last append is tried after the writer was told to end.
+const LAST_TRIES: Duration = Duration::from_secs(15);
+/// How often a writer with a bad memory forgets where everything is.
+const FORGETS_EVERY: u64 = 7;
+/// The guard's refusal of a row whose bucket is not owned.
+const NOT_OWNED: &str = "TR001";
+
+/// How the nodes of this program reach the cluster.
+pub(crate) fn config(control: &str, password: &str) -> Config {
+    Config {
+        password: Some(password.into()),
+        connect_timeout_ms: 1_000,
+        breaker_ms: 100,
+        refresh_ms: 500,
+        pool_size: Some(4),
+        ..Config::new(control)
+    }
+}
+
+/// A post's text: its number, and as much behind it as makes pages of a table fill.
+pub(crate) fn body(number: u64) -> String {
+    format!("{number} {}", "x".repeat(usize::try_from(number * 97 % 600).unwrap_or(0)))
+}
+
+/// The number in a post's text.
+pub(crate) fn number_in(body: Option<&str>) -> Option<u64> {
+    body?.split(' ').next()?.parse().ok()
+}
+
+/// A writer's whole life. It ends soon after its standard input does, and so never outlives who started it.
+pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn std::error::Error>> {
+    let (tell_end, end) = watch::channel(false);
+    std::thread::spawn(move || {
+        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        tell_end.send_replace(true);
+    });
+    let mut known = Journals::of([spec.journal.clone()]);
+    known.read_on()?;
+    let journal = Arc::new(Mutex::new(Journal::append_to(&spec.journal)?));
+    let node = match spec.kind {
+        Kind::Library | Kind::Stale => match connect(&spec, &end).await {
+            Some(node) => Some(node),
+            None => return Ok(()),
+        },
+        Kind::Stranger | Kind::Intruder => None,
+    };
+    let tasks = spec.histories.iter().map(|history| {
+        let writer = Writer {
+            kind: spec.kind,
+            history: history.clone(),
+            node: node.clone(),
+            shards: spec.shards.clone(),
+            journal: journal.clone(),
+            end: end.clone(),
+        };
+        let appends = known.appends.remove(&history.user).unwrap_or_default();
+        tokio::spawn(async move {
+            match writer.kind {
+                Kind::Intruder => writer.intrude().await,
+                _ => writer.append_all(appends).await,
+            }
+        })
+    });
+    for outcome in join_all(tasks).await {
+        outcome??;
+    }
+    Ok(())
+}
+
+/// A node, as soon as there is a way to one: with neither control database nor state file there is none.
+async fn connect(spec: &Spec, end: &watch::Receiver<bool>) -> Option<Therev> {
+    let mut config = config(&spec.control, &spec.password);
+    config.deadline_ms = DEADLINE_MS;
+    config.state_file = Some(spec.state_file.clone());
+    while !*end.borrow() {
+        match therev::connect(config.clone()).await {
+            Ok(node) => return Some(node),
+            Err(_) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+    None
+}
+
+/// One history's writer.
+struct Writer {
+    kind: Kind,
+    history: History,
+    node: Option<Therev>,
+    shards: Vec<String>,
+    journal: Arc<Mutex<Journal>>,
+    end: watch::Receiver<bool>,
+}
+
+impl Writer {
+    async fn append_all(mut self, appends: Vec<Append>) -> std::io::Result<()> {
+        let user = self.history.user;
+        let mut last = appends.last().map(|append| append.post);
+        let mut number = appends.len() as u64;
+        // What an earlier life left open comes first.
+        let mut open = appends.last().filter(|append| !append.acknowledged).map(|append| append.post);
+        let mut client = None;
+        loop {
+            let post = if let Some(post) = open.take() {
+                number -= 1;
+                post
+            } else {
+                if *self.end.borrow() {
+                    return Ok(());
+                }
+                let post = later_id(user, last).await;
+                self.note(&Event::Try { user, number, post })?;
+                post
+            };
+            if !self.append(number, post, &mut client).await? {
+                return Ok(());
+            }
+            self.note(&Event::Acknowledged { user, number })?;
+            (last, number) = (Some(post), number + 1);
+            self.rest(PACE).await;
+        }
+    }
+
+    /// Tries until it is acknowledged; false where the end came first.
+    async fn append(&mut self, number: u64, post: PostId, client: &mut Option<Client>) -> std::io::Result<bool> {
+        let mut ends = self.end.clone();
+        let last_tries = async {
+            // An error: who tells the end is gone, which is one.
+            ends.wait_for(|end| *end).await.ok();
+            tokio::time::sleep(LAST_TRIES).await;
+        };
+        tokio::pin!(last_tries);
+        loop {
+            if let (Kind::Stale, Some(node)) = (self.kind, &self.node)
+                && number.is_multiple_of(FORGETS_EVERY)
+            {
+                // Everything on the first shard, or on the first two.
+                let shards = if number.is_multiple_of(2) { 1 } else { 2 };
+                node.shards().forget_placement(Map::first(Layout::Colocated, shards));
+            }
+            let tried = tokio::time::timeout(HANGS, self.try_once(number, post, client));
+            let outcome = tokio::select! {
+                outcome = tried => outcome,
+                () = &mut last_tries => return Ok(false),
+            };
+            match outcome {
+                Ok(Ok(())) => return Ok(true),
+                Ok(Err(event)) => self.note(&event)?,
+                Err(_) => self.note(&Event::Hung { what: format!("append {number} of {}", self.history.user) })?,
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn try_once(&self, number: u64, post: PostId, client: &mut Option<Client>) -> Result<(), Event> {
+        match &self.node {
+            Some(node) => {
+                let History { user, thread, .. } = self.history;
+                let new = NewPost { post_id: Some(post), ..NewPost::new(user, thread, body(number)) };
+                node.create_post(new).await.map(drop).map_err(|error| failed(&error))
+            }
+            None => self.insert(self.history.shard, number, post, client).await.map_err(|error| Event::Failed {
+                kind: error.code().map_or("connection".into(), |code| format!("stranger {}", code.code())),
+            }),
+        }
+    }
+
+    /// Inserts with SQL, over a connection that is kept while it works.
+    async fn insert(
+        &self,
+        shard: usize,
+        number: u64,
+        post: PostId,
+        client: &mut Option<Client>,
+    ) -> Result<(), tokio_postgres::Error> {
+        let History { user, thread, thread_author, .. } = &self.history;
+        let open = match client.take() {
+            Some(open) => open,
+            None => connect_to(&self.shards[shard]).await?,
+        };
+        let sql = "INSERT INTO posts (author_id, post_id, thread_id, thread_author_id, body)
+                   VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING";
+        open.execute(sql, &[&user.0, &post.0, &thread.0, &thread_author.0, &body(number)]).await?;
+        *client = Some(open);
+        Ok(())
+    }
+
+    /// Tries one wrong shard after the other.
+    async fn intrude(mut self) -> std::io::Result<()> {
+        let wrong: Vec<usize> = (0..self.shards.len()).filter(|shard| *shard != self.history.shard).collect();
+        for shard in wrong.into_iter().cycle() {
+            if *self.end.borrow() {
+                break;
+            }
+            let post = PostId::new(self.history.user);
+            match tokio::time::timeout(HANGS, self.insert(shard, 0, post, &mut None)).await {
+                Ok(Ok(())) => self.note(&Event::LetIn { post })?,
+                Ok(Err(error)) if error.code().is_some_and(|code| code.code() == NOT_OWNED) => {
+                    self.note(&Event::Refused)?;
+                }
+                // Whatever is broken; nothing is expected of it meanwhile.
+                _ => {}
+            }
+            self.rest(4 * PACE).await;
+        }
+        Ok(())
+    }
+
+    /// Waits, unless the end comes.
+    async fn rest(&mut self, time: Duration) {
+        tokio::time::timeout(time, self.end.wait_for(|end| *end)).await.ok();
+    }
+
+    fn note(&self, event: &Event) -> std::io::Result<()> {
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).write(event)
+    }
+}
+
+/// A connection with a deadline for each statement, as therev's own have.
+async fn connect_to(address: &str) -> Result<Client, tokio_postgres::Error> {
+    let mut config: tokio_postgres::Config = address.parse()?;
+    config.options(format!("-c statement_timeout={DEADLINE_MS}"));
+    let (client, connection) = config.connect(NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// An id that sorts after the last one: two made within a millisecond sort by chance.
+async fn later_id(user: UserId, last: Option<PostId>) -> PostId {
+    loop {
+        let post = PostId::new(user);
+        if last.is_none_or(|last| last < post) {
+            return post;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Whether an error is one that calls may end with while something is broken.
+pub(crate) fn failed(error: &therev::Error) -> Event {
+    let kind = error.kind();
+    if !["down", "outcome_unknown", "deadline", "sql", "changed"].contains(&kind) {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        return Event::Odd { what: format!("{kind}: {error}{cause}") };
+    }
+    let code = match error {
+        therev::Error::Store(error) => error.sql_error().map(|refused| refused.code().code().to_owned()),
+        _ => None,
+    };
+    Event::Failed { kind: code.map_or(kind.to_owned(), |code| format!("{kind} {code}")) }
+}

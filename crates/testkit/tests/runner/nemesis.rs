@@ -1,0 +1,25 @@
+//! The nemesis, for as long as a test may take; `therev-nemesis --faults 2000` is the same for an hour.
+
+use std::process::Command;
+
+#[test]
+fn thirty_faults() {
+    let output = Command::new(env!("CARGO_BIN_EXE_therev-nemesis"))
+        .args(["--faults", "30", "--seed", "1", "--pg-bin"])
+        .arg(&testkit::test_servers().pg_bin)
+        .output()
+        .expect("the nemesis runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let line = String::from_utf8_lossy(&output.stdout);
+    let summary: serde_json::Value =
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}\n{said}"));
+    let none = ["lost", "doubled", "left_over"].iter().all(|key| summary[key] == 0);
+    assert!(output.status.success() && none, "{line}\n{said}");
+    let skipped = summary["skipped"].as_u64().unwrap_or(0);
+    assert_eq!(summary["faults"].as_u64(), Some(30 - skipped), "{line}");
+    assert_eq!(summary["seed"], 1);
+    assert!(summary["acknowledged"].as_u64() > Some(100) && summary["reads"].as_u64() > Some(20), "{line}\n{said}");
+    if skipped > 0 {
+        println!("{skipped} faults were skipped:\n{said}");
+    }
+}
