@@ -1,6 +1,7 @@
 -- The cross-shard reference tables: one writer, any number of streaming replicas. Rows come from the shards' outboxes;
 -- the newer version wins, and a deleted row stays as a mark so that an old event cannot raise it. Neither table holds a
--- shard's number: placement says that. Written by community/delivery.rs.
+-- shard's number: placement says that. Written by community/delivery.rs; community/repair sets versions back to 0 before
+-- it delivers.
 
 CREATE TABLE user_directory (
     user_id         uuid PRIMARY KEY,

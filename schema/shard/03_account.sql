@@ -189,7 +189,8 @@ CREATE TABLE audit_log (
     CONSTRAINT audit_log_bucket CHECK (bucket = therev.bucket_of(user_id))
 ) PARTITION BY RANGE (created_at);
 
--- Written by community/names.rs: globally unique names, each sharded by the hash of its normalized value.
+-- Written by community/names.rs and community/repair: globally unique names, each sharded by the hash of its normalized
+-- value.
 -- Taken (pending) before the user's row is written, held after it; `version` is the user's version it was taken for.
 CREATE TABLE therev.claims (
     bucket     smallint    NOT NULL,

@@ -63,7 +63,7 @@ CREATE UNIQUE INDEX posts_by_id ON posts (bucket, post_id);
 CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
 
 -- How much an author wrote in a thread: owned by the author, written in the post's own transaction
--- (community/posts.rs, community/bulk.rs). Falls to zero, never away.
+-- (community/posts.rs, community/bulk), counted anew by community/repair. Falls to zero, never away.
 CREATE TABLE therev.thread_contributions (
     bucket           smallint    NOT NULL,
     author_id        uuid        NOT NULL,
@@ -79,7 +79,7 @@ CREATE TABLE therev.thread_contributions (
 );
 
 -- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
--- Written by community/delivery.rs. Tells a page which shards to ask.
+-- Written by community/delivery.rs and community/repair. Tells a page which shards to ask.
 CREATE TABLE therev.thread_participants (
     bucket         smallint    NOT NULL,
     author_id      uuid        NOT NULL,
@@ -94,7 +94,7 @@ CREATE TABLE therev.thread_participants (
 );
 
 -- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
--- Written by community/delivery.rs.
+-- Written by community/delivery.rs and community/repair.
 CREATE TABLE therev.thread_totals (
     bucket       smallint NOT NULL,
     author_id    uuid     NOT NULL,

@@ -274,6 +274,14 @@ impl Community {
         all
     }
 
+    /// Delivers facts that no event holds, as if one did.
+    pub(crate) async fn deliver_facts(&self, kind: &'static str, facts: Vec<Value>) -> Result<()> {
+        let events = [Event { outbox_id: 0, kind: kind.to_owned(), facts }];
+        let by_kind = newest(&events);
+        self.deliver_kind(kind, by_kind.get(kind)).await?;
+        Ok(())
+    }
+
     /// Delivers facts of one kind, each key once; says which keys are delivered.
     async fn deliver_kind(&self, kind: &str, facts: Option<&BTreeMap<Key, Fact<'_>>>) -> Result<HashSet<Key>> {
         let Some(facts) = facts else { return Ok(HashSet::new()) };

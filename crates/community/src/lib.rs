@@ -21,6 +21,7 @@ mod page;
 mod passwords;
 mod posts;
 mod relay;
+pub mod repair;
 mod sessions;
 mod text;
 mod threads;
@@ -54,6 +55,9 @@ pub fn fenced_statements() -> Vec<(&'static str, shards::AnyFenced)> {
         names::fenced(),
         page::fenced(),
         posts::fenced(),
+        repair::claims::fenced(),
+        repair::content::fenced(),
+        repair::directory::fenced(),
         sessions::fenced(),
         threads::fenced(),
         users::fenced(),

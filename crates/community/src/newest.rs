@@ -19,8 +19,9 @@ macro_rules! newer_thread {
     () => {
         "
      ON CONFLICT (thread_id) DO UPDATE
-        SET title = excluded.title, is_pinned = excluded.is_pinned, is_locked = excluded.is_locked,
-            moderation = excluded.moderation, is_deleted = excluded.is_deleted, version = excluded.version
+        SET author_id = excluded.author_id, title = excluded.title, is_pinned = excluded.is_pinned,
+            is_locked = excluded.is_locked, moderation = excluded.moderation, created_at = excluded.created_at,
+            is_deleted = excluded.is_deleted, version = excluded.version
       WHERE d.version < excluded.version"
     };
 }

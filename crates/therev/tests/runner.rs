@@ -18,6 +18,8 @@ mod outages;
 mod outbox;
 #[path = "runner/personal.rs"]
 mod personal;
+#[path = "runner/repair.rs"]
+mod repair;
 #[path = "runner/routing.rs"]
 mod routing;
 #[path = "runner/statements.rs"]

@@ -6,7 +6,7 @@
 
 mod names;
 mod rows;
-mod tell;
+pub(crate) mod tell;
 
 pub use rows::{BulkPost, BulkThread, BulkUser, Copied};
 
@@ -92,10 +92,10 @@ struct Batch {
 }
 
 /// Rows as they lie on one shard now, and what their transaction said.
-struct Part<T, R> {
+pub(crate) struct Part<T, R> {
     shard: ShardNo,
     rows: Vec<T>,
-    said: R,
+    pub(crate) said: R,
 }
 
 /// What a COPY did.
@@ -107,7 +107,7 @@ struct Landed {
     event: Option<i64>,
 }
 
-type Done<T> = std::result::Result<T, shards::Error>;
+pub(crate) type Done<T> = std::result::Result<T, shards::Error>;
 
 impl Community {
     /// Begins to bring rows in.
@@ -127,7 +127,7 @@ impl Community {
 
     /// Does some work on rows, on the shards that own their buckets, side by side, until all of it is done somewhere.
     /// The work must be one that can be repeated; it hears whether it is.
-    async fn in_bulk<T, R>(
+    pub(crate) async fn in_bulk<T, R>(
         &self,
         group: Group,
         rows: Vec<T>,

@@ -95,7 +95,7 @@ static TELL_TOTALS: Unfenced = Unfenced::write(concat!(
 ));
 
 /// Leaves an event that names rows; says its number.
-pub(super) async fn leave_event(
+pub(crate) async fn leave_event(
     bulk: &Bulk,
     group: Group,
     kind: &str,

@@ -1,6 +1,6 @@
 //! Proofs across databases: the same facts in two places.
 
-use super::{BETWEEN_LOOKS, Check, Databases, LOOKS};
+use super::{BETWEEN_LOOKS, Check, Databases, LOOKS, NAMES, PARTICIPANTS, THREADS, USERS};
 use futures_util::future::try_join_all;
 use shards::{Database, Error};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ enum Side {
 
 const PAIRS: &[Pair] = &[
     Pair {
-        name: "names of users = claims",
+        name: NAMES,
         left: Side::Shards(
             "SELECT therev.bucket_of(therev.claim_key(n.kind, n.value)) AS class, n.kind || ' ' || n.value AS key,
                     hashtextextended(u.user_id::text, 0) AS digest
@@ -37,7 +37,7 @@ const PAIRS: &[Pair] = &[
         ),
     },
     Pair {
-        name: "users = directory",
+        name: USERS,
         left: Side::Shards(
             "SELECT u.bucket AS class, 'user ' || u.user_id AS key,
                     hashtextextended(concat_ws('|', u.user_name, nullif(concat_ws(' ', u.first_name, u.last_name), ''),
@@ -56,7 +56,7 @@ const PAIRS: &[Pair] = &[
         ),
     },
     Pair {
-        name: "threads = directory",
+        name: THREADS,
         left: Side::Shards(
             "SELECT t.bucket AS class, 'thread ' || t.thread_id AS key,
                     hashtextextended(concat_ws('|', t.author_id, t.title, t.is_pinned, t.is_locked, t.moderation,
@@ -77,7 +77,7 @@ const PAIRS: &[Pair] = &[
         ),
     },
     Pair {
-        name: "contributions = participants",
+        name: PARTICIPANTS,
         left: Side::Shards(
             "SELECT c.bucket AS class, 'author ' || c.author_id || ' in thread ' || c.thread_id AS key,
                     hashtextextended(concat_ws('|', c.thread_author_id, c.posts, c.deleted, c.last_post_at, c.version),
@@ -100,8 +100,16 @@ const PAIRS: &[Pair] = &[
 
 /// Rows and an order-independent hash of them, by class.
 type Classes = BTreeMap<i16, (i64, i64)>;
-/// The rows of some classes: the digests of every key.
-type Rows = BTreeMap<String, Vec<i64>>;
+/// The rows of some classes: class and digest of every key.
+type Rows = BTreeMap<String, Vec<(i16, i64)>>;
+
+/// A key that every look found different.
+pub(crate) struct Differing {
+    /// How.
+    what: &'static str,
+    /// The classes in which the side that counts has it.
+    pub(crate) classes: BTreeSet<i16>,
+}
 
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
     let mut checks = Vec::new();
@@ -113,51 +121,75 @@ pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
 
 async fn compare(databases: &Databases, pair: &Pair) -> Result<Check, Error> {
     let mut check = Check::named(pair.name);
+    let (checked, differing) = look(databases, pair).await?;
+    check.checked = checked;
+    for (key, differing) in differing {
+        check.wrong(format!("{key}: {}", differing.what));
+    }
+    Ok(check)
+}
+
+/// The keys of the proof `name` that differ, as its check finds them.
+pub(crate) async fn differing(databases: &Databases, name: &str) -> Result<BTreeMap<String, Differing>, Error> {
+    match PAIRS.iter().find(|pair| pair.name == name) {
+        Some(pair) => Ok(look(databases, pair).await?.1),
+        None => Ok(BTreeMap::new()),
+    }
+}
+
+/// How many rows there are, and the keys that differ in every look.
+async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<String, Differing>), Error> {
     let (left, right) = (classes(databases, &pair.left).await?, classes(databases, &pair.right).await?);
-    check.checked = left.values().map(|(rows, _)| u64::try_from(*rows).unwrap_or(0)).sum();
+    let checked = left.values().map(|(rows, _)| u64::try_from(*rows).unwrap_or(0)).sum();
     let all: BTreeSet<i16> = left.keys().chain(right.keys()).copied().collect();
-    let mut suspects: Vec<i16> = all.into_iter().filter(|class| left.get(class) != right.get(class)).collect();
-    let mut wrong: Option<BTreeMap<String, String>> = None;
+    let suspects: Vec<i16> = all.into_iter().filter(|class| left.get(class) != right.get(class)).collect();
+    let mut wrong: Option<BTreeMap<String, Differing>> = None;
     for look in 0..LOOKS {
-        if suspects.is_empty() {
-            return Ok(check);
+        if suspects.is_empty() || wrong.as_ref().is_some_and(BTreeMap::is_empty) {
+            break;
         }
         if look > 0 {
             tokio::time::sleep(BETWEEN_LOOKS).await;
         }
         let (left, right) =
             (rows(databases, &pair.left, &suspects).await?, rows(databases, &pair.right, &suspects).await?);
-        let differing = differences(&left, &right);
-        // A key counts only if every look found it different.
-        let still = match wrong.take() {
-            None => differing,
-            Some(before) => differing.into_iter().filter(|(key, _)| before.contains_key(key)).collect(),
-        };
-        if still.is_empty() {
-            suspects.clear();
+        let mut still = differences(&left, &right);
+        if let Some(before) = wrong.take() {
+            still.retain(|key, _| before.contains_key(key));
+            for (key, earlier) in before {
+                if let Some(differing) = still.get_mut(&key) {
+                    differing.classes.extend(earlier.classes);
+                }
+            }
         }
         wrong = Some(still);
     }
-    for (key, what) in wrong.unwrap_or_default() {
-        check.wrong(format!("{key}: {what}"));
-    }
-    Ok(check)
+    Ok((checked, wrong.unwrap_or_default()))
 }
 
-fn differences(left: &Rows, right: &Rows) -> BTreeMap<String, String> {
+fn differences(left: &Rows, right: &Rows) -> BTreeMap<String, Differing> {
     let keys: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
-    let judge = |key: &&String| match (left.get(*key).map(Vec::as_slice), right.get(*key).map(Vec::as_slice)) {
-        (Some([l]), Some([r])) if l == r => None,
-        (Some([_]), Some([_])) => Some("the two sides differ".to_owned()),
-        (Some([_]), None) => Some("missing on the derived side".to_owned()),
-        (None, Some([_])) => Some("on the derived side only".to_owned()),
-        _ => Some("more than once".to_owned()),
+    let judge = |key: &String| match (left.get(key).map(Vec::as_slice), right.get(key).map(Vec::as_slice)) {
+        (Some([(_, l)]), Some([(_, r)])) if l == r => None,
+        (Some([_]), Some([_])) => Some("the two sides differ"),
+        (Some([_]), None) => Some("missing on the derived side"),
+        (None, Some([_])) => Some("on the derived side only"),
+        _ => Some("more than once"),
     };
-    keys.iter().filter_map(|key| judge(key).map(|what| ((*key).clone(), what))).collect()
+    let differing = |key: &String| {
+        let classes = left.get(key).into_iter().flatten().map(|(class, _)| *class).collect();
+        judge(key).map(|what| (key.clone(), Differing { what, classes }))
+    };
+    keys.into_iter().filter_map(differing).collect()
 }
 
 async fn classes(databases: &Databases, side: &Side) -> Result<Classes, Error> {
-    let summed = |sql: &str| format!("SELECT s.class, count(*), bit_xor(s.digest) FROM ({sql}) AS s GROUP BY s.class");
+    // With the key, or rows that only changed their keys would look the same.
+    let summed = |sql: &str| {
+        format!(
+            "SELECT s.class, count(*), bit_xor(hashtextextended(s.key, s.digest)) FROM ({sql}) AS s GROUP BY s.class"
+        )
+    };
     let mut all = Classes::new();
     for rows in ask(databases, side, summed, None).await? {
         for row in rows {
@@ -170,11 +202,11 @@ async fn classes(databases: &Databases, side: &Side) -> Result<Classes, Error> {
 }
 
 async fn rows(databases: &Databases, side: &Side, classes: &[i16]) -> Result<Rows, Error> {
-    let single = |sql: &str| format!("SELECT s.key, s.digest FROM ({sql}) AS s WHERE s.class = ANY ($1)");
+    let single = |sql: &str| format!("SELECT s.class, s.key, s.digest FROM ({sql}) AS s WHERE s.class = ANY ($1)");
     let mut all = Rows::new();
     for rows in ask(databases, side, single, Some(classes)).await? {
         for row in rows {
-            all.entry(row.get(0)).or_default().push(row.get(1));
+            all.entry(row.get(1)).or_default().push((row.get(0), row.get(2)));
         }
     }
     Ok(all)

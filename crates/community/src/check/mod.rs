@@ -4,16 +4,17 @@
 //! class (bucket): counts and order-independent hashes first, single rows only in the classes that differ; and what
 //! differs is looked at again until it agrees or has stayed different.
 
-mod across;
+pub(crate) mod across;
 mod catalog;
-mod within;
+pub(crate) mod within;
 
 use crate::community::Community;
 use crate::error::Result;
 use serde::Serialize;
 use shards::{Admin, Database, Error};
 use std::time::Duration;
-use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 
 /// What `check` found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +37,16 @@ pub struct Check {
     /// Some of the wrong ones, by key.
     pub examples: Vec<String>,
 }
+
+/// The proofs of what is derived, which [`Community::repair`] puts right where they fail.
+pub(crate) const OUTBOX: &str = "outbox younger than a minute";
+pub(crate) const CLAIMS: &str = "claims settled";
+pub(crate) const NAMES: &str = "names of users = claims";
+pub(crate) const CONTRIBUTIONS: &str = "contributions = posts";
+pub(crate) const PARTICIPANTS: &str = "contributions = participants";
+pub(crate) const TOTALS: &str = "totals = participants";
+pub(crate) const USERS: &str = "users = directory";
+pub(crate) const THREADS: &str = "threads = directory";
 
 /// How many wrong keys are named.
 pub(crate) const EXAMPLES: usize = 5;
@@ -64,7 +75,7 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
-    async fn connect(admin: &Admin) -> std::result::Result<Databases, Error> {
+    pub(crate) async fn connect(admin: &Admin) -> std::result::Result<Databases, Error> {
         let open = |database: Database| async move {
             let client = admin.connect(database).await?;
             let settings = "SET timezone = 'UTC'; SET work_mem = '64MB'";
@@ -84,16 +95,33 @@ impl Databases {
         let missing = || Error::Config("a cluster without control database or directory".into());
         Ok(Databases { control: control.ok_or_else(missing)?, directory: directory.ok_or_else(missing)?, shards })
     }
+
+    /// The rows of all shards, asked side by side.
+    pub(crate) async fn ask_shards(
+        &self,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> std::result::Result<Vec<Row>, Error> {
+        let asked = self.shards.iter().map(|(database, client)| async move {
+            client.query(sql, params).await.map_err(|source| Error::Sql { database: *database, source })
+        });
+        Ok(futures_util::future::try_join_all(asked).await?.into_iter().flatten().collect())
+    }
+
+    /// Every proof.
+    pub(crate) async fn prove(&self) -> std::result::Result<Vec<Check>, Error> {
+        let mut checks = catalog::checks(self).await?;
+        checks.extend(within::checks(self).await?);
+        checks.extend(across::checks(self).await?);
+        Ok(checks)
+    }
 }
 
 impl Community {
     /// Proves the whole cluster. Needs every database; one that is down is the error.
     pub async fn check(&self) -> Result<Report> {
         let admin = Admin::new(self.shards().config(), self.shards().catalog())?;
-        let databases = Databases::connect(&admin).await?;
-        let mut checks = catalog::checks(&databases).await?;
-        checks.extend(within::checks(&databases).await?);
-        checks.extend(across::checks(&databases).await?);
+        let checks = Databases::connect(&admin).await?.prove().await?;
         Ok(Report { ok: checks.iter().all(|check| check.wrong == 0), checks })
     }
 }

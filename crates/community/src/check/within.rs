@@ -1,8 +1,9 @@
 //! Proofs within one shard, each in one statement and so in one snapshot.
 
-use super::{BETWEEN_LOOKS, Check, Databases, EXAMPLES, LOOKS};
+use super::{BETWEEN_LOOKS, CLAIMS, CONTRIBUTIONS, Check, Databases, EXAMPLES, LOOKS, OUTBOX, TOTALS};
 use futures_util::future::try_join_all;
 use shards::{Database, Error};
+use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 /// A proof: its SQL gives, per row looked at, a key and whether it is wrong.
@@ -69,39 +70,42 @@ const PROOFS: &[Proof] = &[
                     UNION ALL SELECT bucket, post_id, 'post ' || post_id FROM posts) AS r",
     },
     Proof {
-        name: "contributions = posts",
+        name: CONTRIBUTIONS,
+        // Joined by the thread's author too: where that differs, both rows stand alone.
         sql: "
-            SELECT 'author ' || coalesce(p.author_id, c.author_id) || ' in thread ' || coalesce(p.thread_id, c.thread_id)
-                       AS key,
+            SELECT 'author ' || author_id || ' in thread ' || thread_id AS key,
                    (coalesce(p.posts, 0), coalesce(p.deleted, 0))
                        IS DISTINCT FROM (coalesce(c.posts, 0), coalesce(c.deleted, 0))
                    OR c.last_post_at < p.last_post_at AS wrong
-              FROM (SELECT bucket, author_id, thread_id, count(*) FILTER (WHERE deleted_at IS NULL) AS posts,
+              FROM (SELECT bucket, author_id, thread_id, thread_author_id,
+                           count(*) FILTER (WHERE deleted_at IS NULL) AS posts,
                            count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted, max(created_at) AS last_post_at
                       FROM posts
-                     GROUP BY bucket, author_id, thread_id) AS p
-              FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id)",
+                     GROUP BY bucket, author_id, thread_id, thread_author_id) AS p
+              FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id, thread_author_id)",
     },
     Proof {
-        name: "totals = participants",
+        name: TOTALS,
         sql: "
-            SELECT 'thread ' || coalesce(p.thread_id, t.thread_id) AS key,
-                   coalesce(p.posts, 0) IS DISTINCT FROM coalesce(t.posts, 0)
+            SELECT 'thread ' || thread_id || ' of ' || author_id AS key,
+                   (coalesce(p.posts, 0), coalesce(p.participants, 0))
+                       IS DISTINCT FROM (coalesce(t.posts, 0), coalesce(t.participants, 0))
                    OR p.last_post_at IS DISTINCT FROM t.last_post_at AS wrong
-              FROM (SELECT bucket, author_id, thread_id, sum(posts) AS posts, max(last_post_at) AS last_post_at
+              FROM (SELECT bucket, author_id, thread_id, sum(posts) AS posts,
+                           count(*) FILTER (WHERE posts > 0) AS participants, max(last_post_at) AS last_post_at
                       FROM therev.thread_participants
                      GROUP BY bucket, author_id, thread_id) AS p
               FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)",
     },
     Proof {
-        name: "outbox younger than a minute",
+        name: OUTBOX,
         sql: "
             SELECT o.kind || ' event ' || o.outbox_id AS key, o.created_at < now() - interval '1 minute' AS wrong
               FROM therev.outbox AS o
              WHERE o.delivered_at IS NULL",
     },
     Proof {
-        name: "claims settled",
+        name: CLAIMS,
         sql: "
             SELECT c.kind || ' ' || c.value AS key,
                    c.state = 'pending' AND c.created_at < now() - interval '10 minutes' AS wrong
@@ -165,4 +169,26 @@ async fn look(database: Database, client: &Client, proof: &Proof) -> Result<Chec
         wrong: count("wrong"),
         examples: examples.into_iter().map(|key| format!("{database}: {key}")).collect(),
     })
+}
+
+/// The keys that the proof `name` finds wrong, in every look.
+pub(crate) async fn wrong_keys(databases: &Databases, name: &str) -> Result<BTreeSet<String>, Error> {
+    let Some(proof) = PROOFS.iter().find(|proof| proof.name == name) else { return Ok(BTreeSet::new()) };
+    let sql = format!("SELECT r.key FROM ({}) AS r WHERE r.wrong", proof.sql);
+    let mut wrong: Option<BTreeSet<String>> = None;
+    for look in 0..LOOKS {
+        if wrong.as_ref().is_some_and(BTreeSet::is_empty) {
+            break;
+        }
+        if look > 0 {
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        let mut still: BTreeSet<String> =
+            databases.ask_shards(&sql, &[]).await?.iter().map(|row| row.get("key")).collect();
+        if let Some(before) = wrong.take() {
+            still.retain(|key| before.contains(key));
+        }
+        wrong = Some(still);
+    }
+    Ok(wrong.unwrap_or_default())
 }
