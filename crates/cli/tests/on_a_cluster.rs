@@ -69,6 +69,58 @@ async fn a_journey_for_programs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_says_what_it_changed() {
+    let cluster = TestCluster::colocated().await;
+    let ada = json_of(&cluster, &["user", "add", "ada"]);
+    json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Tea?", "--body", "No."]);
+    let directory = cluster.stranger("directory").await;
+    directory.batch_execute("DELETE FROM user_directory; UPDATE thread_directory SET title = 'Coffee?'").await.unwrap();
+    let check = on(&cluster, &["check"]);
+    assert_eq!(check.status.code(), Some(1));
+    assert!(String::from_utf8(check.stdout).unwrap().contains("therev check --repair"));
+
+    let report = json_of(&cluster, &["check", "--repair"]);
+    let keys: Vec<&String> = report.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["checks", "ok", "repaired"]);
+    assert_eq!(report["ok"], true, "{report}");
+    let of = |name: &str| report["repaired"].as_array().unwrap().iter().find(|one| one["name"] == name).unwrap();
+    let user = format!("user {}", ada["user_id"].as_str().unwrap());
+    assert_eq!(of("users = directory"), &json!({ "name": "users = directory", "repaired": 1, "examples": [user] }));
+    assert_eq!(of("threads = directory")["repaired"], 1);
+    assert_eq!(
+        of("names of users = claims"),
+        &json!({ "name": "names of users = claims", "repaired": 0, "examples": [] })
+    );
+    assert_eq!(json_of(&cluster, &["thread", "list"])["items"][0]["title"], "Tea?");
+    let log = json_of(&cluster, &["audit", "list"]);
+    assert!(log.to_string().contains("\"action\":\"repair\""), "{log}");
+
+    let output = on(&cluster, &["check", "--repair"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.starts_with("Nothing was to be repaired."), "{text}");
+
+    // What nobody can decide is named, with exit code 1.
+    let bob = json_of(&cluster, &["user", "add", "bob"]);
+    let rename = async |name: &str| {
+        for shard in 0..4 {
+            let client = cluster.stranger(&format!("shard_{shard}")).await;
+            client.batch_execute("SET session_replication_role = replica").await.unwrap();
+            let id = &bob["user_id"].as_str().unwrap();
+            let sql = "UPDATE users SET user_name = $1 WHERE user_id = $2::text::uuid";
+            client.execute(sql, &[&name, id]).await.unwrap();
+        }
+    };
+    rename("ada").await;
+    let output = on(&cluster, &["check", "--repair"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.code() == Some(1) && text.contains("user_name ada: more than once"), "{text}");
+    rename("bob").await;
+    assert_eq!(json_of(&cluster, &["check", "--repair"])["ok"], true);
+    drop(directory);
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_gets_one_clear_sentence() {
     let cluster = TestCluster::colocated().await;
     json_of(&cluster, &["user", "add", "ada"]);
