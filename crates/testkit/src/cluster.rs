@@ -136,6 +136,8 @@ impl TestCluster {
             delivery_ms: 2_000,
             password: Some(PASSWORD.into()),
             pool_size: Some(8),
+            // A machine that is busy with tests is slow, not down.
+            connect_timeout_ms: 10_000,
             ..Config::new(format!("postgresql://therev@{host}"))
         }
     }
