@@ -21,7 +21,7 @@ const CALLERS: usize = 4;
 const CALLERS_THERE: usize = 8;
 /// How often each of those calls.
 const CALL_EVERY: Duration = Duration::from_millis(50);
-const DEADLINE: Duration = Duration::from_millis(500);
+const DEADLINE: Duration = Duration::from_secs(2);
 /// What a busy machine adds to anything.
 const SLACK: Duration = Duration::from_millis(100);
 
