@@ -154,7 +154,8 @@ async fn that_fall_silent() {
     proxy.set(Mode::Cut);
     proxy.set(Mode::Pass);
 
-    let hasty = Config { deadline_ms: 3_000, breaker_ms: 20, ..cluster.config() };
+    // Claims are settled later: behind a silent COPY, which no time-out of the server ends, each would wait a deadline.
+    let hasty = Config { deadline_ms: 3_000, breaker_ms: 20, claim_timeout_s: 3_600, ..cluster.config() };
     let node = therev::connect(hasty).await.expect("a node");
     let plan = Plan { users: 60, threads: 10, posts: 600, seed: 7, zipf: 1.0 };
     for sign in [&b"LOCK TABLE"[..], b"PGCOPY", b"COMMIT"] {

@@ -8,18 +8,20 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use testkit::{At, Mode};
 
-use crate::world::SHARDS;
+use crate::world::{DISK_SHARD, SHARDS};
 
 /// One fault. Each is healed before the next one.
 ///
-/// Faults to come (a standby that is promoted, a relocation under way) are variants here, an arm in
-/// `Saboteur::bring_about`, and one in `Saboteur::heal`.
+/// Faults to come (a relocation under way) are variants here, an arm in `Saboteur::bring_about`, and one in
+/// `Saboteur::heal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// A writer is killed, and lives again at once.
     KillWriter { writer: usize },
     /// A shard's server crashes, and is started again.
     KillServer { shard: u16 },
+    /// A shard's primary crashes, and its standby takes its place.
+    Promote { shard: u16 },
     /// The control database is away. A writer that is killed meanwhile starts without it.
     LoseControl { writer: usize, time: Duration },
     /// The network in front of a shard's server does this for a while.
@@ -33,6 +35,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::KillWriter { writer } => write!(out, "writer {writer} is killed"),
             Fault::KillServer { shard } => write!(out, "the server of shard {shard} is killed"),
+            Fault::Promote { shard } => write!(out, "the primary of shard {shard} is killed, and its standby promoted"),
             Fault::LoseControl { writer, time } => {
                 write!(out, "the control database is away for {time:?}, and writer {writer} is killed")
             }
@@ -77,7 +80,9 @@ impl Iterator for Schedule {
         let time = if mode == Mode::Stall { 2 * time } else { time };
         Some(match kind {
             0..20 => Fault::KillWriter { writer },
-            20..40 => Fault::KillServer { shard },
+            20..30 => Fault::KillServer { shard },
+            // A standby on this machine cannot have a disk at the same path.
+            30..40 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
             40..50 => Fault::LoseControl { writer, time },
             50..92 => Fault::Network { shard, mode, time },
             _ => Fault::FillDisk,

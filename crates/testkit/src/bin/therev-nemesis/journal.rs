@@ -19,6 +19,8 @@ pub(crate) enum Event {
     Try { user: UserId, number: u64, post: PostId },
     /// It was acknowledged.
     Acknowledged { user: UserId, number: u64 },
+    /// A user was registered under this name.
+    Registered { user: UserId, name: String },
     /// A call failed, as calls may while something is broken: the kind of the error.
     Failed { kind: String },
     /// An error that no fault explains.
@@ -64,6 +66,8 @@ pub(crate) struct Journals {
     files: Vec<(PathBuf, u64)>,
     /// For each user its numbers, from 0.
     pub(crate) appends: BTreeMap<UserId, Vec<Append>>,
+    /// Users that were registered, with their names.
+    pub(crate) registered: Vec<(UserId, String)>,
     pub(crate) failed: BTreeMap<String, u64>,
     pub(crate) odd: Vec<String>,
     pub(crate) hung: Vec<String>,
@@ -118,6 +122,7 @@ impl Journals {
                     self.odd.push(format!("number {number} of user {user} is acknowledged and was never tried"));
                 }
             }
+            Event::Registered { user, name } => self.registered.push((user, name)),
             Event::Failed { kind } => *self.failed.entry(kind).or_default() += 1,
             Event::Odd { what } => self.odd.push(what),
             Event::Hung { what } => self.hung.push(what),

@@ -160,6 +160,10 @@ async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box
         let struck = Instant::now();
         saboteur.strike(fault).await?;
         eprintln!("therev-nemesis: {faults}: {fault}, over after {:.1?}", struck.elapsed());
+        // What does not go on now will not do so after the next fault.
+        if !saboteur.stuck.is_empty() {
+            break;
+        }
     }
     let outcome = saboteur.end_writers().await?;
     tell_end.send_replace(true);

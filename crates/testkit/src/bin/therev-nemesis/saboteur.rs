@@ -5,7 +5,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use local::ServerId;
 use testkit::Mode;
 use tokio::process::{Child, Command};
 
@@ -91,7 +90,15 @@ impl<'a> Saboteur<'a> {
             Fault::KillWriter { writer } => self.kill_writer(writer).await?,
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster()?;
-                tokio::task::block_in_place(|| cluster.kill(ServerId::Shard(shard)))?;
+                tokio::task::block_in_place(|| cluster.kill(cluster.primary(shard)))?;
+            }
+            Fault::Promote { shard } => {
+                let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
+                tokio::task::block_in_place(|| {
+                    cluster.kill(cluster.primary(shard))?;
+                    cluster.put_first(shard, &mut |_| {})
+                })?;
+                self.world.lead_proxies()?;
             }
             Fault::LoseControl { writer, time } => {
                 self.world.control.set(Mode::Cut);
@@ -120,8 +127,13 @@ impl<'a> Saboteur<'a> {
             Fault::KillWriter { .. } => {}
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
-                tokio::task::block_in_place(|| cluster.start_server(ServerId::Shard(shard), &mut |_| {}))?;
+                let primary = cluster.primary(shard);
+                tokio::task::block_in_place(|| cluster.start_server(primary, &mut |_| {}))?;
                 self.world.lead_proxies()?;
+            }
+            Fault::Promote { shard } => {
+                let cluster = self.world.cluster()?;
+                tokio::task::block_in_place(|| cluster.follow(shard, &mut |_| {}))?;
             }
             Fault::LoseControl { .. } => self.world.control.set(Mode::Pass),
             Fault::Network { shard, .. } => self.world.servers[usize::from(shard)].set(Mode::Pass),

@@ -56,6 +56,12 @@ pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict
     for (user, posts) in stored {
         verdict.doubled.push(format!("user {user} has {} posts that nobody tried to write", posts.len()));
     }
+    for (user, name) in &journals.registered {
+        let found = node.user_named(name).await?;
+        if found != Some(*user) {
+            verdict.lost.push(format!("user {user} was registered as {name}, which is the name of {found:?}"));
+        }
+    }
     let report = node.check().await?;
     let wrong = report.checks.iter().filter(|check| check.wrong > 0);
     verdict.check = wrong.map(|check| format!("check: {} {}: {:?}", check.wrong, check.name, check.examples)).collect();

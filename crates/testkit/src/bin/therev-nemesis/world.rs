@@ -48,6 +48,7 @@ impl World {
             folder: Some(folder),
         };
         let options = Options { shards: SHARDS, replicas: 0, pg_bin, ..Options::new(world.dir()) };
+        let options = Options { standbys: 1, synchronous: true, ..options };
         #[expect(clippy::disallowed_methods, reason = "this is a program, whose environment says where to look")]
         let options = Options { search_path: std::env::var_os("PATH"), ..options };
         world.cluster = Some(tokio::task::block_in_place(|| Cluster::up(&options, &mut |_| {}))?);
@@ -77,7 +78,10 @@ impl World {
     /// Leads each proxy to where its server is now.
     pub(crate) fn lead_proxies(&self) -> Result<(), Box<dyn Error>> {
         for status in self.cluster()?.status() {
-            let ServerId::Shard(number) = status.server else { continue };
+            let (ServerId::Shard(number) | ServerId::Standby(number, _)) = status.server else { continue };
+            if status.follows.is_some() {
+                continue;
+            }
             self.servers[usize::from(number)].lead_to(status.port);
             if number == 0 {
                 self.control.lead_to(status.port);
@@ -115,6 +119,8 @@ impl World {
     async fn lay_on_disk(&self) -> Result<Disk, Box<dyn Error>> {
         let server = ServerId::Shard(DISK_SHARD);
         let cluster = self.cluster()?;
+        // It would lay its copy at the same path.
+        cluster.stop_server(ServerId::Standby(DISK_SHARD, 1))?;
         let data = cluster.status().into_iter().find(|it| it.server == server).ok_or("there is no such server")?.data;
         let disk = Disk::mount(&self.path().join("disk"), &data)?;
         let shard = connect(&cluster.shard_url(DISK_SHARD)?).await;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
-use therev::{Config, Layout, Map, NewPost, PostId, Therev, ThreadId, UserId};
+use therev::{Actor, Config, Layout, Map, NewPost, NewUser, PostId, Therev, ThreadId, UserId};
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
 
@@ -65,6 +65,8 @@ const AGAIN: Duration = Duration::from_millis(25);
 const LAST_TRIES: Duration = Duration::from_secs(15);
 /// How often a writer with a bad memory forgets where everything is.
 const FORGETS_EVERY: u64 = 7;
+/// How often a writer registers somebody: names are decided on two shards.
+const REGISTERS_EVERY: u64 = 10;
 /// The guard's refusal of a row whose bucket is not owned.
 const NOT_OWNED: &str = "TR001";
 
@@ -178,6 +180,9 @@ impl Writer {
                 return Ok(());
             }
             self.note(&Event::Acknowledged { user, number })?;
+            if number % REGISTERS_EVERY == REGISTERS_EVERY - 1 && !self.register().await? {
+                return Ok(());
+            }
             (last, number) = (Some(post), number + 1);
             self.rest(PACE).await;
         }
@@ -212,6 +217,29 @@ impl Writer {
             }
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// Registers a new user until it is acknowledged; false where the end came first. A life that ends within leaves a
+    /// name that is pending, and nothing that anybody relied on.
+    async fn register(&mut self) -> std::io::Result<bool> {
+        let Some(node) = self.node.clone() else { return Ok(true) };
+        let user = UserId::new();
+        // As no other name: the end of the id is random.
+        let name = format!("of-{}", &user.0.simple().to_string()[12..]);
+        let new = NewUser { user_id: Some(user), user_name: name.clone(), ..NewUser::default() };
+        loop {
+            match tokio::time::timeout(HANGS, node.register(new.clone(), &Actor::Operator("nemesis".into()))).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(error)) => self.note(&failed(&error))?,
+                Err(_) => self.note(&Event::Hung { what: format!("registering {name}") })?,
+            }
+            if *self.end.borrow() {
+                return Ok(false);
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        self.note(&Event::Registered { user, name })?;
+        Ok(true)
     }
 
     async fn try_once(&self, number: u64, post: PostId, client: &mut Option<Client>) -> Result<(), Event> {
