@@ -40,7 +40,8 @@ CREATE FUNCTION therev.is_provider(name text) RETURNS boolean
     RETURN name IN ('chatgpt', 'claude', 'gemini', 'perplexity', 'open_source', 'deterministic');
 
 -- A promoted server asks for a life of its own: the same one as long as it writes on this timeline. Answers with the life
--- that it had, the one that it asks for, and since when others may have heard what it lost.
+-- that it had, the one that it asks for, and since when others may have heard what it lost. No row: it has begun one by
+-- now. A second life for one promotion, granted and then not begun, would leave it closed for good.
 CREATE FUNCTION therev.ask_for_life() RETURNS TABLE (before uuid, candidate uuid, lost_after timestamptz)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
@@ -48,6 +49,7 @@ BEGIN ATOMIC
        SET candidate = CASE WHEN i.candidate_timeline = therev.current_timeline() THEN i.candidate
                             ELSE gen_random_uuid() END,
            candidate_timeline = therev.current_timeline()
+     WHERE i.timeline <> therev.current_timeline()
     RETURNING i.incarnation, i.candidate,
               -- Clocks of two servers differ a little. Nothing delivered is kept longer than an hour.
               coalesce(pg_last_xact_replay_timestamp() - interval '1 minute', now() - interval '1 hour');

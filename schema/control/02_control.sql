@@ -36,7 +36,7 @@ CREATE FUNCTION therev.learn_life(of_database text, learned uuid, counter bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
     UPDATE therev.incarnations AS i
-       SET incarnation = learned, incarnation_counter = counter, is_settled = false
+       SET incarnation = learned, incarnation_counter = counter, is_settled = false, settling_until = NULL
      WHERE i.database = of_database AND i.incarnation_counter < counter;
 END;
 
@@ -68,7 +68,8 @@ CREATE FUNCTION therev.grant_life(of_database text, before uuid, candidate uuid)
 BEGIN ATOMIC
     WITH granted AS (
         UPDATE therev.incarnations AS i
-           SET incarnation = grant_life.candidate, incarnation_counter = i.incarnation_counter + 1, is_settled = false
+           SET incarnation = grant_life.candidate, incarnation_counter = i.incarnation_counter + 1, is_settled = false,
+               settling_until = NULL
          WHERE i.database = of_database AND i.incarnation = grant_life.before
         RETURNING i.incarnation, i.incarnation_counter)
     INSERT INTO therev.operator_log (actor, action, target, before, after)

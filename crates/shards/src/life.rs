@@ -76,7 +76,10 @@ impl Lives {
             self.control.query("SELECT therev.learn_life($1, $2, $3)", &params, true).await?;
             return Ok(found);
         }
-        let asked = client.query_one("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)?;
+        let Some(asked) = client.query_opt("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)? else {
+            // Another node was quicker: the life that it brought about is there to be read.
+            return Box::pin(self.settle(database)).await;
+        };
         let (before, candidate): (Uuid, Uuid) = (asked.get("before"), asked.get("candidate"));
         fail::fail_point!("life.asked");
         let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &before, &candidate];

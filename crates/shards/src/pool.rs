@@ -375,7 +375,13 @@ async fn meet_control(
         let begin = "SELECT therev.begin_life(a.candidate, i.incarnation_counter + 1), a.candidate AS incarnation,
                             i.incarnation_counter + 1 AS incarnation_counter
                        FROM therev.ask_for_life() AS a, therev.identity AS i";
-        found = Life::of(&client.query_one(begin, &[]).await.map_err(HookError::Backend)?);
+        let begun = client.query_opt(begin, &[]).await.map_err(HookError::Backend)?;
+        // No row: another node was quicker.
+        let there = "SELECT incarnation, incarnation_counter FROM therev.identity";
+        found = Life::of(&match begun {
+            Some(begun) => begun,
+            None => client.query_one(there, &[]).await.map_err(HookError::Backend)?,
+        });
     }
     match trusted.get() {
         Some(known) if found.counter < known.counter => {

@@ -189,3 +189,33 @@ async fn a_promoted_shard_stays_closed_while_nobody_can_grant_its_life() {
     drop(node);
     cluster.finish().await;
 }
+
+/// A node that saw the server as unknown, and asked after another one had ended it all, was granted a second life; killed
+/// before that began, it left the server closed for good.
+#[tokio::test]
+async fn one_promotion_is_one_life_whoever_asks_and_when() {
+    let cluster = TestCluster::colocated().await;
+    let mut nodes = Vec::new();
+    for _ in 0..6 {
+        nodes.push(cluster.node().await);
+    }
+    let authors = user_per_shard(&nodes[0]).await;
+    for round in 1..=3 {
+        for part in ["shard_1", "control"] {
+            promoted(&cluster, part).await;
+        }
+        // All at once; connections that were ended are found out by the calls that meet them.
+        let calls = nodes.iter().map(|node| async { while node.user(authors[1]).await.is_err() {} });
+        futures_util::future::join_all(calls).await;
+        let (here, counts) = lives(&cluster, "shard_1").await;
+        assert_eq!((here, here.1), (counts, 1 + round));
+        // Whoever comes late has nothing to ask for.
+        let shard = cluster.stranger("shard_1").await;
+        assert!(shard.query("SELECT * FROM therev.ask_for_life()", &[]).await.expect("an answer").is_empty());
+        let control = cluster.stranger("control").await;
+        let counter = "SELECT incarnation_counter FROM therev.identity";
+        assert_eq!(control.query_one(counter, &[]).await.expect("an identity").get::<_, i64>(0), 1 + round);
+    }
+    drop(nodes);
+    cluster.finish().await;
+}

@@ -329,7 +329,7 @@ async fn later_id(user: UserId, last: Option<PostId>) -> PostId {
 /// Whether an error is one that calls may end with while something is broken.
 pub(crate) fn failed(error: &therev::Error) -> Event {
     let kind = error.kind();
-    if !["down", "outcome_unknown", "deadline", "sql", "changed"].contains(&kind) {
+    if !["down", "closed", "outcome_unknown", "deadline", "sql", "changed"].contains(&kind) {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
         return Event::Odd { what: format!("{kind}: {error}{cause}") };
     }
