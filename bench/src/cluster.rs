@@ -54,6 +54,7 @@ impl Servers {
             layout: Layout::Colocated,
             password: "bench".into(),
             admin_password: "bench".into(),
+            mover_password: "bench".into(),
         };
         therev::init(&plan).await?;
         Ok(databases)

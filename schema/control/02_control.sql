@@ -40,7 +40,8 @@ BEGIN ATOMIC
      WHERE i.database = of_database AND i.incarnation_counter < counter;
 END;
 
--- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs.
+-- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs, and by relocation/ through the
+-- function below.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
     bucket           smallint NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
@@ -48,6 +49,63 @@ CREATE TABLE therev.placement (
     epoch            bigint   NOT NULL DEFAULT 1 CHECK (epoch > 0),
     PRIMARY KEY (colocation_group, bucket)
 );
+
+-- Records what a switch has decided; it may come late, and twice. Says how many places were news.
+CREATE FUNCTION therev.record_placement(in_groups text[], buckets smallint[], owner smallint, epochs bigint[]) RETURNS bigint
+    LANGUAGE sql
+BEGIN ATOMIC
+    WITH recorded AS (
+        UPDATE therev.placement AS p
+           SET shard = owner, epoch = k.epoch
+          FROM unnest(in_groups, buckets, epochs) AS k (colocation_group, bucket, epoch)
+         WHERE p.colocation_group = k.colocation_group AND p.bucket = k.bucket AND p.epoch < k.epoch
+        RETURNING 1)
+    SELECT count(*) FROM recorded;
+END;
+
+-- Relocations: what is moved from where to where, how far it is, and who is at it. Written by relocation/.
+CREATE TABLE therev.relocations (
+    relocation   bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- In the names of its slots, publications and subscriptions: no two relocations ever have the same, not even where this
+    -- database has lost its last commits.
+    tag          text        NOT NULL UNIQUE DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 16),
+    groups       text[]      NOT NULL CHECK (cardinality(groups) > 0 AND groups <@ ARRAY['account', 'content']),
+    buckets      smallint[]  NOT NULL CHECK (cardinality(buckets) > 0),
+    source       smallint    NOT NULL REFERENCES therev.shards,
+    target       smallint    NOT NULL REFERENCES therev.shards,
+    state        text        NOT NULL DEFAULT 'planned'
+                 CHECK (state IN ('planned', 'copying', 'catching_up', 'verified', 'switching', 'switched', 'finishing',
+                                  'done', 'aborted', 'reversed')),
+    -- What the operator wants of it: to be done, to stop at switched, to be undone before the switch, to go back after it.
+    goal         text        NOT NULL DEFAULT 'done' CHECK (goal IN ('done', 'switched', 'aborted', 'reversed')),
+    is_paused    boolean     NOT NULL DEFAULT false,
+    -- The lives of the two servers that it counts on. A promotion before the switch makes it begin anew.
+    source_life  uuid,
+    target_life  uuid,
+    copy_round   integer     NOT NULL DEFAULT 0,
+    rows_total   bigint      NOT NULL DEFAULT 0 CHECK (rows_total >= 0),
+    rows_copied  bigint      NOT NULL DEFAULT 0 CHECK (rows_copied >= 0),
+    bytes_copied bigint      NOT NULL DEFAULT 0 CHECK (bytes_copied >= 0),
+    -- How far the stream's other end is behind.
+    lag_bytes    bigint,
+    -- What it waits for, or why it is slow.
+    note         text        NOT NULL DEFAULT '',
+    -- How the switch went: how often it was tried, and how long writes waited in the one that succeeded.
+    attempts     integer     NOT NULL DEFAULT 0,
+    pause_ms     double precision,
+    -- Of the processes that could work at it, the one that does.
+    worker       uuid,
+    leased_until timestamptz,
+    actor        text        NOT NULL DEFAULT '',
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    updated_at   timestamptz NOT NULL DEFAULT now(),
+    ended_at     timestamptz,
+    CONSTRAINT relocations_between_two CHECK (source <> target),
+    CONSTRAINT relocations_ended_has_time
+        CHECK ((state IN ('done', 'aborted', 'reversed')) = (ended_at IS NOT NULL))
+);
+-- Query: those under way (workers, and whoever plans another one).
+CREATE INDEX relocations_under_way ON therev.relocations (relocation) WHERE ended_at IS NULL;
 
 -- What operators did. Append-only by grant. Written by community/audit.rs and shards/init.rs.
 CREATE TABLE therev.operator_log (
@@ -104,3 +162,8 @@ GRANT UPDATE (is_settled, settling_until) ON therev.incarnations TO therev;
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev, therev_reader;
 GRANT INSERT ON therev.operator_log TO therev;
 GRANT INSERT, UPDATE ON ai_provider_health TO therev;
+-- The mover works as a role of its own, which on the shards may do much more.
+GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev_mover;
+GRANT INSERT, UPDATE ON therev.relocations TO therev_mover;
+GRANT UPDATE ON therev.placement TO therev_mover;
+GRANT INSERT ON therev.operator_log TO therev_mover;

@@ -6,15 +6,36 @@ CREATE TYPE therev.colocation_group AS ENUM ('account', 'content');
 -- moved: neither, the peer owns it. incoming: neither, a copy from the peer is under way.
 CREATE TYPE therev.ownership_state AS ENUM ('owned', 'draining', 'moved', 'incoming');
 
+-- The tables whose rows belong to an owner: what a relocation moves, and what the guards guard. Each one's key begins with
+-- the bucket and the owner. Written by this chapter alone.
+CREATE TABLE therev.owned_tables (
+    table_name       text                    PRIMARY KEY,
+    colocation_group therev.colocation_group NOT NULL,
+    owner_column     text                    NOT NULL
+);
+INSERT INTO therev.owned_tables (table_name, colocation_group, owner_column) VALUES
+    ('public.users', 'account', 'user_id'),
+    ('public.user_sessions', 'account', 'user_id'),
+    ('public.user_ai_accounts', 'account', 'user_id'),
+    ('public.ai_tasks', 'account', 'user_id'),
+    ('public.ai_task_logs', 'account', 'user_id'),
+    ('public.audit_log', 'account', 'user_id'),
+    ('therev.claims', 'account', 'claim_key'),
+    ('therev.id_routes', 'account', 'id'),
+    ('public.threads', 'content', 'author_id'),
+    ('public.posts', 'content', 'author_id'),
+    ('therev.thread_contributions', 'content', 'author_id'),
+    ('therev.thread_participants', 'content', 'author_id'),
+    ('therev.thread_totals', 'content', 'author_id');
+
 -- A row for every bucket of every group on every shard, so that each of them can point the way.
--- Written by shards/init.rs.
+-- Written by shards/init.rs, and through the functions of chapter 8 by relocation/.
 CREATE TABLE therev.ownership (
     colocation_group therev.colocation_group NOT NULL,
     bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
     state            therev.ownership_state  NOT NULL,
     peer             smallint CHECK (peer >= 0),
     epoch            bigint                  NOT NULL DEFAULT 1 CHECK (epoch > 0),
-    attempt          integer                 NOT NULL DEFAULT 0 CHECK (attempt >= 0),
     PRIMARY KEY (colocation_group, bucket),
     CONSTRAINT ownership_peer_of_the_other_states CHECK ((state IN ('moved', 'incoming')) = (peer IS NOT NULL))
 );
@@ -66,9 +87,35 @@ BEGIN
 END
 $$;
 
+-- The same for the buckets that changed alone: writers wait for this one.
+CREATE FUNCTION therev.mend_fence() RETURNS trigger
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    UPDATE therev.fence AS f
+       SET readable = (f.readable & ~c.touched) | c.readable, writable = (f.writable & ~c.touched) | c.writable
+      FROM (SELECT b.colocation_group, bit_or(b.mask) AS touched,
+                   bit_or(CASE WHEN b.state IN ('owned', 'draining') THEN b.mask ELSE 0::bit(4096) END) AS readable,
+                   bit_or(CASE WHEN b.state = 'owned' THEN b.mask ELSE 0::bit(4096) END) AS writable
+              FROM (SELECT colocation_group, state, set_bit(0::bit(4096), bucket, 1) AS mask FROM changed) AS b
+             GROUP BY b.colocation_group) AS c
+     WHERE f.colocation_group = c.colocation_group;
+    RETURN NULL;
+END
+$$;
+
 CREATE TRIGGER ownership_rebuilds_the_fence
-    AFTER INSERT OR UPDATE OR DELETE ON therev.ownership
+    AFTER INSERT OR DELETE ON therev.ownership
     FOR EACH STATEMENT EXECUTE FUNCTION therev.rebuild_fence();
+CREATE TRIGGER ownership_mends_the_fence
+    AFTER UPDATE ON therev.ownership
+    REFERENCING NEW TABLE AS changed
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.mend_fence();
+
+-- Also where rows are written without firing triggers, as a relocation writes them.
+ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_epochs_only_grow;
+ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_rebuilds_the_fence;
+ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_mends_the_fence;
 
 -- A shard begins a life: with versions above all that it wrote before, and with what the control database and the other
 -- shards know of its buckets and it has lost: who owns them, by group, bucket and epoch. The higher epoch wins.

@@ -110,30 +110,15 @@ DO $$
 DECLARE
     guarded record;
 BEGIN
-    FOR guarded IN
-        SELECT *
-          FROM (VALUES ('public.users', 'account', 'user_id'),
-                       ('public.user_sessions', 'account', 'user_id'),
-                       ('public.user_ai_accounts', 'account', 'user_id'),
-                       ('public.ai_tasks', 'account', 'user_id'),
-                       ('public.ai_task_logs', 'account', 'user_id'),
-                       ('public.audit_log', 'account', 'user_id'),
-                       ('therev.claims', 'account', 'claim_key'),
-                       ('therev.id_routes', 'account', 'id'),
-                       ('public.threads', 'content', 'author_id'),
-                       ('public.posts', 'content', 'author_id'),
-                       ('therev.thread_contributions', 'content', 'author_id'),
-                       ('therev.thread_participants', 'content', 'author_id'),
-                       ('therev.thread_totals', 'content', 'author_id'))
-                 AS t (name, colocation_group, owner_column)
+    FOR guarded IN SELECT * FROM therev.owned_tables
     LOOP
         EXECUTE format(
             'CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE ON %s
                  FOR EACH ROW WHEN (current_user <> ''therev'') EXECUTE FUNCTION therev.guard(%L, %L)',
-            guarded.name, guarded.colocation_group, guarded.owner_column);
+            guarded.table_name, guarded.colocation_group, guarded.owner_column);
         EXECUTE format(
             'CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON %s
-                 FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate()', guarded.name);
+                 FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate()', guarded.table_name);
     END LOOP;
 END
 $$;

@@ -1,34 +1,34 @@
 -- Month partitions, and the summaries that are refreshed by a schedule.
 
--- Makes the partitions of this month and of the `ahead` months after it, each with its guard against TRUNCATE, which a
--- partition does not inherit. There is no default partition: a row without a month is an error that somebody sees.
-CREATE FUNCTION therev.make_partitions(ahead integer) RETURNS integer
+-- Makes a table's partition for a month, with its guard against TRUNCATE, which a partition does not inherit. Says whether
+-- there was something to make. There is no default partition: a row without a month is an error that somebody sees.
+CREATE FUNCTION therev.make_partition(parent text, month date) RETURNS boolean
     LANGUAGE plpgsql AS
 $$
 DECLARE
-    parent text;
-    month date;
-    made integer := 0;
-    partition_name text;
+    partition_name constant text := parent || to_char(month, '_YYYY_MM');
 BEGIN
-    -- Two at once would make the same ones.
+    -- Two at once would make the same one.
     PERFORM pg_advisory_xact_lock(hashtext('therev.make_partitions'));
-    FOREACH parent IN ARRAY ARRAY['ai_task_logs', 'audit_log'] LOOP
-        FOR n IN 0..ahead LOOP
-            month := (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n))::date;
-            partition_name := parent || to_char(month, '_YYYY_MM');
-            CONTINUE WHEN to_regclass('public.' || partition_name) IS NOT NULL;
-            EXECUTE format('CREATE TABLE public.%I PARTITION OF public.%I FOR VALUES FROM (%L) TO (%L)',
-                           partition_name, parent, month || ' 00:00:00+00',
-                           (month + interval '1 month')::date || ' 00:00:00+00');
-            EXECUTE format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON public.%I
-                                FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate()', partition_name);
-            made := made + 1;
-        END LOOP;
-    END LOOP;
-    RETURN made;
+    IF to_regclass('public.' || partition_name) IS NOT NULL THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('CREATE TABLE public.%I PARTITION OF public.%I FOR VALUES FROM (%L) TO (%L)',
+                   partition_name, parent, month || ' 00:00:00+00',
+                   (month + interval '1 month')::date || ' 00:00:00+00');
+    EXECUTE format('CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON public.%I
+                        FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate()', partition_name);
+    RETURN true;
 END
 $$;
+
+-- Makes the partitions of this month and of the `ahead` months after it. Says how many there were to make.
+CREATE FUNCTION therev.make_partitions(ahead integer) RETURNS integer
+    LANGUAGE sql
+    RETURN (
+        SELECT count(*) FILTER (WHERE therev.make_partition(
+                   parent, (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n))::date))
+          FROM unnest(ARRAY['ai_task_logs', 'audit_log']) AS parent, generate_series(0, ahead) AS n);
 
 -- When each view was last refreshed; shown wherever it is read. Written by community/maintenance.rs.
 CREATE TABLE therev.refreshes (

@@ -66,7 +66,8 @@ const SHARD: &[Chapter] = chapters! {
     "shard/05_outbox"
     "shard/06_guards"
     "shard/07_months_and_views"
-    "shard/08_grants"
+    "shard/08_relocation"
+    "shard/09_grants"
 };
 const DIRECTORY: &[Chapter] = chapters! { "common/01_identity" "directory/02_directory" };
 const CONTROL: &[Chapter] = chapters! { "common/01_identity" "control/02_control" };

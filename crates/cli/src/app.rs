@@ -42,6 +42,13 @@ impl App {
         self.open_found(found).await
     }
 
+    /// The cluster, for a long operation that needs a relay beside it.
+    pub(crate) async fn open_relaying(&self) -> Result<Therev> {
+        let mut config = self.found()?.config;
+        config.relay_ms = config.relay_ms.max(200);
+        Ok(therev::connect(config).await?)
+    }
+
     /// The cluster of a configuration, for one short command.
     pub(crate) async fn open_found(&self, mut found: Found) -> Result<Therev> {
         found.config.relay_ms = 0;

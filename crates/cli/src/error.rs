@@ -136,6 +136,26 @@ impl From<therev::Error> for CliError {
     }
 }
 
+impl From<therev::relocation::Error> for CliError {
+    fn from(error: therev::relocation::Error) -> CliError {
+        use therev::relocation::Error;
+        match error {
+            Error::Refused { reason, next } => CliError::new("refused", reason, next),
+            Error::Store(error) => CliError::from(therev::Error::from(error)),
+            Error::Unknown(_) => {
+                CliError::new("not_found", error.to_string(), "`therev relocation list --all` lists all")
+            }
+            Error::Taken(_) => CliError::new("taken", error.to_string(), "look on with `therev relocation show`"),
+            Error::Differs { relocation, .. } => CliError::new(
+                "differs",
+                error.to_string(),
+                format!("`therev relocation verify {relocation} --repair` copies them anew"),
+            ),
+            _ => CliError::new("relocation", chain(&error), "see to that server"),
+        }
+    }
+}
+
 impl From<local::Error> for CliError {
     /// The library's sentence ends with the next step.
     fn from(error: local::Error) -> CliError {

@@ -6,10 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use uuid::Uuid;
 
-/// The passwords of the library's role and of the schema owner's.
+/// The passwords of the library's role, of the schema owner's and of the mover's.
 pub(crate) struct Passwords {
     pub(crate) library: String,
     pub(crate) admin: String,
+    pub(crate) mover: String,
     /// Whether they must be written down.
     pub(crate) are_new: bool,
 }
@@ -23,9 +24,9 @@ impl Passwords {
             Err(error) => return Err(CliError::file("read", path, &error)),
         };
         let of = |role: &str| text.lines().find_map(|line| password_in(line, role));
-        Ok(match (of("therev"), of("therev_admin")) {
-            (Some(library), Some(admin)) => Passwords { library, admin, are_new: false },
-            _ => Passwords { library: new_password(), admin: new_password(), are_new: true },
+        Ok(match (of("therev"), of("therev_admin"), of("therev_mover")) {
+            (Some(library), Some(admin), Some(mover)) => Passwords { library, admin, mover, are_new: false },
+            _ => Passwords { library: new_password(), admin: new_password(), mover: new_password(), are_new: true },
         })
     }
 
@@ -85,7 +86,7 @@ mod tests {
         std::fs::write(&path, "# mine\n*:*:*:somebody:x").unwrap();
         let made = Passwords::read_or_make(&path).unwrap();
         assert!(made.are_new && made.library.len() == 64 && made.library != made.admin);
-        let lines = format!("*:*:*:therev:{}\n*:*:*:therev_admin:a\\:b\n", made.library);
+        let lines = format!("*:*:*:therev:{}\n*:*:*:therev_admin:a\\:b\n*:*:*:therev_mover:c\n", made.library);
         Passwords::add_lines(&path, &lines).unwrap();
         let read = Passwords::read_or_make(&path).unwrap();
         assert!(!read.are_new);

@@ -95,7 +95,9 @@ static SHARD: Unfenced = Unfenced::read(
                 AS posts,
             (SELECT count(*) FROM ai_tasks AS t WHERE get_bit(a.readable, t.bucket) = 1) AS tasks,
             (SELECT array_agg(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::float8)
-               FROM pg_stat_replication AS r) AS standbys,
+               FROM pg_stat_replication AS r
+              WHERE NOT EXISTS (SELECT FROM pg_replication_slots AS s
+                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical')) AS standbys,
             (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS pending,
             (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)) * 1000, 0)::float8
                FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS oldest_ms

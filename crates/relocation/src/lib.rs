@@ -1,1 +1,28 @@
-//! The one way rows move from shard to shard: copy, catch up, verify, switch, finish.
+//! The one way rows move from shard to shard.
+//!
+//! A relocation is a row in the control database and a part on each of its two shards. It goes through these states, each
+//! of which any process may carry on after another one died:
+//!
+//! `planned → copying → catching_up → verified → switching → switched → finishing → done` (or `aborted`, `reversed`)
+//!
+//! What a shard may do with the buckets is decided on that shard alone (`schema/shard/08_relocation.sql`): a worker that
+//! only slept finds that its step changes nothing. The lease in the control database merely keeps two workers from doing the
+//! same work.
+
+mod copy;
+mod error;
+mod finish;
+mod mover;
+mod objects;
+mod plan;
+mod record;
+mod side;
+mod switch;
+mod throttle;
+mod verify;
+
+pub use error::{Error, Result};
+pub use mover::{Mover, Options};
+pub use plan::{Plan, Request};
+pub use record::{Goal, Relocation, State};
+pub use verify::Difference;

@@ -11,6 +11,8 @@ use tokio_postgres::config::{Host, TargetSessionAttrs};
 pub(crate) const LIBRARY_ROLE: &str = "therev";
 /// The role that owns the schema.
 pub(crate) const ADMIN_ROLE: &str = "therev_admin";
+/// The role that moves rows between shards.
+pub(crate) const MOVER_ROLE: &str = "therev_mover";
 
 /// How a server finds out that a client vanished in the middle of a COPY, which no time-out of a statement ends: within
 /// half a minute, not the two hours that systems take by themselves. Its locks last until then.

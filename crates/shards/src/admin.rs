@@ -1,14 +1,17 @@
-//! Connections as the schema's owner, for the few who need them: `init`, `schema`, `maintain`, `check`.
+//! Connections as the schema's owner or as the mover, for the few who need them: `init`, `schema`, `maintain`, `check`,
+//! relocation.
 
-use crate::address::{ADMIN_ROLE, Hosts, Login};
+use crate::address::{ADMIN_ROLE, Hosts, Login, MOVER_ROLE};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Database, Error};
+use crate::slot::{self, SlotSnapshot};
+use secrecy::SecretString;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_postgres::{Client, NoTls};
 
-/// The databases of a cluster, for its owner.
+/// The databases of a cluster, for its owner or for the mover.
 pub struct Admin {
     login: Login,
     catalog: Arc<Catalog>,
@@ -30,22 +33,40 @@ impl Admin {
             .collect()
     }
 
+    /// The same as the mover: role `therev_mover`, which may make slots and subscriptions.
+    pub fn mover(config: &Config, catalog: Arc<Catalog>) -> Result<Admin, Error> {
+        Ok(Admin { login: Login::new(config, MOVER_ROLE)?, catalog })
+    }
+
     /// A connection of its own to one of them.
     pub async fn connect(&self, database: Database) -> Result<Client, Error> {
+        connect(database, &self.config(database)?).await
+    }
+
+    /// A new slot of a database with the snapshot that it begins at. Waits for every write that is under way there.
+    pub async fn make_slot(&self, database: Database, slot: &str) -> Result<SlotSnapshot, Error> {
+        slot::make(database, &self.config(database)?, slot).await
+    }
+
+    /// How another server reaches a database, in libpq's words; the password is among them.
+    pub fn conninfo(&self, database: Database) -> Result<SecretString, Error> {
+        Ok(Login::conninfo(&self.config(database)?).into())
+    }
+
+    fn config(&self, database: Database) -> Result<tokio_postgres::Config, Error> {
         let unknown = || Error::Config(format!("{database} is not in the control database"));
-        let config = match database {
-            Database::Control => self.login.control()?,
-            Database::Directory => self.login.to(&self.catalog.directory, true)?,
+        match database {
+            Database::Control => self.login.control(),
+            Database::Directory => self.login.to(&self.catalog.directory, true),
             Database::Replica(n) => {
                 let at = usize::try_from(n - 1).ok().and_then(|n| self.catalog.replicas.get(n));
-                self.login.to(at.ok_or_else(unknown)?, false)?
+                self.login.to(at.ok_or_else(unknown)?, false)
             }
             Database::Shard(number) => {
                 let entry = self.catalog.shards.iter().find(|s| s.shard == number);
-                self.login.to(&entry.ok_or_else(unknown)?.at, true)?
+                self.login.to(&entry.ok_or_else(unknown)?.at, true)
             }
-        };
-        connect(database, &config).await
+        }
     }
 }
 

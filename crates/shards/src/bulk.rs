@@ -78,14 +78,15 @@ impl Shards {
         }
         bulk.end("ROLLBACK").await?;
         let refused: Vec<Bucket> = refused.into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
-        let mut waits = false;
+        let mut waits = None;
         for (bucket, owned) in self.ownership(shard, group, &refused).await? {
             match owned.hint(self.place(group, bucket).epoch).place(shard) {
                 Some(place) => self.learn(group, bucket, place),
-                None => waits = true,
+                None => waits = Some(bucket),
             }
         }
-        if waits {
+        if let Some(bucket) = waits {
+            Box::pin(self.end_late_switch(shard, group, bucket)).await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(None)

@@ -1,6 +1,7 @@
 //! Many owners at once: one statement per shard, side by side; what a shard refuses is asked again elsewhere.
 
 use crate::error::Error;
+use crate::late::LATE;
 use crate::pool::Params;
 use crate::statement::{ReadMany, WriteMany};
 use crate::store::Shards;
@@ -110,7 +111,7 @@ impl Shards {
                     }
                 };
                 let again: Vec<P> = part.into_iter().filter(|p| refused.contains(&p.bucket())).collect();
-                match self.redirect(group, shard, &refused, &mut sent).await {
+                match self.redirect(group, shard, &refused, &mut sent, started).await {
                     Ok(waits) => {
                         pause |= waits;
                         open.extend(again);
@@ -133,6 +134,7 @@ impl Shards {
         shard: ShardNo,
         refused: &BTreeSet<Bucket>,
         sent: &mut BTreeMap<Bucket, Place>,
+        started: Instant,
     ) -> Result<bool, Error> {
         let buckets: Vec<Bucket> = refused.iter().copied().collect();
         let owned = self.ownership(shard, group, &buckets).await?;
@@ -141,6 +143,9 @@ impl Shards {
             let came_with = sent.get(&bucket).map_or(0, |place| place.epoch);
             let hint = owned.get(&bucket).map_or(Hint::Wait, |o| o.hint(came_with));
             let Some(place) = hint.place(shard) else {
+                if !waits && started.elapsed() > LATE {
+                    Box::pin(self.end_late_switch(shard, group, bucket)).await;
+                }
                 waits = true;
                 continue;
             };

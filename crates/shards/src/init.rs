@@ -2,7 +2,7 @@
 //!
 //! Every step compares what should be with what is, so that a run which was cut off is run again.
 
-use crate::address::{ADMIN_ROLE, Hosts, LIBRARY_ROLE, parse};
+use crate::address::{ADMIN_ROLE, Hosts, LIBRARY_ROLE, MOVER_ROLE, parse};
 use crate::admin::connect;
 use crate::error::{Database, Error};
 use crate::life::Life;
@@ -28,6 +28,8 @@ pub struct InitPlan {
     pub password: String,
     /// The password of the schema owner's role on all servers.
     pub admin_password: String,
+    /// The password of the mover's role on all servers: relocation works as it.
+    pub mover_password: String,
 }
 
 /// What `init` made.
@@ -122,6 +124,7 @@ pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
         prepare(target, plan).await?;
         log_in(target, LIBRARY_ROLE, &plan.password).await?;
         log_in(target, ADMIN_ROLE, &plan.admin_password).await?;
+        log_in(target, MOVER_ROLE, &plan.mover_password).await?;
     }
     let (cluster_id, _) = set_up(&control, None, plan).await?;
     let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
@@ -186,8 +189,9 @@ async fn prepare(target: &Target, plan: &InitPlan) -> Result<(), Error> {
     // The names are constants; the passwords travel as parameters of set_config and are quoted by the server.
     client
         .query(
-            "SELECT set_config('therev.password', $1, false), set_config('therev.admin_password', $2, false)",
-            &[&plan.password, &plan.admin_password],
+            "SELECT set_config('therev.password', $1, false), set_config('therev.admin_password', $2, false),
+                    set_config('therev.mover_password', $3, false)",
+            &[&plan.password, &plan.admin_password, &plan.mover_password],
         )
         .await
         .map_err(|e| target.sql(e))?;
@@ -339,13 +343,13 @@ async fn fill_catalog(control: &Target, all: &[Target], lives: &[Life], plan: &I
 }
 
 /// The roles that `init` makes, for the passfile.
-pub(crate) const LOGIN_ROLES: [&str; 2] = [LIBRARY_ROLE, ADMIN_ROLE];
+pub(crate) const LOGIN_ROLES: [&str; 3] = [LIBRARY_ROLE, ADMIN_ROLE, MOVER_ROLE];
 
 impl InitPlan {
     /// The lines of a passfile for these roles on any server.
     pub fn passfile(&self) -> String {
         let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
-        let passwords = [&self.password, &self.admin_password];
+        let passwords = [&self.password, &self.admin_password, &self.mover_password];
         let line = |(role, password): (&str, &String)| format!("*:*:*:{role}:{}\n", escape(password));
         LOGIN_ROLES.into_iter().zip(passwords).map(line).collect()
     }

@@ -14,8 +14,10 @@ mod directory;
 mod error;
 mod fan_out;
 mod init;
+mod late;
 mod life;
 mod pool;
+mod slot;
 mod statement;
 mod store;
 
@@ -30,6 +32,7 @@ pub use fan_out::{Item, Many};
 pub use init::{InitPlan, Initialized, init};
 pub use life::Life;
 pub use pool::Pool;
+pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;
 pub use statement::{Read, ReadMany, Unfenced, Write, WriteMany};

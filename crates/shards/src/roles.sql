@@ -7,7 +7,8 @@ BEGIN
         SELECT *
           FROM (VALUES ('therev_reader', NULL),
                        ('therev', current_setting('therev.password')),
-                       ('therev_admin', current_setting('therev.admin_password'))) AS r (role_name, secret)
+                       ('therev_admin', current_setting('therev.admin_password')),
+                       ('therev_mover', current_setting('therev.mover_password'))) AS r (role_name, secret)
     LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = needed.role_name) THEN
             EXECUTE format('CREATE ROLE %I', needed.role_name);
@@ -18,7 +19,18 @@ BEGIN
         END IF;
     END LOOP;
     EXECUTE format('ALTER DATABASE %I OWNER TO therev_admin', current_database());
-    GRANT pg_monitor TO therev, therev_admin;
+    GRANT pg_monitor TO therev, therev_admin, therev_mover;
+    -- The mover makes slots, publications and subscriptions, and writes rows without firing triggers. As the owner's member
+    -- it may touch the tables. Before PostgreSQL 16 a subscription takes a superuser.
+    GRANT therev_admin TO therev_mover;
+    ALTER ROLE therev_mover REPLICATION;
+    GRANT SET ON PARAMETER session_replication_role TO therev_mover;
+    IF current_setting('server_version_num')::integer < 160000 THEN
+        ALTER ROLE therev_mover SUPERUSER;
+    ELSE
+        GRANT pg_create_subscription TO therev_mover;
+        GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO therev_mover;
+    END IF;
     -- Where the server was started with it; without it there is only less to see.
     IF current_setting('shared_preload_libraries') LIKE '%pg_stat_statements%' THEN
         CREATE EXTENSION IF NOT EXISTS pg_stat_statements;

@@ -5,6 +5,7 @@ use crate::catalog::{Catalog, FoundPlacement};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::error::{Database, Error};
+use crate::late::LATE;
 use crate::life::Lives;
 use crate::pool::{Expected, Limits, Params, Pool};
 use crate::statement::{Read, Unfenced, Write};
@@ -268,6 +269,9 @@ impl<'a> Route<'a> {
         self.hops += 1;
         // Nobody is sent around more than through a few shards without a breath: a switch is going on then.
         if hint == Hint::Wait || self.hops > 3 {
+            if self.started.elapsed() > LATE {
+                Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await;
+            }
             let pause = self.pause;
             self.pause = (pause * 2).min(PAUSE.1);
             self.within(async {

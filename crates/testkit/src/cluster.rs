@@ -204,6 +204,7 @@ async fn make_template(template: &str, layout: Layout, shards: u16) {
         layout,
         password: PASSWORD.into(),
         admin_password: PASSWORD.into(),
+        mover_password: PASSWORD.into(),
     };
     therev::init(&plan).await.expect("the template is initialized");
     // The control database last: its mark says that all are whole.

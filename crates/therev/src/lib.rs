@@ -45,6 +45,9 @@ pub use shards::{
 };
 pub use tasks::*;
 
+/// Moving rows between shards: the operator's, by role `therev_mover`.
+pub use relocation;
+
 use std::ops::Deref;
 
 /// A cluster, opened: the community's operations by dereference, the AI accounts' and tasks' by [`Therev::tasks`].

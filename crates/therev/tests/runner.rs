@@ -14,6 +14,8 @@ mod generated;
 mod journey;
 #[path = "runner/lives.rs"]
 mod lives;
+#[path = "runner/moves.rs"]
+mod moves;
 #[path = "runner/names.rs"]
 mod names;
 #[path = "runner/outages.rs"]

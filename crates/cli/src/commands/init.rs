@@ -71,6 +71,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         layout: args.layout.into(),
         password: passwords.library.clone(),
         admin_password: passwords.admin.clone(),
+        mover_password: passwords.mover.clone(),
     };
     // Before the roles get them: a run that is cut off here is run again with the same ones.
     if passwords.are_new {

@@ -10,8 +10,10 @@ mod import;
 mod init;
 mod maintain;
 mod man;
+mod move_rows;
 mod post;
 mod relay;
+mod relocation;
 mod schema;
 mod status;
 mod thread;
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Generate(generate::Args),
     Maintain(maintain::Args),
     Relay(relay::Args),
+    Move(move_rows::Args),
+    Relocation(relocation::Args),
     Audit(audit::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -62,6 +66,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Post(args) => post::run(app, args).await?,
         Command::Import(args) => import::run(app, args).await?,
         Command::Generate(args) => generate::run(app, args).await?,
+        Command::Move(args) => Box::pin(move_rows::run(app, args)).await?,
+        Command::Relocation(args) => Box::pin(relocation::run(app, args)).await?,
         Command::Audit(args) => audit::run(app, args).await?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,

@@ -1,13 +1,13 @@
 //! Proofs about the databases themselves: versions, one owner per bucket, the placement.
 
-use super::{Check, Databases};
+use super::{BETWEEN_LOOKS, Check, Databases, LOOKS};
 use schema::Kind;
 use shards::{Database, Error};
 use std::collections::BTreeMap;
 use tokio_postgres::Client;
 
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
-    Ok(vec![schema_versions(databases).await?, one_owner(databases).await?])
+    Ok(vec![schema_versions(databases).await?, one_owner(databases).await?, nothing_left(databases).await?])
 }
 
 async fn schema_versions(databases: &Databases) -> Result<Check, Error> {
@@ -27,8 +27,21 @@ async fn schema_versions(databases: &Databases) -> Result<Check, Error> {
     Ok(check)
 }
 
-/// At most and at least one shard owns each bucket of each group, and the control database names that one.
+/// At most and at least one shard owns each bucket of each group, and the control database names that one. The databases
+/// are asked one after the other, and a bucket may change hands in between: what is wrong is looked at again.
 async fn one_owner(databases: &Databases) -> Result<Check, Error> {
+    let mut check = look_at_owners(databases).await?;
+    for _ in 1..LOOKS {
+        if check.wrong == 0 {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        check = look_at_owners(databases).await?;
+    }
+    Ok(check)
+}
+
+async fn look_at_owners(databases: &Databases) -> Result<Check, Error> {
     let mut check = Check::named("one owner per bucket");
     let mut owners: BTreeMap<(String, i16), Vec<i16>> = BTreeMap::new();
     for (database, client) in &databases.shards {
@@ -60,6 +73,36 @@ async fn one_owner(databases: &Databases) -> Result<Check, Error> {
             }
             Some(several) => check.wrong(format!("{group} bucket {bucket}: owned by shards {several:?}")),
             None => check.wrong(format!("{group} bucket {bucket}: owned by nobody")),
+        }
+    }
+    Ok(check)
+}
+
+/// Slots, publications and subscriptions belong to a relocation that has its part on that shard. One that does not holds the
+/// server's log for ever.
+async fn nothing_left(databases: &Databases) -> Result<Check, Error> {
+    let mut check = Check::named("streams of relocations");
+    for (database, client) in &databases.shards {
+        let rows = client
+            .query(
+                "SELECT n.what || ' ' || n.name AS key,
+                        NOT EXISTS (SELECT FROM therev.relocation_parts AS p
+                                     WHERE starts_with(n.name, 'therev_' || p.tag)) AS wrong
+                   FROM (SELECT 'slot' AS what, s.slot_name::text AS name FROM pg_replication_slots AS s
+                          WHERE s.database = current_database() AND s.slot_name LIKE 'therev\\_%'
+                         UNION ALL SELECT 'publication', pubname FROM pg_publication WHERE pubname LIKE 'therev\\_%'
+                         UNION ALL SELECT 'subscription', s.subname
+                                     FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                                    WHERE d.datname = current_database() AND s.subname LIKE 'therev\\_%') AS n",
+                &[],
+            )
+            .await
+            .map_err(|source| Error::Sql { database: *database, source })?;
+        for row in rows {
+            check.checked += 1;
+            if row.get("wrong") {
+                check.wrong(format!("{database}: {}", row.get::<_, &str>("key")));
+            }
         }
     }
     Ok(check)

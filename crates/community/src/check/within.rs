@@ -16,7 +16,11 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: "rows on the shard that owns them",
         sql: "
-            SELECT r.key, get_bit(f.readable, r.bucket) = 0 AS wrong
+            SELECT r.key,
+                   -- What a relocation brings or has not taken away yet is on its way.
+                   get_bit(f.readable, r.bucket) = 0
+                   AND NOT EXISTS (SELECT FROM therev.relocation_parts AS p
+                                    WHERE f.colocation_group = ANY (p.groups) AND r.bucket = ANY (p.buckets)) AS wrong
               FROM (SELECT 'account' AS g, bucket, 'user ' || user_id AS key FROM users
                     UNION ALL SELECT 'account', bucket, 'session ' || session_id FROM user_sessions
                     UNION ALL SELECT 'account', bucket, 'account ' || account_id FROM user_ai_accounts
@@ -53,7 +57,9 @@ const PROOFS: &[Proof] = &[
               FROM (SELECT bucket, user_id, 'session ' || session_id AS key FROM user_sessions
                     UNION ALL SELECT bucket, user_id, 'account ' || account_id FROM user_ai_accounts
                     UNION ALL SELECT bucket, user_id, 'task ' || task_id FROM ai_tasks) AS r
-              JOIN users AS u USING (bucket, user_id)",
+              JOIN users AS u USING (bucket, user_id)
+             WHERE EXISTS (SELECT FROM therev.fence AS f
+                             WHERE f.colocation_group = 'account' AND get_bit(f.readable, u.bucket) = 1)",
     },
     Proof {
         name: "ids that route",
@@ -82,7 +88,9 @@ const PROOFS: &[Proof] = &[
                            count(*) FILTER (WHERE deleted_at IS NOT NULL) AS deleted, max(created_at) AS last_post_at
                       FROM posts
                      GROUP BY bucket, author_id, thread_id, thread_author_id) AS p
-              FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id, thread_author_id)",
+              FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id, thread_author_id)
+             WHERE EXISTS (SELECT FROM therev.fence AS f
+                             WHERE f.colocation_group = 'content' AND get_bit(f.readable, bucket) = 1)",
     },
     Proof {
         name: TOTALS,
@@ -95,7 +103,9 @@ const PROOFS: &[Proof] = &[
                            count(*) FILTER (WHERE posts > 0) AS participants, max(last_post_at) AS last_post_at
                       FROM therev.thread_participants
                      GROUP BY bucket, author_id, thread_id) AS p
-              FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)",
+              FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)
+             WHERE EXISTS (SELECT FROM therev.fence AS f
+                             WHERE f.colocation_group = 'content' AND get_bit(f.readable, bucket) = 1)",
     },
     Proof {
         name: OUTBOX,

@@ -62,6 +62,7 @@ impl Servers {
             layout: Layout::Colocated,
             password: PASSWORD.into(),
             admin_password: PASSWORD.into(),
+            mover_password: PASSWORD.into(),
         };
         therev::init(&plan).await.expect("the cluster is made");
         let (_, host) = control.rsplit_once('@').expect("an address with a role");

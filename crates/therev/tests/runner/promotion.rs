@@ -25,6 +25,7 @@ impl OwnCluster {
             layout: Layout::Colocated,
             password: "test".into(),
             admin_password: "test".into(),
+            mover_password: "test".into(),
         };
         therev::init(&plan).await.expect("a cluster");
         std::fs::write(folder.path().join("passfile"), plan.passfile()).expect("a passfile");

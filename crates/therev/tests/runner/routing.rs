@@ -97,7 +97,7 @@ async fn a_row_that_exists_is_never_not_found() {
         let (stop, flips, client) = (stop.clone(), flips.clone(), cluster.stranger("shard_0").await);
         let bucket = authors[0].bucket().sql();
         tokio::spawn(async move {
-            let mark = "UPDATE therev.ownership SET state = $2::text::therev.ownership_state, attempt = attempt + 1
+            let mark = "UPDATE therev.ownership SET state = $2::text::therev.ownership_state
                          WHERE colocation_group = 'content' AND bucket = $1";
             let mark = client.prepare(mark).await.expect("the mark is prepared");
             while !stop.load(Ordering::Relaxed) {

@@ -119,6 +119,7 @@ fn plan(cluster: &Cluster, layout: Layout, passwords: &Passwords) -> Result<Init
         layout,
         password: passwords.library.clone(),
         admin_password: passwords.admin.clone(),
+        mover_password: passwords.mover.clone(),
     })
 }
 

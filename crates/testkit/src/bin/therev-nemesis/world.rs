@@ -110,6 +110,7 @@ impl World {
             layout: Layout::Colocated,
             password: PASSWORD.into(),
             admin_password: PASSWORD.into(),
+            mover_password: PASSWORD.into(),
         };
         therev::init(&plan).await?;
         Ok(())

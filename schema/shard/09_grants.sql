@@ -9,6 +9,11 @@ GRANT INSERT, UPDATE, DELETE
 GRANT INSERT, DELETE ON ai_task_logs TO therev;
 GRANT INSERT ON audit_log TO therev;
 
+-- The mover puts rows where they belong and takes them away; of the rest it touches its own machinery alone.
+GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev_mover;
+GRANT INSERT, UPDATE, DELETE ON therev.relocation_parts, therev.sentinels TO therev_mover;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA therev TO therev_mover;
+
 -- A stranger's writes are checked with the fence.
 GRANT SELECT ON therev.fence, therev.ownership TO PUBLIC;
 

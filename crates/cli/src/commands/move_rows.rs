@@ -1,0 +1,210 @@
+//! `therev move`: rows to another shard.
+
+use crate::app::App;
+use crate::commands::relocation::{Shown, driven};
+use crate::error::{CliError, Result};
+use crate::output::{Output, talk};
+use crate::tables::{bytes, count, table};
+use clap::{Subcommand, ValueEnum};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use therev::relocation::{Goal, Mover, Options, Plan, Relocation, Request};
+use therev::{Bucket, Group, Layout, ShardNo, Therev};
+
+/// Move rows to another shard, while everybody goes on reading and writing
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Buckets(Buckets),
+}
+
+/// Move buckets, with all rows of all their owners
+///
+/// Copies, catches up, compares both sides row by row, switches in some milliseconds, then removes what is left. One
+/// relocation for each shard that the buckets are on now, one after the other. A command that is interrupted leaves its
+/// relocation where it is: `therev relocation resume` carries it on, `abort` undoes it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  therev move buckets 10-25,77 --to 2 --plan
+  therev move buckets 10-25,77 --to 2
+  therev move buckets 7 --group content --to 3 --hold")]
+struct Buckets {
+    /// Numbers from 0 to 4095, and ranges of them
+    #[arg(value_name = "BUCKETS", value_parser = buckets)]
+    buckets: BucketList,
+    /// The shard that gets them
+    #[arg(long, value_name = "SHARD")]
+    to: u16,
+    /// Which colocation groups; in the colocated layout they move together
+    #[arg(long, value_enum, default_value_t = GroupName::Both)]
+    group: GroupName,
+    /// Only say what would move, how long it takes, and what stands in the way
+    #[arg(long)]
+    plan: bool,
+    /// Stop after the switch, where `therev relocation reverse` goes back without loss
+    #[arg(long)]
+    hold: bool,
+    /// How long a try of the switch may have writes wait, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    budget_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GroupName {
+    Account,
+    Content,
+    Both,
+}
+
+impl GroupName {
+    fn groups(self) -> Vec<Group> {
+        match self {
+            GroupName::Account => vec![Group::Account],
+            GroupName::Content => vec![Group::Content],
+            GroupName::Both => Group::ALL.to_vec(),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct BucketList(Vec<Bucket>);
+
+/// `10-25,77`.
+fn buckets(text: &str) -> std::result::Result<BucketList, String> {
+    let one = |text: &str| {
+        let number = text.trim().parse::<u16>().ok().and_then(|number| Bucket::try_from(number).ok());
+        number.ok_or_else(|| format!("`{text}` is no bucket: they go from 0 to 4095"))
+    };
+    let mut all = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (one(first)?, one(last)?);
+        if first > last {
+            return Err(format!("`{part}` goes backwards"));
+        }
+        all.extend(Bucket::all().filter(|bucket| (first..=last).contains(bucket)));
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(BucketList(all))
+}
+
+pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
+    match args.command {
+        Command::Buckets(args) => move_buckets(app, args).await,
+    }
+}
+
+async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
+    let therev = app.open_relaying().await?;
+    let target = ShardNo(i16::try_from(args.to).unwrap_or(i16::MAX));
+    let options = Options { budget: Duration::from_millis(args.budget_ms) };
+    let mover = Mover::new(therev.shards().clone(), options);
+    let mut plans = Vec::new();
+    for request in requests(&therev, &args.buckets.0, &args.group.groups(), target)? {
+        plans.push(mover.plan(&request).await?);
+    }
+    if args.plan {
+        return app.out.fact(&plans, || planned(&plans, &app.out));
+    }
+    if let Some(refusal) = plans.iter().find_map(Plan::refusal) {
+        return Err(refusal.into());
+    }
+    let goal = if args.hold { Goal::Switched } else { Goal::Done };
+    let mut ended: Vec<Relocation> = Vec::new();
+    for plan in &plans {
+        let begun = mover.begin(plan, goal, &app.operator().to_string()).await?;
+        let to = format!("relocation {} of {}", begun.relocation, count_buckets(plan.buckets.len()));
+        therev
+            .note_operator(&app.operator(), "move", &to, serde_json::json!({ "from": plan.source, "to": plan.target }))
+            .await?;
+        talk(&format!(
+            "Relocation {} began: {} from shard {} to {}.",
+            begun.relocation,
+            count_buckets(plan.buckets.len()),
+            plan.source,
+            plan.target
+        ));
+        ended.push(driven(&mover, begun.relocation, &mut Shown::new()).await?);
+    }
+    app.out.fact(&ended, || crate::commands::relocation::said_all(&ended, &app.out))
+}
+
+/// One request for each shard that the buckets are on now.
+fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: ShardNo) -> Result<Vec<Request>> {
+    let map = therev.shards().map();
+    let colocated = therev.shards().catalog().layout == Layout::Colocated;
+    // In the colocated layout the groups of a bucket are one; in the split one each has a source of its own.
+    let together: Vec<Vec<Group>> =
+        if colocated { vec![groups.to_vec()] } else { groups.iter().map(|group| vec![*group]).collect() };
+    let mut all = Vec::new();
+    let mut there = Vec::new();
+    for groups in together {
+        let mut by_source: BTreeMap<ShardNo, Vec<Bucket>> = BTreeMap::new();
+        for bucket in buckets {
+            by_source.entry(map.place(groups[0], *bucket).shard).or_default().push(*bucket);
+        }
+        there.extend(by_source.remove(&target).unwrap_or_default());
+        let request = |(source, buckets)| Request { groups: groups.clone(), buckets, source, target };
+        all.extend(by_source.into_iter().map(request));
+    }
+    if !there.is_empty() {
+        let some: Vec<String> = there.iter().take(8).map(|bucket| bucket.number().to_string()).collect();
+        let more = if there.len() > some.len() { " and more" } else { "" };
+        return Err(CliError::invalid(
+            format!("shard {target} has buckets {}{more} already", some.join(", ")),
+            "name only the others",
+        ));
+    }
+    Ok(all)
+}
+
+fn count_buckets(number: usize) -> String {
+    count(i64::try_from(number).unwrap_or(i64::MAX), "bucket")
+}
+
+fn planned(plans: &[Plan], out: &Output) -> String {
+    let rows = plans.iter().map(|plan| {
+        vec![
+            plan.source.to_string(),
+            plan.target.to_string(),
+            plan.buckets.len().to_string(),
+            plan.rows.to_string(),
+            bytes(Some(plan.bytes)),
+            format!("{:.0} s", plan.seconds.max(1.0)),
+            bytes(Some(plan.log_bytes_per_minute)),
+        ]
+    });
+    let header = ["from", "to", "buckets", "rows", "bytes", "about", "log/min"];
+    let mut lines = vec![table(out.width, &header, &header, rows)];
+    for plan in plans {
+        for obstacle in &plan.obstacles {
+            lines.push(String::new());
+            lines.push(out.word(&format!("In the way: {}; {}.", obstacle.reason, obstacle.next), false));
+        }
+    }
+    if plans.iter().all(|plan| plan.obstacles.is_empty()) {
+        lines.extend([String::new(), "Nothing stands in the way.".to_owned()]);
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_read_as_they_are_typed() {
+        let numbers = |text| buckets(text).map(|list| list.0.iter().map(|b| b.number()).collect::<Vec<_>>());
+        assert_eq!(numbers("10-12,77, 11"), Ok(vec![10, 11, 12, 77]));
+        for wrong in ["", "4096", "3-2", "1-", "a", "1,,2", "-1"] {
+            assert!(numbers(wrong).is_err(), "{wrong}");
+        }
+    }
+}

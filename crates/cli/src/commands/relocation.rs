@@ -1,0 +1,232 @@
+//! `therev relocation`: what is being moved, and what is wanted of it.
+
+use crate::app::App;
+use crate::error::{CliError, Result};
+use crate::output::Output;
+use crate::progress;
+use crate::tables::{bytes, minute, number, table};
+use clap::Subcommand;
+use std::sync::Mutex;
+use std::time::Instant;
+use therev::relocation::{self, Goal, Mover, Options, Relocation, State};
+
+/// Show relocations, and pause, resume, abort, reverse or finish one
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  therev relocation list
+  therev relocation show 3
+  therev relocation abort 3")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Command {
+    /// List relocations, the newest first
+    List {
+        /// Those that have ended, too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one
+    Show(Which),
+    /// Have one rest where it is
+    Pause(Which),
+    /// Carry one on to its goal, here and now
+    Resume(Which),
+    /// Undo one that has not switched: rows that were copied go, nothing else changes
+    Abort(Which),
+    /// Go back after the switch: the buckets return to where they came from, with all that was written since
+    Reverse(Which),
+    /// Give up the way back of one that is switched: what is left at the source goes
+    Finish(Which),
+    /// Compare both sides of one between its copy and its switch; exit 1 if rows differ
+    Verify {
+        #[command(flatten)]
+        which: Which,
+        /// Copy anew what differs
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct Which {
+    /// Its number
+    #[arg(value_name = "N")]
+    relocation: i64,
+}
+
+pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
+    let therev = app.open_relaying().await?;
+    let mover = Mover::new(therev.shards().clone(), Options::default());
+    let (what, which) = match args.command {
+        Command::List { all } => {
+            let found = mover.list(!all).await?;
+            return app.out.fact(&found, || listed(&found, &app.out));
+        }
+        Command::Show(which) => {
+            let found = mover.show(which.relocation).await?;
+            return app.out.fact(&found, || said(&found));
+        }
+        Command::Verify { which, repair } => {
+            let compared = mover.verify(which.relocation, repair).await?;
+            return app.out.fact(&serde_json::json!({ "rows": compared }), || {
+                format!("Both sides hold the same {compared} rows.")
+            });
+        }
+        Command::Pause(which) => ("pause", which),
+        Command::Resume(which) => ("resume", which),
+        Command::Abort(which) => ("abort", which),
+        Command::Reverse(which) => ("reverse", which),
+        Command::Finish(which) => ("finish", which),
+    };
+    let wanted = match args.command {
+        Command::Pause(_) => mover.pause(which.relocation, true).await?,
+        Command::Abort(_) => mover.want(which.relocation, Goal::Aborted).await?,
+        Command::Reverse(_) => mover.want(which.relocation, Goal::Reversed).await?,
+        Command::Finish(_) => mover.finish(which.relocation).await?,
+        _ => mover.pause(which.relocation, false).await?,
+    };
+    let target = format!("relocation {}", which.relocation);
+    therev.note_operator(&app.operator(), what, &target, serde_json::json!({ "state": wanted.state.name() })).await?;
+    let ended = if wanted.is_paused { wanted } else { driven(&mover, which.relocation, &mut Shown::new()).await? };
+    app.out.fact(&ended, || said(&ended))
+}
+
+/// Carries a relocation on and shows how far it is. Where another process works at it, looks on.
+pub(crate) async fn driven(mover: &Mover, number: i64, shown: &mut Shown) -> Result<Relocation> {
+    let shown = Mutex::new(shown);
+    let show = |now: &Relocation| shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(now);
+    loop {
+        match mover.drive(number, &show).await {
+            Err(relocation::Error::Taken(_)) => {
+                let now = mover.show(number).await?;
+                show(&now);
+                if now.state.is_over() || now.is_paused {
+                    return Ok(now);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            }
+            outcome => {
+                shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).end();
+                let ended = outcome.map_err(|error| {
+                    CliError::from(error).also(&format!(
+                        "the relocation stays where it is: `therev relocation resume {number}` goes on, \
+                         `therev relocation abort {number}` undoes it"
+                    ))
+                });
+                return ended;
+            }
+        }
+    }
+}
+
+/// The bar, or the lines.
+pub(crate) struct Shown {
+    shown: progress::Shown,
+    began: Option<(Instant, i64)>,
+}
+
+impl Shown {
+    pub(crate) fn new() -> Shown {
+        let template = "{prefix:11} {bar:30} {human_pos}/{human_len} rows {msg}";
+        Shown { shown: progress::Shown::new(template), began: None }
+    }
+
+    fn show(&mut self, now: &Relocation) {
+        let mut parts = Vec::new();
+        if now.state == State::Copying && now.bytes_copied > 0 {
+            let (began, at_first) = *self.began.get_or_insert((Instant::now(), now.bytes_copied));
+            let seconds = began.elapsed().as_secs().max(1);
+            let rate = (now.bytes_copied - at_first) / i64::try_from(seconds).unwrap_or(i64::MAX);
+            parts.push(format!("{}/s", bytes(Some(rate))));
+            let per_row = now.bytes_copied / now.rows_copied.max(1);
+            if rate > 0 {
+                parts.push(format!("{} s left", (now.rows_total - now.rows_copied).max(0) * per_row / rate));
+            }
+        }
+        if let Some(lag) = now.lag_bytes {
+            parts.push(format!("{} behind", bytes(Some(lag))));
+        }
+        if !now.note.is_empty() {
+            parts.push(now.note.clone());
+        }
+        let row = |rows: i64| u64::try_from(rows).unwrap_or(0);
+        self.shown.show(now.state.name(), row(now.rows_copied), row(now.rows_total), &parts.join(", "));
+    }
+
+    fn end(&self) {
+        self.shown.end();
+    }
+}
+
+fn listed(found: &[Relocation], out: &Output) -> String {
+    if found.is_empty() {
+        return "No relocation is under way. `therev relocation list --all` lists those that have ended.".to_owned();
+    }
+    let rows = found.iter().map(|one| {
+        vec![
+            one.relocation.to_string(),
+            one.state.name().to_owned(),
+            if one.is_paused { "paused".to_owned() } else { one.goal.name().to_owned() },
+            one.source.to_string(),
+            one.target.to_string(),
+            one.buckets.len().to_string(),
+            one.rows_copied.to_string(),
+            number(one.pause_ms.map(|ms| format!("{ms:.1}"))),
+            minute(one.updated_at),
+        ]
+    });
+    let header = ["n", "state", "goal", "from", "to", "buckets", "rows", "pause ms", "last heard of"];
+    table(out.width, &header, &["n", "from", "to", "buckets", "rows", "pause ms"], rows)
+}
+
+/// What became of several.
+pub(crate) fn said_all(ended: &[Relocation], out: &Output) -> String {
+    if let [one] = ended { said(one) } else { listed(ended, out) }
+}
+
+fn said(one: &Relocation) -> String {
+    let groups: Vec<&str> = one.groups.iter().map(|group| group.name()).collect();
+    let mut lines = vec![
+        format!("relocation  {}", one.relocation),
+        format!("state       {}", one.state.name()),
+        format!("goal        {}{}", one.goal.name(), if one.is_paused { ", paused" } else { "" }),
+        format!("moves       {} of {} from shard {} to {}", spans(one), groups.join(" and "), one.source, one.target),
+        format!("copied      {} of {} rows, {}", one.rows_copied, one.rows_total, bytes(Some(one.bytes_copied))),
+    ];
+    if let Some(pause) = one.pause_ms {
+        lines.push(format!("switch      writes waited {pause:.1} ms, at try {}", one.attempts));
+    }
+    if !one.note.is_empty() {
+        lines.push(format!("note        {}", one.note));
+    }
+    lines.push(format!("worker      {}", if one.has_worker { "at it" } else { "none" }));
+    if one.state == State::Switched {
+        lines.push(format!(
+            "next        `therev relocation finish {0}`, or back with `therev relocation reverse {0}`",
+            one.relocation
+        ));
+    }
+    lines.join("\n")
+}
+
+/// `buckets 10-25, 77`, no longer than a line.
+fn spans(one: &Relocation) -> String {
+    let mut spans: Vec<(u16, u16)> = Vec::new();
+    for bucket in &one.buckets {
+        match spans.last_mut() {
+            Some((_, last)) if *last + 1 == bucket.number() => *last += 1,
+            _ => spans.push((bucket.number(), bucket.number())),
+        }
+    }
+    let text = |(first, last): &(u16, u16)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    if spans.len() > 6 {
+        let first: Vec<String> = spans.iter().take(5).map(text).collect();
+        return format!("{} buckets ({} …)", one.buckets.len(), first.join(", "));
+    }
+    format!("buckets {}", spans.iter().map(text).collect::<Vec<_>>().join(", "))
+}

@@ -1,0 +1,246 @@
+//! The copy: rows of these buckets, from the snapshot at which the forward stream begins, in PostgreSQL's binary form.
+
+use crate::error::{Error, Result};
+use crate::objects::{self, Stream};
+use crate::record::Relocation;
+use crate::side::{Pair, Side, Which};
+use crate::throttle::{self, Progress};
+use bytes::BytesMut;
+use futures_util::future::{try_join, try_join_all};
+use futures_util::{SinkExt, StreamExt};
+use shards::Admin;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+
+/// How many rows of different buckets go side by side.
+const SIDE_BY_SIDE: usize = 2;
+/// How many buckets one COPY takes: the brake and the progress work in between.
+const BUCKETS_A_COPY: usize = 32;
+/// How many bytes go out at once: the driver hands over a message for each row.
+const PIECE: usize = 1 << 18;
+/// How many rows a batch of deletes takes.
+const DELETE_BATCH: i64 = 5_000;
+
+/// A table whose rows belong to owners, with its columns.
+struct Table {
+    name: String,
+    columns: String,
+}
+
+const TABLES: &str = "
+    SELECT t.table_name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
+      FROM therev.owned_tables AS t
+      JOIN pg_attribute AS a ON a.attrelid = t.table_name::regclass
+     WHERE t.colocation_group::text = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+     GROUP BY t.table_name
+     ORDER BY t.table_name";
+
+/// Copies everything, and starts the forward stream behind it. What an earlier copy left is removed first.
+pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
+    begin_round(relocation, &pair.target).await?;
+    objects::drop_all(relocation, pair).await?;
+    delete_rows(relocation, &pair.target, &["incoming", "ready"]).await?;
+    fail::fail_point!("relocation.emptied");
+    set_sentinels(relocation, pair).await?;
+    make_months(pair).await?;
+    let slot = objects::make_forward(relocation, pair, admin).await?;
+    fail::fail_point!("relocation.subscribed");
+    copy_rows(relocation, pair, admin, &slot.snapshot, progress).await?;
+    drop(slot);
+    fail::fail_point!("relocation.copied");
+    objects::make_reverse(relocation, pair, admin).await?;
+    fail::fail_point!("relocation.reverse_made");
+    objects::start(relocation, Stream::Forward, pair).await
+}
+
+/// From now on nothing of an earlier copy gets in: its writers check the round.
+async fn begin_round(relocation: &Relocation, target: &Side) -> Result<()> {
+    let begun = target
+        .execute(
+            "UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
+              WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2",
+            &[&relocation.relocation, &relocation.copy_round],
+        )
+        .await?;
+    if begun == 1 { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
+}
+
+/// Removes a side's rows of these buckets in small batches, as long as its part is in one of these states.
+pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[&str]) -> Result<()> {
+    let leaves = side
+        .query(
+            "SELECT r.relation::text AS leaf FROM therev.relations_of($1) AS r WHERE r.holds_rows",
+            &[&relocation.group_names()],
+        )
+        .await?;
+    for leaf in leaves.iter().map(|row| row.get::<_, &str>("leaf")) {
+        let sql = format!(
+            "WITH mine AS MATERIALIZED (
+                 SELECT FROM therev.relocation_parts AS p
+                  WHERE p.relocation = $1 AND p.state = ANY ($2) AND (p.side = 'source' OR p.copy_round = $3)
+                    FOR SHARE),
+             doomed AS MATERIALIZED (
+                 SELECT t.ctid FROM ONLY {leaf} AS t
+                  WHERE t.bucket = ANY ($4) AND EXISTS (SELECT FROM mine) LIMIT {DELETE_BATCH})
+             DELETE FROM ONLY {leaf} AS t USING doomed AS d WHERE t.ctid = d.ctid"
+        );
+        let delete = side.prepare(&sql).await?;
+        for buckets in relocation.bucket_numbers().chunks(BUCKETS_A_COPY) {
+            loop {
+                let gone = side
+                    .client
+                    .execute(&delete, &[&relocation.relocation, &states, &relocation.copy_round, &buckets])
+                    .await
+                    .map_err(|e| side.sql(e))?;
+                fail::fail_point!("relocation.deleted_some");
+                if gone == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The sentinels of both directions on both sides, so that the streams carry updates of them alone.
+async fn set_sentinels(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    for side in [&pair.source, &pair.target] {
+        for which in [Which::Source, Which::Target] {
+            side.execute(
+                "INSERT INTO therev.sentinels (relocation, side) VALUES ($1, $2)
+                 ON CONFLICT (relocation, side) DO UPDATE SET attempt = 0, beat = 0",
+                &[&relocation.relocation, &which.name()],
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Months whose rows the source has get their partitions at the target too: a shard that was added later lacks those before.
+async fn make_months(pair: &Pair) -> Result<()> {
+    let months = pair
+        .source
+        .query(
+            "SELECT i.inhparent::regclass::text AS parent, to_date(right(c.relname, 7), 'YYYY_MM')::text AS month
+               FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
+              WHERE c.relkind = 'r' AND c.relispartition",
+            &[],
+        )
+        .await?;
+    for month in months {
+        let (parent, month): (&str, &str) = (month.get("parent"), month.get("month"));
+        pair.target.query("SELECT therev.make_partition($1, $2::text::date)", &[&parent, &month]).await?;
+    }
+    Ok(())
+}
+
+async fn copy_rows(
+    relocation: &Relocation,
+    pair: &Pair,
+    admin: &Admin,
+    snapshot: &str,
+    progress: &Progress,
+) -> Result<()> {
+    let tables: Vec<Table> = pair
+        .source
+        .query(TABLES, &[&relocation.group_names()])
+        .await?
+        .iter()
+        .map(|row| Table { name: row.get("table_name"), columns: row.get("columns") })
+        .collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    progress.reset(count_rows(&pair.source, &names, &relocation.bucket_numbers()).await?);
+    let buckets = relocation.bucket_numbers();
+    let jobs = tables.iter().flat_map(|table| buckets.chunks(BUCKETS_A_COPY).map(move |chunk| (table, chunk)));
+    let queue = Mutex::new(jobs);
+    let take = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+    let lanes = (0..SIDE_BY_SIDE).map(|_| async {
+        let lane = Lane::open(relocation, admin, snapshot).await?;
+        while let Some((table, buckets)) = take() {
+            lane.copy(relocation, table, buckets, progress).await?;
+            fail::fail_point!("relocation.copied_some");
+        }
+        Ok::<(), Error>(())
+    });
+    let copied = try_join_all(lanes);
+    let watched = throttle::watch([&pair.source, &pair.target], progress);
+    tokio::select! {
+        done = copied => { done?; }
+        stopped = watched => stopped?,
+    }
+    progress.say("");
+    Ok(())
+}
+
+/// How many rows of these buckets the tables hold.
+pub(crate) async fn count_rows(side: &Side, tables: &[&str], buckets: &[i16]) -> Result<i64> {
+    let mut total = 0;
+    for table in tables {
+        let sql = format!("SELECT count(*) FROM {table} WHERE bucket = ANY ($1)");
+        total += side.one(&sql, &[&buckets]).await?.get::<_, i64>(0);
+    }
+    Ok(total)
+}
+
+/// A pair of connections through which rows go.
+struct Lane {
+    from: Side,
+    to: Side,
+}
+
+impl Lane {
+    async fn open(relocation: &Relocation, admin: &Admin, snapshot: &str) -> Result<Lane> {
+        let from = Side::connect(admin, Which::Source, relocation.source);
+        let to = Side::connect(admin, Which::Target, relocation.target);
+        let (from, to) = try_join(from, to).await?;
+        from.batch(&format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT '{snapshot}'"))
+            .await?;
+        // Made durable by the synchronous commit of `get_ready`, which comes after it.
+        to.batch("SET synchronous_commit = off").await?;
+        Ok(Lane { from, to })
+    }
+
+    /// Copies some buckets of a table in one transaction of the target, in which the round is checked.
+    async fn copy(&self, relocation: &Relocation, table: &Table, buckets: &[i16], progress: &Progress) -> Result<()> {
+        let list = buckets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let Table { name, columns } = table;
+        let out =
+            format!("COPY (SELECT {columns} FROM {name} WHERE bucket = ANY ('{{{list}}}')) TO STDOUT (FORMAT binary)");
+        let mine = "SELECT FROM therev.relocation_parts
+                     WHERE relocation = $1 AND copy_round = $2 AND state = 'incoming' FOR SHARE";
+        self.to.batch("BEGIN").await?;
+        let round = self.to.query(mine, &[&relocation.relocation, &relocation.copy_round]).await?;
+        if round.is_empty() {
+            return Err(Error::Taken(relocation.relocation));
+        }
+        let rows = self.from.client.copy_out(&out).await.map_err(|e| self.from.sql(e))?;
+        let into = format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)");
+        let sink = self.to.client.copy_in(&into).await.map_err(|e| self.to.sql(e))?;
+        futures_util::pin_mut!(rows, sink);
+        let mut piece = BytesMut::with_capacity(PIECE * 2);
+        while let Some(row) = rows.next().await {
+            piece.extend_from_slice(&row.map_err(|e| self.from.sql(e))?);
+            if piece.len() >= PIECE {
+                progress.make_way().await;
+                self.send(&mut sink, &mut piece, progress).await?;
+            }
+        }
+        self.send(&mut sink, &mut piece, progress).await?;
+        let copied = sink.finish().await.map_err(|e| self.to.sql(e))?;
+        self.to.batch("COMMIT").await?;
+        progress.rows.fetch_add(i64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        sink: &mut (impl SinkExt<bytes::Bytes, Error = tokio_postgres::Error> + Unpin),
+        piece: &mut BytesMut,
+        progress: &Progress,
+    ) -> Result<()> {
+        progress.bytes.fetch_add(i64::try_from(piece.len()).unwrap_or(0), Ordering::Relaxed);
+        let full = std::mem::replace(piece, BytesMut::with_capacity(PIECE * 2));
+        sink.send(full.freeze()).await.map_err(|e| self.to.sql(e))
+    }
+}

@@ -1,0 +1,81 @@
+//! Why a relocation does not go on.
+
+use shards::Database;
+
+/// The result of this crate's calls.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a relocation did not begin, or does not go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something stands in the way; nothing was changed.
+    #[error("{reason}")]
+    Refused {
+        /// What stands in the way.
+        reason: String,
+        /// What to do about it.
+        next: String,
+    },
+    /// There is no such relocation.
+    #[error("there is no relocation {0}")]
+    Unknown(i64),
+    /// Another process works at it now.
+    #[error("another process works at relocation {0} now")]
+    Taken(i64),
+    /// Rows differ between the two sides, and do not come to agree.
+    #[error("rows of relocation {relocation} differ between its two sides: {examples}")]
+    Differs {
+        /// Which relocation.
+        relocation: i64,
+        /// Some of them, by table and key.
+        examples: String,
+    },
+    /// A promotion or a restore of one of its servers took away what it counts on.
+    #[error("{database} was promoted or restored since the relocation began")]
+    OtherLife {
+        /// Which database.
+        database: Database,
+    },
+    /// The stream of changes stopped on a row that the other side cannot take.
+    #[error("the stream to {database} does not get on: {reason}")]
+    Stream {
+        /// The side that takes.
+        database: Database,
+        /// What is known of it.
+        reason: String,
+    },
+    /// A server could not be reached, or refused.
+    #[error(transparent)]
+    Store(#[from] shards::Error),
+    /// A statement failed.
+    #[error("a statement failed on {database}")]
+    Sql {
+        /// Which database.
+        database: Database,
+        /// What it said.
+        source: tokio_postgres::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn refused(reason: impl Into<String>, next: impl Into<String>) -> Error {
+        Error::Refused { reason: reason.into(), next: next.into() }
+    }
+
+    /// Whether trying again a little later may help: a server that is down comes back.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Store(error) => {
+                matches!(error.kind(), "down" | "deadline" | "closed" | "outcome_unknown" | "refused")
+            }
+            Error::Sql { source, .. } => source.as_db_error().is_none_or(|error| {
+                let class = &error.code().code()[..2];
+                // Operator intervention, lack of resources, a broken connection, a deadlock, an object in use.
+                matches!(class, "57" | "53" | "08" | "40" | "55")
+            }),
+            Error::Stream { .. } | Error::OtherLife { .. } => true,
+            _ => false,
+        }
+    }
+}

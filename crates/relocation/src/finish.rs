@@ -1,0 +1,147 @@
+//! The end: after the switch what is left on the side that gave the buckets away goes, before it what came to the target.
+
+use crate::copy::delete_rows;
+use crate::error::Result;
+use crate::objects;
+use crate::record::Relocation;
+use crate::side::{Pair, PartState, Side, Which};
+use crate::switch::hands;
+use crate::throttle::Progress;
+use futures_util::future::join_all;
+use placement::ShardNo;
+use shards::{Admin, Database};
+use std::time::Duration;
+
+/// How often the outbox is looked at while it is waited for.
+const OUTBOX_LOOK: Duration = Duration::from_millis(100);
+
+const OWNED: &str = "
+    SELECT array_agg(o.colocation_group::text ORDER BY o.colocation_group, o.bucket) AS groups,
+           array_agg(o.bucket ORDER BY o.colocation_group, o.bucket) AS buckets,
+           array_agg(o.epoch ORDER BY o.colocation_group, o.bucket) AS epochs
+      FROM therev.ownership AS o
+     WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND o.state = 'owned'";
+
+/// Where buckets are now, by group and bucket, since which epochs.
+struct Owned {
+    groups: Vec<String>,
+    buckets: Vec<i16>,
+    epochs: Vec<i64>,
+}
+
+async fn owned(relocation: &Relocation, owner: &Side) -> Result<Owned> {
+    let row = owner.one(OWNED, &[&relocation.group_names(), &relocation.bucket_numbers()]).await?;
+    Ok(Owned {
+        groups: row.get::<_, Option<_>>("groups").unwrap_or_default(),
+        buckets: row.get::<_, Option<_>>("buckets").unwrap_or_default(),
+        epochs: row.get::<_, Option<_>>("epochs").unwrap_or_default(),
+    })
+}
+
+/// Tells the control database what the shards have decided.
+pub(crate) async fn record_placement(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<()> {
+    let (_, owner) = hands(relocation, pair);
+    let owned = owned(relocation, owner).await?;
+    let control = admin.connect(Database::Control).await?;
+    control
+        .query(
+            "SELECT therev.record_placement($1, $2, $3, $4)",
+            &[&owned.groups, &owned.buckets, &owner.shard.0, &owned.epochs],
+        )
+        .await
+        .map_err(|source| crate::error::Error::Sql { database: Database::Control, source })?;
+    Ok(())
+}
+
+/// Ends a relocation whose buckets have changed hands: streams, the former owner's rows, both parts.
+pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
+    let (former, owner) = hands(relocation, pair);
+    // First, so that no delete travels.
+    objects::drop_all(relocation, pair).await?;
+    fail::fail_point!("relocation.streams_dropped");
+    wait_for_outbox(relocation, former, progress).await?;
+    delete_rows(relocation, former, &["moved"]).await?;
+    fail::fail_point!("relocation.rows_deleted");
+    teach_others(relocation, owner, admin).await;
+    former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
+    fail::fail_point!("relocation.part_ended");
+    owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
+    Ok(())
+}
+
+/// What the former owner has to tell others it tells while it has the rows: a bulk write's event reads them. Such an event
+/// names several owners, so that each of those counts.
+async fn wait_for_outbox(relocation: &Relocation, former: &Side, progress: &Progress) -> Result<()> {
+    let last = "SELECT coalesce(max(outbox_id), 0) FROM therev.outbox";
+    let last: i64 = former.one(last, &[]).await?.get(0);
+    let left = "SELECT count(*) FROM therev.outbox AS o
+                 WHERE o.delivered_at IS NULL AND o.outbox_id <= $1 AND o.colocation_group::text = ANY ($2)
+                   AND (o.bucket = -1 OR o.bucket = ANY ($3))";
+    loop {
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&last, &relocation.group_names(), &relocation.bucket_numbers()];
+        let waiting: i64 = former.one(left, &params).await?.get(0);
+        if waiting == 0 {
+            progress.say("");
+            return Ok(());
+        }
+        progress.say(format!("shard {} has {waiting} events to deliver first; a relay does that", former.shard));
+        tokio::time::sleep(OUTBOX_LOOK).await;
+    }
+}
+
+/// Other shards learn the short way; one that is down goes on pointing the long one.
+async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
+    let Ok(owned) = owned(relocation, owner).await else { return };
+    let others = admin.databases().into_iter().filter_map(|(database, _)| match database {
+        Database::Shard(shard) if shard != owner.shard => Some(shard),
+        _ => None,
+    });
+    let told = others.map(|shard| teach(shard, &owned, owner.shard, admin));
+    for outcome in join_all(told).await {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "a shard did not learn who owns what moved");
+        }
+    }
+}
+
+async fn teach(shard: ShardNo, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
+    let side = Side::connect(admin, Which::Source, shard).await?;
+    let owners = vec![owner.0; owned.buckets.len()];
+    side.query("SELECT therev.learn_owners($1, $2, $3, $4)", &[&owned.groups, &owned.buckets, &owners, &owned.epochs])
+        .await
+        .map(drop)
+}
+
+/// Undoes a relocation whose switch was not decided. `false`: it was; there is only the way back by a reversal.
+///
+/// The source's part goes first: without it nobody can switch any more.
+pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool> {
+    let source = Side::connect(admin, Which::Source, relocation.source).await?;
+    if let Some(part) = source.part(relocation.relocation).await? {
+        if part.state == PartState::Draining {
+            source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
+        }
+        let ended = source.one("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
+        if !ended.get::<_, bool>(0) {
+            return Ok(false);
+        }
+    }
+    fail::fail_point!("relocation.undone_at_source");
+    match Side::connect(admin, Which::Target, relocation.target).await {
+        Ok(target) => {
+            objects::drop_at(&target, &relocation.tag).await?;
+            objects::drop_at(&source, &relocation.tag).await?;
+            objects::drop_at(&target, &relocation.tag).await?;
+            fail::fail_point!("relocation.undone_streams");
+            delete_rows(relocation, &target, &["incoming", "ready"]).await?;
+            target.query("SELECT therev.end_part($1, '{incoming,ready}')", &[&relocation.relocation]).await?;
+            Ok(true)
+        }
+        Err(error) => {
+            // The source at least is rid of it: a slot that nobody reads holds its log.
+            objects::drop_at(&source, &relocation.tag).await?;
+            Err(error)
+        }
+    }
+}

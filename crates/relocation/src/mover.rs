@@ -1,0 +1,527 @@
+//! Who carries relocations on: takes the work at one, brings it as far as is wanted, gives the work back.
+
+use crate::error::{Error, Result};
+use crate::objects::Stream;
+use crate::plan::{self, Plan, Request};
+use crate::record::{Goal, Records, Relocation, State, over};
+use crate::side::{Pair, Which};
+use crate::switch::Beats;
+use crate::throttle::Progress;
+use crate::{copy, finish, switch, verify};
+use placement::Group;
+use shards::{Admin, Config, Database, Shards};
+use std::error::Error as StdError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+/// How a relocation is carried on.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How long a try of the switch may have writes wait before it is given up.
+    pub budget: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { budget: Duration::from_millis(25) }
+    }
+}
+
+/// How long the work is a worker's after it was last heard of.
+const LEASE_S: f64 = 5.0;
+/// How often it is heard of.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long after an error that passes the next try begins.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How often a copy begins anew because its stream stopped, before it is left to people.
+const ROUNDS_MAX: i32 = 5;
+/// Further behind than this, and the comparison waits.
+const CAUGHT_UP_BYTES: i64 = 16 << 20;
+
+/// Carries relocations on. Any number may run, in any processes.
+pub struct Mover {
+    shards: Shards,
+    worker: Uuid,
+    options: Options,
+}
+
+impl Mover {
+    /// Of a cluster; works as role `therev_mover`, whose password the passfile has.
+    pub fn new(shards: Shards, options: Options) -> Mover {
+        Mover { shards, worker: Uuid::new_v4(), options }
+    }
+
+    fn admin(&self) -> Result<Admin> {
+        Ok(Admin::mover(self.config(), self.shards.catalog())?)
+    }
+
+    fn config(&self) -> &Config {
+        self.shards.config()
+    }
+
+    async fn control(&self) -> Result<Client> {
+        Ok(self.admin()?.connect(Database::Control).await?)
+    }
+
+    /// What a relocation would do and what stands in its way.
+    pub async fn plan(&self, request: &Request) -> Result<Plan> {
+        if request.buckets.is_empty() || request.groups.is_empty() {
+            return Err(Error::refused("nothing is named that could move", "name buckets and groups"));
+        }
+        if request.source == request.target {
+            return Err(Error::refused(
+                format!("these buckets are on shard {} already", request.target),
+                "name another shard",
+            ));
+        }
+        for shard in [request.source, request.target] {
+            if !self.shards.numbers().contains(&shard) {
+                return Err(Error::refused(format!("there is no shard {shard}"), "`therev status` lists the shards"));
+            }
+        }
+        let colocated = self.shards.catalog().layout == placement::Layout::Colocated;
+        if colocated && request.groups.len() < Group::ALL.len() {
+            return Err(Error::refused(
+                "in the colocated layout both groups of a bucket move together",
+                "leave --group out, or give `both`",
+            ));
+        }
+        plan::make(request, &self.admin()?).await
+    }
+
+    /// Writes a relocation down; it begins when a worker takes it.
+    pub async fn begin(&self, plan: &Plan, goal: Goal, actor: &str) -> Result<Relocation> {
+        if let Some(refusal) = plan.refusal() {
+            return Err(refusal);
+        }
+        let control = self.control().await?;
+        let groups: Vec<&str> = plan.groups.iter().map(|group| group.name()).collect();
+        let buckets: Vec<i16> = plan.buckets.iter().map(|bucket| bucket.sql()).collect();
+        // Of two that begin at once the later one sees the earlier one: the lock is held to the end.
+        control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
+        let params: [&(dyn ToSql + Sync); 6] =
+            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor];
+        let begun = control
+            .query_opt(
+                "INSERT INTO therev.relocations (groups, buckets, source, target, goal, actor)
+                 SELECT $1, $2, $3, $4, $5, $6
+                  WHERE NOT EXISTS (SELECT FROM therev.relocations AS r
+                                     WHERE r.ended_at IS NULL AND r.groups && $1 AND r.buckets && $2)
+                 RETURNING relocation",
+                &params,
+            )
+            .await
+            .map_err(at)?;
+        control.batch_execute("COMMIT").await.map_err(at)?;
+        let Some(row) = begun else {
+            return Err(Error::refused(
+                "some of these buckets are in another relocation",
+                "wait for it, or abort it; `therev relocation list` names it",
+            ));
+        };
+        Records(&control).get(row.get(0)).await
+    }
+
+    /// All relocations, the newest first; only those under way when `open`.
+    pub async fn list(&self, open: bool) -> Result<Vec<Relocation>> {
+        Records(&self.control().await?).list(open).await
+    }
+
+    /// One relocation.
+    pub async fn show(&self, number: i64) -> Result<Relocation> {
+        Records(&self.control().await?).get(number).await
+    }
+
+    /// Has a relocation rest where it is, or go on.
+    pub async fn pause(&self, number: i64, is_paused: bool) -> Result<Relocation> {
+        Records(&self.control().await?).set_paused(number, is_paused).await
+    }
+
+    /// Changes what is wanted of a relocation, where it is still possible.
+    pub async fn want(&self, number: i64, goal: Goal) -> Result<Relocation> {
+        use State::{Aborted, CatchingUp, Copying, Done, Finishing, Planned, Reversed, Switched, Switching, Verified};
+        let before_switch: &[State] = &[Planned, Copying, CatchingUp, Verified, Switching];
+        let control = self.control().await?;
+        let records = Records(&control);
+        let (states, next): (&[State], &str) = match goal {
+            Goal::Aborted => (before_switch, "after the switch `therev relocation reverse` goes back"),
+            Goal::Reversed => (&[Switched], "only what is switched and not yet finishing can go back"),
+            Goal::Switched => (before_switch, "it is past the switch already"),
+            Goal::Done => (&[Planned, Copying, CatchingUp, Verified, Switching, Switched], "it is on its way already"),
+        };
+        if goal == Goal::Reversed {
+            self.can_go_back(&records.get(number).await?).await?;
+        }
+        if let Some(changed) = records.set_goal(number, goal, states).await? {
+            return Ok(changed);
+        }
+        let found = records.get(number).await?;
+        match found.state {
+            Done | Aborted | Reversed => Err(over(&found)),
+            Finishing => Err(Error::refused(format!("relocation {number} is finishing"), next)),
+            state => Err(Error::refused(format!("relocation {number} is {}", state.name()), next)),
+        }
+    }
+
+    /// `finish` before the switch would take what is not there yet.
+    pub async fn finish(&self, number: i64) -> Result<Relocation> {
+        let found = self.show(number).await?;
+        if found.state != State::Switched {
+            return Err(if found.state.is_over() {
+                over(&found)
+            } else {
+                Error::refused(
+                    format!("relocation {number} is {}, it can be finished when it is switched", found.state.name()),
+                    "`therev relocation resume` brings it there",
+                )
+            });
+        }
+        self.want(number, Goal::Done).await
+    }
+
+    /// The way back is a stream that a promotion cuts.
+    async fn can_go_back(&self, relocation: &Relocation) -> Result<()> {
+        if relocation.state != State::Switched {
+            return Ok(());
+        }
+        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        match pair.check_lives(relocation).await {
+            Err(Error::OtherLife { database }) => Err(Error::refused(
+                format!("the way back is closed: {database} was promoted since the switch"),
+                "finish this relocation, then move the buckets back with another one",
+            )),
+            outcome => outcome,
+        }
+    }
+
+    /// Compares both sides of a relocation under way, and with `repair` copies anew what differs. Says how many rows
+    /// were compared.
+    pub async fn verify(&self, number: i64, repair: bool) -> Result<i64> {
+        let relocation = self.show(number).await?;
+        if !matches!(relocation.state, State::CatchingUp | State::Verified | State::Switching) {
+            return Err(Error::refused(
+                format!("relocation {number} is {}: there are no two sides to compare", relocation.state.name()),
+                "they can be compared between the copy and the switch",
+            ));
+        }
+        let pair = Pair::connect(&self.admin()?, &relocation).await?;
+        verify::run(&relocation, &pair, &Progress::default(), repair).await
+    }
+
+    /// Carries one relocation on until it rests: done, switched and held, paused, aborted or reversed.
+    ///
+    /// `seen` is told how far it is, twice a second. A server that is down is waited for; what does not pass is an error,
+    /// and the relocation stays where it is.
+    pub async fn drive(&self, number: i64, seen: &(dyn Fn(&Relocation) + Sync)) -> Result<Relocation> {
+        let control = self.control().await?;
+        let taken = Records(&control).take(number, self.worker, LEASE_S).await?;
+        drop(control);
+        seen(&taken);
+        let progress = Progress::default();
+        let outcome = tokio::select! {
+            outcome = self.work(taken, &progress) => outcome,
+            lost = self.beat(number, &progress, seen) => Err(lost),
+        };
+        if let Ok(control) = self.control().await {
+            // A lease that is not given back runs out by itself.
+            let _ = Records(&control).give_back(number, self.worker).await;
+            if let Ok(now) = Records(&control).get(number).await {
+                seen(&now);
+            }
+        }
+        outcome
+    }
+
+    /// Carries on whatever is under way and nobody works at. Says what became of each.
+    pub async fn drive_all(&self) -> Result<Vec<(i64, Result<Relocation>)>> {
+        let mut done = Vec::new();
+        for relocation in self.list(true).await? {
+            if !relocation.rests() && !relocation.has_worker {
+                let number = relocation.relocation;
+                let outcome = self.drive(number, &|_| {}).await;
+                if !matches!(outcome, Err(Error::Taken(_))) {
+                    done.push((number, outcome));
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Keeps the work this worker's, and tells how far it is; ends when it is another's.
+    async fn beat(&self, number: i64, progress: &Progress, seen: &(dyn Fn(&Relocation) + Sync)) -> Error {
+        let mut control = None;
+        loop {
+            tokio::time::sleep(HEARTBEAT).await;
+            let outcome = self.beat_once(number, progress, &mut control).await;
+            match outcome {
+                Ok(now) => seen(&now),
+                Err(lost @ (Error::Taken(_) | Error::Unknown(_))) => return lost,
+                Err(error) => {
+                    tracing::debug!(%error, "the control database does not hear of relocation {number}");
+                    control = None;
+                }
+            }
+        }
+    }
+
+    async fn beat_once(&self, number: i64, progress: &Progress, control: &mut Option<Client>) -> Result<Relocation> {
+        let client = match control {
+            Some(client) => client,
+            None => control.insert(self.control().await?),
+        };
+        let (total, rows) = (progress.rows_total.load(Ordering::Relaxed), progress.rows.load(Ordering::Relaxed));
+        let (bytes, lag) = (progress.bytes.load(Ordering::Relaxed), progress.lag_bytes.load(Ordering::Relaxed));
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&number, &self.worker, &total, &rows, &bytes, &(lag >= 0).then_some(lag), &progress.note()];
+        let told = client
+            .execute(
+                "UPDATE therev.relocations
+                    SET rows_total = greatest(rows_total, $3), rows_copied = greatest($4, rows_copied),
+                        bytes_copied = greatest($5, bytes_copied), lag_bytes = $6, note = $7, updated_at = now(),
+                        leased_until = now() + interval '5 seconds'
+                  WHERE relocation = $1 AND worker = $2",
+                &params,
+            )
+            .await
+            .map_err(at)?;
+        if told == 0 { Err(Error::Taken(number)) } else { Records(client).get(number).await }
+    }
+
+    /// Step after step, until it rests. Errors that pass are waited out.
+    async fn work(&self, mut relocation: Relocation, progress: &Progress) -> Result<Relocation> {
+        let mut wait = RETRY.0;
+        while !relocation.rests() {
+            match self.step(&relocation, progress).await {
+                Ok(next) => {
+                    (relocation, wait) = (next, RETRY.0);
+                    fail::fail_point!("relocation.stepped");
+                }
+                Err(error) if error.is_passing() => {
+                    progress.say(format!("waits: {}", chain(&error)));
+                    tracing::warn!(relocation = relocation.relocation, error = %chain(&error), "it does not go on");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY.1);
+                    relocation = self.again(relocation, &error).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(relocation)
+    }
+
+    /// What is known now; and where what it counted on is lost, from the beginning.
+    async fn again(&self, relocation: Relocation, error: &Error) -> Relocation {
+        let Ok(now) = self.show(relocation.relocation).await else { return relocation };
+        let before_switch =
+            matches!(now.state, State::Copying | State::CatchingUp | State::Verified | State::Switching);
+        let lost = matches!(error, Error::OtherLife { .. });
+        let stuck = matches!(error, Error::Stream { .. }) && now.copy_round < ROUNDS_MAX;
+        if !before_switch || now.goal == Goal::Aborted || !(lost || stuck) {
+            return now;
+        }
+        match self.anew(&now).await {
+            Ok(anew) => anew,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "relocation {} cannot begin anew yet", now.relocation);
+                now
+            }
+        }
+    }
+
+    /// Undoes it, and plans it again.
+    async fn anew(&self, relocation: &Relocation) -> Result<Relocation> {
+        if !finish::undo(relocation, &self.admin()?).await? {
+            return self.show(relocation.relocation).await;
+        }
+        Records(&self.control().await?).advance(relocation, self.worker, State::Planned).await
+    }
+
+    /// One state's work.
+    async fn step(&self, relocation: &Relocation, progress: &Progress) -> Result<Relocation> {
+        let control = self.control().await?;
+        let relocation = &Records(&control).get(relocation.relocation).await?;
+        if relocation.rests() {
+            return Ok(relocation.clone());
+        }
+        if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
+            return self.abort(relocation).await;
+        }
+        let next = match relocation.state {
+            State::Planned => self.prepare(relocation).await?,
+            State::Copying => self.copy(relocation, progress).await?,
+            State::CatchingUp => self.catch_up(relocation, progress).await?,
+            State::Verified => State::Switching,
+            State::Switching => match self.switch(relocation, progress).await? {
+                Some(next) => next,
+                None => return self.show(relocation.relocation).await,
+            },
+            State::Switched if relocation.goal == Goal::Reversed => State::Switching,
+            State::Switched => State::Finishing,
+            State::Finishing => {
+                let admin = self.admin()?;
+                let pair = Pair::connect(&admin, relocation).await?;
+                finish::run(relocation, &pair, &admin, progress).await?;
+                if relocation.goal == Goal::Reversed { State::Reversed } else { State::Done }
+            }
+            State::Done | State::Aborted | State::Reversed => return Ok(relocation.clone()),
+        };
+        fail::fail_point!("relocation.before_advance");
+        Records(&self.control().await?).advance(relocation, self.worker, next).await
+    }
+
+    /// Which lives it counts on, and a part on each side.
+    async fn prepare(&self, relocation: &Relocation) -> Result<State> {
+        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        let (source_life, target_life) = verify::lives(&pair).await?;
+        let control = self.control().await?;
+        control
+            .execute(
+                "UPDATE therev.relocations SET source_life = $3, target_life = $4
+                  WHERE relocation = $1 AND worker = $2",
+                &[&relocation.relocation, &self.worker, &source_life, &target_life],
+            )
+            .await
+            .map_err(at)?;
+        let (groups, buckets) = (relocation.group_names(), relocation.bucket_numbers());
+        let begin = "SELECT therev.begin_part($1, $2, $3, $4, $5, $6, $7)";
+        let none: Vec<i64> = Vec::new();
+        let source: [&(dyn ToSql + Sync); 7] = [
+            &relocation.relocation,
+            &relocation.tag,
+            &Which::Source.name(),
+            &relocation.target.0,
+            &groups,
+            &buckets,
+            &none,
+        ];
+        pair.source.query(begin, &source).await?;
+        fail::fail_point!("relocation.source_part");
+        let epochs = "SELECT array_agg(o.epoch ORDER BY g.at, b.at)
+                        FROM unnest($1::text[]) WITH ORDINALITY AS g (name, at),
+                             unnest($2::smallint[]) WITH ORDINALITY AS b (bucket, at),
+                             therev.ownership AS o
+                       WHERE o.colocation_group::text = g.name AND o.bucket = b.bucket";
+        let epochs: Vec<i64> = pair.source.one(epochs, &[&groups, &buckets]).await?.get(0);
+        let target: [&(dyn ToSql + Sync); 7] = [
+            &relocation.relocation,
+            &relocation.tag,
+            &Which::Target.name(),
+            &relocation.source.0,
+            &groups,
+            &buckets,
+            &epochs,
+        ];
+        pair.target.query(begin, &target).await?;
+        fail::fail_point!("relocation.target_part");
+        Ok(State::Copying)
+    }
+
+    async fn copy(&self, relocation: &Relocation, progress: &Progress) -> Result<State> {
+        let control = self.control().await?;
+        let row = control
+            .query_opt(
+                "UPDATE therev.relocations SET copy_round = copy_round + 1, rows_copied = 0, bytes_copied = 0
+                  WHERE relocation = $1 AND worker = $2 RETURNING copy_round",
+                &[&relocation.relocation, &self.worker],
+            )
+            .await
+            .map_err(at)?;
+        let copy_round = row.ok_or(Error::Taken(relocation.relocation))?.get(0);
+        let relocation = Relocation { copy_round, ..relocation.clone() };
+        let admin = self.admin()?;
+        let pair = Pair::connect(&admin, &relocation).await?;
+        pair.check_lives(&relocation).await?;
+        copy::run(&relocation, &pair, &admin, progress).await?;
+        Ok(State::CatchingUp)
+    }
+
+    async fn catch_up(&self, relocation: &Relocation, progress: &Progress) -> Result<State> {
+        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        pair.check_lives(relocation).await?;
+        let name = Stream::Forward.name(relocation);
+        let errors = verify::stream_errors(&pair.target, &name).await?;
+        loop {
+            let lag = verify::lag_bytes(&pair.source, &name).await?;
+            progress.lag_bytes.store(lag.unwrap_or(-1), Ordering::Relaxed);
+            if lag.is_some_and(|bytes| bytes < CAUGHT_UP_BYTES) {
+                break;
+            }
+            if verify::stream_errors(&pair.target, &name).await? > errors {
+                let reason = "a change could not be applied there; its server's log says which".to_owned();
+                return Err(Error::Stream { database: pair.target.database(), reason });
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Beats::new(relocation, &pair).await?.arrive().await?;
+        progress.lag_bytes.store(0, Ordering::Relaxed);
+        fail::fail_point!("relocation.caught_up");
+        let compared = verify::run(relocation, &pair, progress, false).await?;
+        tracing::info!(relocation = relocation.relocation, compared, "both sides hold the same rows");
+        Ok(State::Verified)
+    }
+
+    /// `None`: something else is wanted by now.
+    async fn switch(&self, relocation: &Relocation, progress: &Progress) -> Result<Option<State>> {
+        let admin = self.admin()?;
+        let pair = Pair::connect(&admin, relocation).await?;
+        let is_wanted = async || match self.show(relocation.relocation).await {
+            Ok(now) => !now.rests() && now.owner_wanted() == relocation.owner_wanted(),
+            // The shards alone decide: with the control database down a switch goes on.
+            Err(_) => true,
+        };
+        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, is_wanted).await? else {
+            return Ok(None);
+        };
+        progress.say("");
+        self.note_switch(relocation, &done).await?;
+        finish::record_placement(relocation, &pair, &admin).await?;
+        fail::fail_point!("relocation.recorded");
+        switch::turn_streams(relocation, &pair).await?;
+        fail::fail_point!("relocation.streams_turned");
+        Ok(Some(if relocation.goal == Goal::Reversed { State::Finishing } else { State::Switched }))
+    }
+
+    async fn note_switch(&self, relocation: &Relocation, done: &switch::Switched) -> Result<()> {
+        let pause_ms = done.pause.map(|pause| pause.as_secs_f64() * 1_000.0);
+        self.control()
+            .await?
+            .execute(
+                "UPDATE therev.relocations SET attempts = attempts + $2, pause_ms = coalesce($3, pause_ms)
+                  WHERE relocation = $1",
+                &[&relocation.relocation, &done.attempts, &pause_ms],
+            )
+            .await
+            .map(drop)
+            .map_err(at)
+    }
+
+    async fn abort(&self, relocation: &Relocation) -> Result<Relocation> {
+        let undone = finish::undo(relocation, &self.admin()?).await?;
+        let control = self.control().await?;
+        let records = Records(&control);
+        if undone {
+            return records.advance(relocation, self.worker, State::Aborted).await;
+        }
+        // The switch was quicker than the wish to abort: it is carried through, and rests where the way back is open.
+        let kept = records.set_goal(relocation.relocation, Goal::Switched, &[relocation.state]).await?;
+        kept.ok_or(Error::Taken(relocation.relocation))
+    }
+}
+
+fn at(source: tokio_postgres::Error) -> Error {
+    Error::Sql { database: Database::Control, source }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,215 @@
+//! Publications, slots and subscriptions: two streams, one in each direction.
+//!
+//! Their names follow from the relocation's tag, so that they are recorded before they exist, and each function compares what
+//! should be with what is.
+
+use crate::error::Result;
+use crate::record::Relocation;
+use crate::side::{Pair, Side, Which};
+use secrecy::ExposeSecret;
+use shards::{Admin, SlotSnapshot};
+use std::time::Duration;
+
+/// How long a worker of a stream may take to be gone after it was told to.
+const WORKER_WAIT: Duration = Duration::from_secs(30);
+
+/// One of the two streams of a relocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    /// From source to target.
+    Forward,
+    /// From target to source: keeps the way back open.
+    Reverse,
+}
+
+impl Stream {
+    /// The name of its publication, its slot and its subscription.
+    pub(crate) fn name(self, relocation: &Relocation) -> String {
+        let direction = match self {
+            Stream::Forward => "forward",
+            Stream::Reverse => "reverse",
+        };
+        format!("therev_{}_{direction}", relocation.tag)
+    }
+
+    /// Where its rows come from, and where they go.
+    pub(crate) fn ends(self, pair: &Pair) -> (&Side, &Side) {
+        match self {
+            Stream::Forward => (&pair.source, &pair.target),
+            Stream::Reverse => (&pair.target, &pair.source),
+        }
+    }
+
+    /// The stream that a side feeds.
+    pub(crate) fn from(which: Which) -> Stream {
+        match which {
+            Which::Source => Stream::Forward,
+            Which::Target => Stream::Reverse,
+        }
+    }
+}
+
+/// The rows of these buckets in every table of these groups, and the sentinel of this direction. The filter tests a bitmap:
+/// half the cost of a list. A TRUNCATE is never published: it would ignore the filter.
+async fn publish(relocation: &Relocation, stream: Stream, from: &Side) -> Result<()> {
+    let name = stream.name(relocation);
+    if !from.query("SELECT FROM pg_publication WHERE pubname = $1", &[&name]).await?.is_empty() {
+        return Ok(());
+    }
+    let tables = from
+        .query(
+            "SELECT t.table_name FROM therev.owned_tables AS t
+              WHERE t.colocation_group::text = ANY ($1) ORDER BY t.table_name",
+            &[&relocation.group_names()],
+        )
+        .await?;
+    let mut bits = vec![b'0'; usize::from(placement::BUCKETS)];
+    for bucket in &relocation.buckets {
+        bits[bucket.index()] = b'1';
+    }
+    let bits = String::from_utf8_lossy(&bits).into_owned();
+    let mut published: Vec<String> = tables
+        .iter()
+        .map(|row| format!("{} WHERE (get_bit(B'{bits}', bucket) = 1)", row.get::<_, &str>("table_name")))
+        .collect();
+    published.push(format!(
+        "therev.sentinels WHERE (relocation = {} AND side = '{}')",
+        relocation.relocation,
+        from.which.name()
+    ));
+    from.batch(&format!(
+        "CREATE PUBLICATION {name} FOR TABLE {}
+             WITH (publish = 'insert, update, delete', publish_via_partition_root = true)",
+        published.join(", ")
+    ))
+    .await
+}
+
+/// Subscribes to a slot that exists; the stream rests until it is started.
+async fn subscribe(relocation: &Relocation, stream: Stream, pair: &Pair, admin: &Admin) -> Result<()> {
+    let (from, to) = stream.ends(pair);
+    let name = stream.name(relocation);
+    let known = "SELECT FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                  WHERE s.subname = $1 AND d.datname = current_database()";
+    if !to.query(known, &[&name]).await?.is_empty() {
+        return Ok(());
+    }
+    let conninfo = admin.conninfo(from.database())?;
+    // The address holds a password, which no log should.
+    let quiet = "SET LOCAL log_min_error_statement = panic; SET LOCAL log_statement = 'none';";
+    let may = to.one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?;
+    to.batch(&format!(
+        "BEGIN; {} CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {name}
+             WITH (slot_name = '{name}', create_slot = false, enabled = false, copy_data = false); COMMIT",
+        if may.get(0) { quiet } else { "" },
+        conninfo.expose_secret().replace('\'', "''")
+    ))
+    .await
+}
+
+/// The forward stream, at rest, with the snapshot that it begins at.
+pub(crate) async fn make_forward(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<SlotSnapshot> {
+    publish(relocation, Stream::Forward, &pair.source).await?;
+    fail::fail_point!("relocation.published");
+    let name = Stream::Forward.name(relocation);
+    let snapshot = admin.make_slot(pair.source.database(), &name).await?;
+    fail::fail_point!("relocation.slot_made");
+    subscribe(relocation, Stream::Forward, pair, admin).await?;
+    Ok(snapshot)
+}
+
+/// The reverse stream, at rest: made before the switch, so that nothing of it falls into the pause.
+pub(crate) async fn make_reverse(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<()> {
+    publish(relocation, Stream::Reverse, &pair.target).await?;
+    let name = Stream::Reverse.name(relocation);
+    let known = "SELECT FROM pg_replication_slots WHERE slot_name = $1";
+    if pair.target.query(known, &[&name]).await?.is_empty() {
+        drop(admin.make_slot(pair.target.database(), &name).await?);
+    }
+    fail::fail_point!("relocation.reverse_slot_made");
+    subscribe(relocation, Stream::Reverse, pair, admin).await
+}
+
+/// Starts a stream from where it stopped.
+pub(crate) async fn start(relocation: &Relocation, stream: Stream, pair: &Pair) -> Result<()> {
+    let (_, to) = stream.ends(pair);
+    to.batch(&format!("ALTER SUBSCRIPTION {} ENABLE", stream.name(relocation))).await
+}
+
+/// Starts a stream behind everything that its origin had before `since`: what came to it by the other stream stays there.
+/// Both in one transaction, so that it never begins anywhere else. Nothing to do where it runs already.
+pub(crate) async fn start_behind(relocation: &Relocation, stream: Stream, pair: &Pair, since: &str) -> Result<()> {
+    let (_, to) = stream.ends(pair);
+    let name = stream.name(relocation);
+    let enabled = "SELECT s.subenabled, 'pg_' || s.oid AS origin
+                     FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                    WHERE s.subname = $1 AND d.datname = current_database()";
+    let rows = to.query(enabled, &[&name]).await?;
+    let Some(row) = rows.first().filter(|row| !row.get::<_, bool>("subenabled")) else { return Ok(()) };
+    to.batch(&format!(
+        "BEGIN;
+         SELECT pg_replication_origin_advance('{}', '{since}');
+         ALTER SUBSCRIPTION {name} ENABLE;
+         COMMIT",
+        row.get::<_, &str>("origin")
+    ))
+    .await
+}
+
+/// Stops a stream and waits until its worker is gone.
+pub(crate) async fn stop(relocation: &Relocation, stream: Stream, pair: &Pair) -> Result<()> {
+    let (_, to) = stream.ends(pair);
+    stop_at(to, &stream.name(relocation)).await
+}
+
+async fn stop_at(to: &Side, name: &str) -> Result<()> {
+    let known = "SELECT s.oid, s.subenabled FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                  WHERE s.subname = $1 AND d.datname = current_database()";
+    let rows = to.query(known, &[&name]).await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    if row.get("subenabled") {
+        to.batch(&format!("ALTER SUBSCRIPTION {name} DISABLE")).await?;
+    }
+    let gone = "SELECT NOT EXISTS (SELECT FROM pg_stat_subscription WHERE subid = $1 AND pid IS NOT NULL)";
+    let oid: u32 = row.get("oid");
+    to.until("the stream's worker did not end", WORKER_WAIT, gone, &[&oid]).await
+}
+
+/// Removes what one side has of a relocation's streams: the end that takes, then the slot and the publication that give.
+pub(crate) async fn drop_at(side: &Side, tag: &str) -> Result<()> {
+    let prefix = format!("therev_{tag}_");
+    let here = "SELECT s.subname FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                 WHERE starts_with(s.subname, $1) AND d.datname = current_database()";
+    for row in side.query(here, &[&prefix]).await? {
+        let name: &str = row.get(0);
+        stop_at(side, name).await?;
+        // Without its slot's name, dropping it needs no answer from the other server.
+        side.batch(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")).await?;
+        side.batch(&format!("DROP SUBSCRIPTION {name}")).await?;
+    }
+    fail::fail_point!("relocation.unsubscribed");
+    let slots = "SELECT slot_name FROM pg_replication_slots
+                  WHERE starts_with(slot_name, $1) AND database = current_database()";
+    for row in side.query(slots, &[&prefix]).await? {
+        let name: &str = row.get(0);
+        let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                    WHERE slot_name = $1 AND active_pid IS NOT NULL";
+        side.query(end, &[&name]).await?;
+        let idle = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
+        side.until("a slot stayed in use", WORKER_WAIT, idle, &[&name]).await?;
+        side.query("SELECT pg_drop_replication_slot($1)", &[&name]).await?;
+    }
+    fail::fail_point!("relocation.slots_dropped");
+    for row in side.query("SELECT pubname FROM pg_publication WHERE starts_with(pubname, $1)", &[&prefix]).await? {
+        side.batch(&format!("DROP PUBLICATION {}", row.get::<_, &str>(0))).await?;
+    }
+    Ok(())
+}
+
+/// Removes the streams on both sides.
+pub(crate) async fn drop_all(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    drop_at(&pair.target, &relocation.tag).await?;
+    drop_at(&pair.source, &relocation.tag).await?;
+    // A slot that was in use by a subscription that is gone by now.
+    drop_at(&pair.target, &relocation.tag).await
+}

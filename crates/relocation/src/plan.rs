@@ -1,0 +1,234 @@
+//! What a relocation would do, and what stands in its way: asked before anything is changed.
+
+use crate::copy::count_rows;
+use crate::error::{Error, Result};
+use crate::side::{Side, Which};
+use placement::{Bucket, Group, ShardNo};
+use serde::Serialize;
+use shards::Admin;
+
+/// What to move.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Which colocation groups.
+    pub groups: Vec<Group>,
+    /// Which buckets, all of one shard.
+    pub buckets: Vec<Bucket>,
+    /// From where.
+    pub source: ShardNo,
+    /// Where to.
+    pub target: ShardNo,
+}
+
+/// What moving it takes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The colocation groups.
+    pub groups: Vec<Group>,
+    /// The buckets.
+    pub buckets: Vec<Bucket>,
+    /// From where.
+    pub source: ShardNo,
+    /// Where to.
+    pub target: ShardNo,
+    /// How many rows go.
+    pub rows: i64,
+    /// How many bytes they take, indexes included: their share of their tables.
+    pub bytes: i64,
+    /// How much log the source writes in a minute now, all of which is kept until the other side has read it.
+    pub log_bytes_per_minute: i64,
+    /// How long the copy takes, roughly, in seconds.
+    pub seconds: f64,
+    /// What stands in the way, with what to do about it; empty: nothing.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// Something that stands in the way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Obstacle {
+    /// What it is.
+    pub reason: String,
+    /// What to do about it.
+    pub next: String,
+}
+
+/// A copy with indexes writes about so much in a second.
+const BYTES_PER_SECOND: f64 = 20e6;
+
+/// What a server has to offer.
+const ROOM: &str = "
+    SELECT current_setting('wal_level') AS wal_level,
+           current_setting('server_version_num')::integer AS version,
+           current_setting('max_replication_slots')::bigint
+               - (SELECT count(*) FROM pg_replication_slots) AS slots,
+           current_setting('max_wal_senders')::bigint - (SELECT count(*) FROM pg_stat_replication) AS senders,
+           current_setting('max_logical_replication_workers')::bigint
+               - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL) AS workers,
+           (SELECT max(v.version) FROM therev.schema_versions AS v) AS schema_version,
+           (SELECT i.cluster_id::text FROM therev.identity AS i) AS cluster_id,
+           coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
+                       FROM pg_stat_replication AS r WHERE r.state = 'streaming'), 0)::bigint AS behind";
+
+/// The tables of these groups, how large they are and how many rows they hold by PostgreSQL's estimate.
+const HELD: &str = "
+    SELECT array_agg(r.relation::text) AS names, sum(pg_total_relation_size(r.relation))::bigint AS bytes,
+           sum(greatest(c.reltuples, 0))::float8 AS rows
+      FROM therev.relations_of($1) AS r JOIN pg_class AS c ON c.oid = r.relation
+     WHERE r.holds_rows";
+
+/// Buckets that this shard does not own, or that are in a relocation.
+const NOT_READY: &str = "
+    SELECT (SELECT array_agg(DISTINCT o.bucket ORDER BY o.bucket) FROM therev.ownership AS o
+             WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND o.state <> 'owned') AS elsewhere,
+           therev.buckets_under_way(0, $1, $2) AS under_way";
+
+impl Plan {
+    /// The refusal that the first obstacle means, if there is one.
+    pub fn refusal(&self) -> Option<Error> {
+        self.obstacles.first().map(|obstacle| Error::refused(&obstacle.reason, &obstacle.next))
+    }
+}
+
+/// Asks both servers.
+pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
+    let (source, target) = futures_util::future::try_join(
+        Side::connect(admin, Which::Source, request.source),
+        Side::connect(admin, Which::Target, request.target),
+    )
+    .await?;
+    let groups: Vec<&str> = request.groups.iter().map(|group| group.name()).collect();
+    let buckets: Vec<i16> = request.buckets.iter().map(|bucket| bucket.sql()).collect();
+    let held = source.one(HELD, &[&groups]).await?;
+    let tables: Vec<String> = held.get::<_, Option<_>>("names").unwrap_or_default();
+    let names: Vec<&str> = tables.iter().map(String::as_str).collect();
+    let rows = count_rows(&source, &names, &buckets).await?;
+    let (all_bytes, all_rows) = (held.get::<_, Option<i64>>("bytes").unwrap_or(0), held.get::<_, Option<f64>>("rows"));
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+    let bytes = (all_bytes as f64 * (rows as f64 / all_rows.unwrap_or(0.0).max(rows as f64).max(1.0))) as i64;
+    let mut obstacles = room(&source, &target).await?;
+    obstacles.extend(ownership(&source, &target, &groups, &buckets, request).await?);
+    if obstacles.is_empty() {
+        let stray = count_rows(&target, &names, &buckets).await?;
+        if stray > 0 {
+            obstacles.push(Obstacle {
+                reason: format!("shard {} holds {stray} rows of these buckets already", request.target),
+                next: "`therev check` names them; an earlier relocation may be finishing".into(),
+            });
+        }
+    }
+    if let Err(error) = write_probe(&target).await {
+        obstacles.push(Obstacle {
+            reason: format!("shard {} takes no writes: {}", request.target, crate::mover::chain(&error)),
+            next: "see to its disk and its log".into(),
+        });
+    }
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let seconds = bytes as f64 / BYTES_PER_SECOND;
+    Ok(Plan {
+        groups: request.groups.clone(),
+        buckets: request.buckets.clone(),
+        source: request.source,
+        target: request.target,
+        rows,
+        bytes,
+        log_bytes_per_minute: log_rate(&source).await?,
+        seconds,
+        obstacles,
+    })
+}
+
+/// A full disk says so only to who writes.
+async fn write_probe(target: &Side) -> Result<()> {
+    target.batch("BEGIN; INSERT INTO therev.sentinels (relocation, side) VALUES (0, 'source'); ROLLBACK").await
+}
+
+/// How much log a server writes in a minute, by a short look.
+async fn log_rate(side: &Side) -> Result<i64> {
+    let at = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint";
+    let before: i64 = side.one(at, &[]).await?.get(0);
+    let look = std::time::Duration::from_millis(200);
+    tokio::time::sleep(look).await;
+    let after: i64 = side.one(at, &[]).await?.get(0);
+    Ok((after - before) * 300)
+}
+
+/// Whether both servers can carry streams.
+async fn room(source: &Side, target: &Side) -> Result<Vec<Obstacle>> {
+    let mut obstacles = Vec::new();
+    let mut obstacle = |reason: String, next: &str| obstacles.push(Obstacle { reason, next: next.to_owned() });
+    let rows = [source.one(ROOM, &[]).await?, target.one(ROOM, &[]).await?];
+    for (side, row) in [source, target].into_iter().zip(&rows) {
+        let shard = side.shard;
+        if row.get::<_, &str>("wal_level") != "logical" {
+            obstacle(
+                format!("wal_level of shard {shard}'s server is {}, not logical", row.get::<_, &str>("wal_level")),
+                "set wal_level = logical there, then restart it",
+            );
+        }
+        // One slot each, and one at the target for a moment more; one worker each.
+        for (name, setting) in [
+            ("slots", "max_replication_slots"),
+            ("senders", "max_wal_senders"),
+            ("workers", "max_logical_replication_workers"),
+        ] {
+            if row.get::<_, i64>(name) < 2 {
+                obstacle(
+                    format!("shard {shard}'s server has no room for a stream ({setting})"),
+                    "raise it there and restart, or wait until another relocation is done",
+                );
+            }
+        }
+        if row.get::<_, i64>("behind") > 1 << 30 {
+            obstacle(format!("a standby of shard {shard} is far behind"), "wait until it has caught up");
+        }
+    }
+    let versions: Vec<i32> = rows.iter().map(|row| row.get("schema_version")).collect();
+    if versions[0] != versions[1] {
+        obstacle(
+            format!(
+                "the schemas differ: shard {} is at version {}, shard {} at {}",
+                source.shard, versions[0], target.shard, versions[1]
+            ),
+            "run `therev schema apply` first",
+        );
+    }
+    if rows[0].get::<_, &str>("cluster_id") != rows[1].get::<_, &str>("cluster_id") {
+        obstacle("the two shards are of different clusters".into(), "look at the addresses in the control database");
+    }
+    Ok(obstacles)
+}
+
+/// Whether the source owns what is to move, and nobody else is moving it.
+async fn ownership(
+    source: &Side,
+    target: &Side,
+    groups: &[&str],
+    buckets: &[i16],
+    request: &Request,
+) -> Result<Vec<Obstacle>> {
+    let mut obstacles = Vec::new();
+    for side in [source, target] {
+        let row = side.one(NOT_READY, &[&groups, &buckets]).await?;
+        if let Some(under_way) = row.get::<_, Option<Vec<i16>>>("under_way") {
+            obstacles.push(Obstacle {
+                reason: format!("buckets {under_way:?} are in another relocation"),
+                next: "wait for it, or abort it; `therev relocation list` names it".into(),
+            });
+        }
+        let elsewhere = row.get::<_, Option<Vec<i16>>>("elsewhere").unwrap_or_default();
+        if side.which == Which::Source && !elsewhere.is_empty() {
+            obstacles.push(Obstacle {
+                reason: format!("shard {} does not own buckets {elsewhere:?}", request.source),
+                next: "plan anew: they have moved".into(),
+            });
+        }
+        if side.which == Which::Target && elsewhere.len() < buckets.len() {
+            obstacles.push(Obstacle {
+                reason: format!("shard {} owns some of these buckets already", request.target),
+                next: "name only the others".into(),
+            });
+        }
+    }
+    obstacles.dedup();
+    Ok(obstacles)
+}

@@ -1,0 +1,192 @@
+//! The comparison: both sides hold the same rows, whole, by count and hash of each table and bucket. Users write meanwhile, so
+//! what differs is looked at again until it agrees or is named.
+
+use crate::error::{Error, Result};
+use crate::record::Relocation;
+use crate::side::{Pair, Side};
+use crate::switch::Beats;
+use crate::throttle::Progress;
+use futures_util::future::try_join;
+use futures_util::{SinkExt, StreamExt};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How often whole buckets are compared before their rows are looked at one by one.
+const LOOKS_AT_BUCKETS: u32 = 4;
+/// How often a row is looked at before it is named.
+const LOOKS_AT_ROWS: u32 = 5;
+/// How many differences are told.
+const EXAMPLES: usize = 5;
+
+/// A row that is not the same on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Difference {
+    /// Its table.
+    pub table: String,
+    /// Its primary key's values, separated by commas.
+    pub key: String,
+}
+
+/// A table with the columns of its primary key.
+struct Keyed {
+    table: String,
+    key: String,
+    columns: String,
+}
+
+const TABLES: &str = "
+    SELECT t.table_name,
+           (SELECT string_agg('t.' || quote_ident(a.attname), ', ' ORDER BY k.at)
+              FROM pg_index AS i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, at)
+              JOIN pg_attribute AS a ON a.attrelid = t.table_name::regclass AND a.attnum = k.attnum
+             WHERE i.indrelid = t.table_name::regclass AND i.indisprimary) AS key,
+           (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
+              FROM pg_attribute AS a
+             WHERE a.attrelid = t.table_name::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+               AS columns
+      FROM therev.owned_tables AS t
+     WHERE t.colocation_group::text = ANY ($1)
+     ORDER BY t.table_name";
+
+/// Count and hash of each bucket.
+type Sums = BTreeMap<i16, (i64, String)>;
+/// Hash of each row, by key.
+type Hashes = BTreeMap<String, i64>;
+
+/// Compares everything; with `repair`, rows that differ are copied anew. Says how many rows were compared.
+pub(crate) async fn run(relocation: &Relocation, pair: &Pair, progress: &Progress, repair: bool) -> Result<i64> {
+    let beats = Beats::new(relocation, pair).await?;
+    let tables = pair.source.query(TABLES, &[&relocation.group_names()]).await?;
+    let (mut compared, mut differences) = (0, BTreeSet::new());
+    for row in &tables {
+        let table = Keyed { table: row.get("table_name"), key: row.get("key"), columns: row.get("columns") };
+        progress.say(format!("comparing {}", table.table));
+        let (rows, differing) = buckets(&table, relocation, pair, &beats).await?;
+        compared += rows;
+        if differing.is_empty() {
+            continue;
+        }
+        let mut found = rows_of(&table, &differing, pair, &beats).await?;
+        if repair && !found.is_empty() {
+            copy_anew(&table, &found, pair).await?;
+            found = rows_of(&table, &differing, pair, &beats).await?;
+        }
+        differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
+    }
+    progress.say("");
+    if differences.is_empty() {
+        return Ok(compared);
+    }
+    let told = differences.iter().take(EXAMPLES).map(|d| format!("{} ({})", d.table, d.key)).collect::<Vec<_>>();
+    let more = differences.len().saturating_sub(EXAMPLES);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Err(Error::Differs { relocation: relocation.relocation, examples: format!("{}{more}", told.join(", ")) })
+}
+
+/// Compares whole buckets; says how many rows there are, and which buckets do not come to agree.
+async fn buckets(table: &Keyed, relocation: &Relocation, pair: &Pair, beats: &Beats<'_>) -> Result<(i64, Vec<i16>)> {
+    let sql = format!(
+        "SELECT t.bucket, count(*) AS rows, sum(hash_record_extended(t, 0)::numeric)::text AS hash
+           FROM {} AS t WHERE t.bucket = ANY ($1) GROUP BY t.bucket",
+        table.table
+    );
+    let mut differing = relocation.bucket_numbers();
+    let mut total = 0;
+    for look in 0..LOOKS_AT_BUCKETS {
+        let here = sums(&pair.source, &sql, &differing).await?;
+        beats.arrive().await?;
+        let there = sums(&pair.target, &sql, &differing).await?;
+        if look == 0 {
+            total = there.values().map(|(rows, _)| rows).sum();
+        }
+        differing.retain(|bucket| here.get(bucket) != there.get(bucket));
+        if differing.is_empty() {
+            break;
+        }
+    }
+    Ok((total, differing))
+}
+
+async fn sums(side: &Side, sql: &str, buckets: &[i16]) -> Result<Sums> {
+    let rows = side.query(sql, &[&buckets]).await?;
+    Ok(rows.iter().map(|row| (row.get("bucket"), (row.get("rows"), row.get("hash")))).collect())
+}
+
+/// Looks at single rows: one is named when the other side never comes to hold anything that this side held.
+async fn rows_of(table: &Keyed, buckets: &[i16], pair: &Pair, beats: &Beats<'_>) -> Result<BTreeSet<String>> {
+    let sql = format!(
+        "SELECT concat_ws(', ', {}) AS key, hash_record_extended(t, 0) AS hash FROM {} AS t WHERE t.bucket = ANY ($1)",
+        table.key, table.table
+    );
+    let mut seen: BTreeMap<String, BTreeSet<Option<i64>>> = BTreeMap::new();
+    let mut suspects: Option<BTreeSet<String>> = None;
+    for _ in 0..LOOKS_AT_ROWS {
+        let here = hashes(&pair.source, &sql, buckets).await?;
+        beats.arrive().await?;
+        let there = hashes(&pair.target, &sql, buckets).await?;
+        let keys: BTreeSet<String> = match suspects.take() {
+            Some(suspects) => suspects,
+            None => here.keys().chain(there.keys()).cloned().collect(),
+        };
+        let mut differing = BTreeSet::new();
+        for key in keys {
+            let held = seen.entry(key.clone()).or_default();
+            held.insert(here.get(&key).copied());
+            if !held.contains(&there.get(&key).copied()) {
+                differing.insert(key);
+            }
+        }
+        if differing.is_empty() {
+            return Ok(differing);
+        }
+        suspects = Some(differing);
+    }
+    Ok(suspects.unwrap_or_default())
+}
+
+async fn hashes(side: &Side, sql: &str, buckets: &[i16]) -> Result<Hashes> {
+    let rows = side.query(sql, &[&buckets]).await?;
+    Ok(rows.iter().map(|row| (row.get("key"), row.get("hash"))).collect())
+}
+
+/// Puts the source's rows in the place of those that differ. What the stream brings meanwhile it brings again, in order.
+async fn copy_anew(table: &Keyed, keys: &BTreeSet<String>, pair: &Pair) -> Result<()> {
+    let Keyed { table, key, columns } = table;
+    let list: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let quoted = list.iter().map(|key| format!("'{}'", key.replace('\'', "''"))).collect::<Vec<_>>().join(", ");
+    let (source, target) = (&pair.source, &pair.target);
+    target.batch("BEGIN").await?;
+    let delete = format!("DELETE FROM {table} AS t WHERE concat_ws(', ', {key}) = ANY ($1)");
+    target.execute(&delete, &[&list]).await?;
+    let out = format!(
+        "COPY (SELECT {columns} FROM {table} AS t WHERE concat_ws(', ', {key}) IN ({quoted})) TO STDOUT (FORMAT binary)"
+    );
+    let rows = source.client.copy_out(&out).await.map_err(|e| source.sql(e))?;
+    let into = format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)");
+    let sink = target.client.copy_in(&into).await.map_err(|e| target.sql(e))?;
+    futures_util::pin_mut!(rows, sink);
+    while let Some(row) = rows.next().await {
+        sink.send(row.map_err(|e| source.sql(e))?).await.map_err(|e| target.sql(e))?;
+    }
+    sink.finish().await.map_err(|e| target.sql(e))?;
+    target.batch("COMMIT").await
+}
+
+/// How far the target's stream is behind the source, in bytes of log; `None` while no stream runs.
+pub(crate) async fn lag_bytes(source: &Side, slot: &str) -> Result<Option<i64>> {
+    let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint AS lag
+                 FROM pg_replication_slots AS s WHERE s.slot_name = $1";
+    Ok(source.query(sql, &[&slot]).await?.first().and_then(|row| row.get("lag")))
+}
+
+/// How often the stream's worker gave up on a change.
+pub(crate) async fn stream_errors(target: &Side, subscription: &str) -> Result<i64> {
+    let sql = "SELECT coalesce(sum(apply_error_count), 0)::bigint AS errors
+                 FROM pg_stat_subscription_stats WHERE subname = $1";
+    Ok(target.one(sql, &[&subscription]).await?.get("errors"))
+}
+
+/// The lives of both servers.
+pub(crate) async fn lives(pair: &Pair) -> Result<(uuid::Uuid, uuid::Uuid)> {
+    try_join(pair.source.life(), pair.target.life()).await
+}

@@ -1,0 +1,332 @@
+-- This shard's part in relocations. A relocation moves the rows of some buckets between two shards, and each of the two
+-- keeps what it may do with them: every step of a switch is a compare-and-set on the part, and changes the ownership of
+-- the buckets in the same transaction. Zero rows means: obey what the part says.
+--
+-- The side that gives away: owned → draining → moved.  The side that takes: incoming → ready → owned.
+-- Going back is the same with the sides swapped.
+
+-- Written by relocation/, mostly through the functions below.
+CREATE TABLE therev.relocation_parts (
+    -- The number that the control database gave.
+    relocation  bigint                    PRIMARY KEY,
+    -- What its slots, publications and subscriptions are named after, so that what a lost relocation left is found.
+    tag         text                      NOT NULL,
+    -- Which side this shard is on, as planned.
+    side        text                      NOT NULL CHECK (side IN ('source', 'target')),
+    peer        smallint                  NOT NULL CHECK (peer >= 0),
+    groups      therev.colocation_group[] NOT NULL,
+    buckets     smallint[]                NOT NULL,
+    state       text                      NOT NULL CHECK (state IN ('owned', 'draining', 'moved', 'incoming', 'ready')),
+    -- Which try of the switch: grows with each, and a step of an earlier one finds nothing.
+    attempt     integer                   NOT NULL DEFAULT 0 CHECK (attempt >= 0),
+    -- Which copy, if it had to begin anew: what is left of an earlier one finds nothing either.
+    copy_round  integer                   NOT NULL DEFAULT 0 CHECK (copy_round >= 0),
+    -- In which life of this server the part began. A promoted server may lack the rows that the other side counts on.
+    incarnation uuid                      NOT NULL,
+    drained_at  timestamptz,
+    -- Where this shard's own writes to the buckets begin, in its log.
+    since       pg_lsn,
+    CONSTRAINT relocation_parts_draining_has_begun CHECK ((state = 'draining') = (drained_at IS NOT NULL))
+);
+
+-- One row for each direction, replicated with the rows: who sees there what was written here knows that everything before it
+-- has been applied. Written by relocation/.
+CREATE TABLE therev.sentinels (
+    relocation bigint  NOT NULL,
+    -- Which side writes it.
+    side       text    NOT NULL CHECK (side IN ('source', 'target')),
+    -- The try of the switch that it was sent for.
+    attempt    integer NOT NULL DEFAULT 0,
+    -- Grows with every sending.
+    beat       bigint  NOT NULL DEFAULT 0,
+    PRIMARY KEY (relocation, side)
+);
+
+-- Changes the ownership of a part's buckets, all of them or (with an error) none.
+CREATE FUNCTION therev.set_ownership(
+    part therev.relocation_parts, before therev.ownership_state[], after therev.ownership_state, step integer) RETURNS void
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    expected constant integer := cardinality(part.groups) * cardinality(part.buckets);
+    found integer;
+BEGIN
+    UPDATE therev.ownership AS o
+       SET state = after, peer = CASE WHEN after IN ('moved', 'incoming') THEN part.peer END, epoch = o.epoch + step
+     WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = ANY (before);
+    GET DIAGNOSTICS found = ROW_COUNT;
+    IF found <> expected THEN
+        RAISE EXCEPTION 'relocation % finds % of its % buckets as they should be (%)',
+            part.relocation, found, expected, before
+            USING ERRCODE = 'TR004';
+    END IF;
+END
+$$;
+
+-- The buckets that some part has already, of these.
+CREATE FUNCTION therev.buckets_under_way(of_relocation bigint, in_groups text[], of_buckets smallint[]) RETURNS smallint[]
+    LANGUAGE sql STABLE
+    RETURN (SELECT array_agg(DISTINCT b.bucket)
+              FROM therev.relocation_parts AS p, unnest(p.buckets) AS b (bucket)
+             WHERE p.relocation <> of_relocation AND p.groups::text[] && in_groups AND b.bucket = ANY (of_buckets));
+
+-- Begins this shard's part; once it has begun, nothing. The giving side must own the buckets, the taking side must not; and no
+-- bucket is in two relocations. `epochs` are the giving side's, by group, then bucket; of the giving side itself none.
+CREATE FUNCTION therev.begin_part(
+    of_relocation bigint, of_tag text, on_side text, other smallint, in_groups text[], of_buckets smallint[],
+    epochs bigint[]) RETURNS void
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+    taken smallint[];
+BEGIN
+    LOCK TABLE therev.relocation_parts IN SHARE ROW EXCLUSIVE MODE;
+    IF EXISTS (SELECT FROM therev.relocation_parts AS p WHERE p.relocation = of_relocation) THEN
+        RETURN;
+    END IF;
+    taken := therev.buckets_under_way(of_relocation, in_groups, of_buckets);
+    IF taken IS NOT NULL THEN
+        RAISE EXCEPTION 'buckets % are in another relocation', taken USING ERRCODE = 'TR005';
+    END IF;
+    INSERT INTO therev.relocation_parts (relocation, tag, side, peer, groups, buckets, state, incarnation)
+    SELECT of_relocation, of_tag, on_side, other, in_groups::therev.colocation_group[], of_buckets,
+           CASE on_side WHEN 'source' THEN 'owned' ELSE 'incoming' END, i.incarnation
+      FROM therev.identity AS i
+    RETURNING * INTO part;
+    IF on_side = 'target' THEN
+        -- It may still point to an owner of before.
+        UPDATE therev.ownership AS o
+           SET epoch = k.epoch
+          FROM (SELECT g.name, b.bucket, epochs[(g.at - 1) * cardinality(of_buckets) + b.at] AS epoch
+                  FROM unnest(in_groups) WITH ORDINALITY AS g (name, at),
+                       unnest(of_buckets) WITH ORDINALITY AS b (bucket, at)) AS k
+         WHERE o.colocation_group::text = k.name AND o.bucket = k.bucket AND o.state = 'moved' AND o.epoch < k.epoch;
+    END IF;
+    PERFORM therev.set_ownership(
+        part, CASE on_side WHEN 'source' THEN '{owned}' ELSE '{moved}' END::therev.ownership_state[],
+        CASE on_side WHEN 'source' THEN 'owned' ELSE 'incoming' END::therev.ownership_state, 0);
+END
+$$;
+
+-- Ends this shard's part, if it is in one of these states: what it takes no part in any more nobody carries on. Buckets that were
+-- to come are not coming.
+CREATE FUNCTION therev.end_part(of_relocation bigint, in_states text[]) RETURNS boolean
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    DELETE FROM therev.relocation_parts AS p
+     WHERE p.relocation = of_relocation AND p.state = ANY (in_states)
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF part.state IN ('incoming', 'ready') THEN
+        UPDATE therev.ownership AS o
+           SET state = 'moved'
+         WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = 'incoming';
+    END IF;
+    DELETE FROM therev.sentinels AS s WHERE s.relocation = of_relocation;
+    RETURN true;
+END
+$$;
+
+-- The side that gave the buckets away is to get them back: from now on it is the taking one.
+CREATE FUNCTION therev.await_return(of_relocation bigint) RETURNS boolean
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'incoming'
+     WHERE p.relocation = of_relocation AND p.state = 'moved'
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{moved}', 'incoming', 0);
+    RETURN true;
+END
+$$;
+
+-- Whether this server lives the life that the part began in.
+CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (SELECT i.incarnation = part.incarnation AND i.timeline = therev.current_timeline() FROM therev.identity AS i);
+
+-- a. The giving side: writes wait from now on.
+CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'draining', attempt = try, drained_at = clock_timestamp()
+     WHERE p.relocation = of_relocation AND p.state = 'owned' AND p.attempt < try AND therev.is_same_life(p)
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{owned}', 'draining', 0);
+    RETURN true;
+END
+$$;
+
+-- The giving side: this try is given up, writes go on.
+CREATE FUNCTION therev.back_out(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'owned', drained_at = NULL
+     WHERE p.relocation = of_relocation AND p.state = 'draining' AND p.attempt = try
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{draining}', 'owned', 0);
+    RETURN true;
+END
+$$;
+
+-- c. The taking side: everything that was written before the sentinel of this try is here. Commits synchronously, whatever the
+-- session says: what the stream has applied is durable only with it.
+CREATE FUNCTION therev.get_ready(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    SELECT set_config('synchronous_commit', 'on', true);
+    WITH ready AS (
+        UPDATE therev.relocation_parts AS p
+           SET state = 'ready', attempt = try
+          FROM therev.sentinels AS s
+         WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt < try
+           AND s.relocation = p.relocation AND s.side <> p.side AND s.attempt = try AND therev.is_same_life(p)
+        RETURNING 1)
+    SELECT count(*) = 1 FROM ready;
+END;
+
+-- d. The giving side decides: from now on the buckets are the peer's, whoever asks. Of this and `back_out` the first to commit
+-- has won.
+CREATE FUNCTION therev.decide(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    PERFORM set_config('synchronous_commit', 'on', true);
+    UPDATE therev.relocation_parts AS p
+       SET state = 'moved', drained_at = NULL
+     WHERE p.relocation = of_relocation AND p.state = 'draining' AND p.attempt = try AND therev.is_same_life(p)
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{draining}', 'moved', 1);
+    RETURN true;
+END
+$$;
+
+-- e. The taking side owns the buckets, after the other side was seen to have decided. A promotion in between may have
+-- learned that already.
+CREATE FUNCTION therev.take_over(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'owned', since = pg_current_wal_insert_lsn()
+     WHERE p.relocation = of_relocation AND p.state = 'ready' AND p.attempt = try
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    IF EXISTS (SELECT FROM therev.ownership AS o
+                WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = 'incoming')
+    THEN
+        PERFORM therev.set_ownership(part, '{incoming}', 'owned', 1);
+    END IF;
+    RETURN true;
+END
+$$;
+
+-- A write that has waited too long gives up the try that it waits for: whoever began it may be dead.
+CREATE FUNCTION therev.back_out_late(in_group therev.colocation_group, of_bucket smallint, late_ms integer)
+    RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    SELECT coalesce(bool_or(therev.back_out(p.relocation, p.attempt)), false)
+      FROM therev.relocation_parts AS p
+     WHERE p.state = 'draining' AND in_group = ANY (p.groups) AND of_bucket = ANY (p.buckets)
+       AND p.drained_at < clock_timestamp() - make_interval(secs => late_ms / 1000.0);
+END;
+
+-- Learns who owns buckets that others have moved among themselves: so that a shard points the short way, and may one day be
+-- removed though some still point to it. A bucket of its own is never touched.
+CREATE FUNCTION therev.learn_owners(in_groups text[], of_buckets smallint[], owners smallint[], epochs bigint[])
+    RETURNS bigint
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+BEGIN ATOMIC
+    WITH learned AS (
+        UPDATE therev.ownership AS o
+           SET peer = k.owner, epoch = k.epoch
+          FROM unnest(in_groups, of_buckets, owners, epochs) AS k (colocation_group, bucket, owner, epoch),
+               therev.identity AS i
+         WHERE o.colocation_group = k.colocation_group::therev.colocation_group AND o.bucket = k.bucket
+           AND o.state = 'moved' AND o.epoch < k.epoch AND k.owner <> i.shard
+        RETURNING 1)
+    SELECT count(*) FROM learned;
+END;
+
+-- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion.
+CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
+              FROM pg_stat_replication AS r
+             WHERE r.state = 'streaming'
+               AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
+                                WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
+
+-- The tables of these groups and all their partitions; `holds_rows` is false of a partitioned table itself.
+CREATE FUNCTION therev.relations_of(of_groups text[]) RETURNS TABLE (relation regclass, holds_rows boolean)
+    LANGUAGE sql STABLE
+BEGIN ATOMIC
+    SELECT c.oid::regclass, c.relkind = 'r'
+      FROM therev.owned_tables AS t
+      JOIN pg_class AS c
+        ON c.oid = t.table_name::regclass
+           OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = t.table_name::regclass)
+     WHERE t.colocation_group::text = ANY (of_groups);
+END;
+
+-- The transactions that hold a write lock on the tables of these groups now, leaf partitions included, prepared ones too: by
+-- their virtual ids, of which a session never has the same twice. Workers that apply replicated rows are not meant.
+CREATE FUNCTION therev.writers(of_groups text[]) RETURNS text[]
+    LANGUAGE sql STABLE
+    RETURN (
+        SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
+          FROM pg_locks AS l
+         WHERE l.locktype = 'relation' AND l.granted
+           AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+           AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+           AND l.relation IN (SELECT r.relation FROM therev.relations_of(of_groups) AS r)
+           AND l.pid IS DISTINCT FROM pg_backend_pid()
+           AND NOT EXISTS (SELECT FROM pg_stat_subscription AS s WHERE s.pid = l.pid));
+
+REVOKE EXECUTE ON FUNCTION
+    therev.set_ownership(therev.relocation_parts, therev.ownership_state[], therev.ownership_state, integer),
+    therev.drain(bigint, integer), therev.back_out(bigint, integer), therev.get_ready(bigint, integer),
+    therev.decide(bigint, integer), therev.take_over(bigint, integer),
+    therev.back_out_late(therev.colocation_group, smallint, integer),
+    therev.learn_owners(text[], smallint[], smallint[], bigint[])
+    FROM PUBLIC;
+-- Any node may end a switch that a dead one began.
+GRANT EXECUTE ON FUNCTION
+    therev.take_over(bigint, integer), therev.back_out_late(therev.colocation_group, smallint, integer)
+    TO therev;
