@@ -13,6 +13,7 @@ mod man;
 mod post;
 mod relay;
 mod schema;
+mod simulate;
 mod status;
 mod thread;
 mod user;
@@ -37,6 +38,7 @@ pub(crate) enum Command {
     Post(post::Args),
     Import(import::Args),
     Generate(generate::Args),
+    Simulate(simulate::Args),
     Maintain(maintain::Args),
     Relay(relay::Args),
     Audit(audit::Args),
@@ -62,6 +64,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Post(args) => post::run(app, args).await?,
         Command::Import(args) => import::run(app, args).await?,
         Command::Generate(args) => generate::run(app, args).await?,
+        Command::Simulate(args) => simulate::run(app, args)?,
         Command::Audit(args) => audit::run(app, args).await?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,
