@@ -12,11 +12,11 @@ use days::{Day, Setting, simulate};
 use std::path::PathBuf;
 use therev::planner::{By, HotUsers, OutOfBand, Reached, TOLERANCE_PERCENT, Why};
 
-/// Show what the planner and the hot-user policy would do, day by day, without any database
+/// Show what the planner would do, day by day, without any database
 ///
 /// A community is made up whose activity follows Zipf's law; it grows, moods change, and somebody becomes busy now and
-/// then. Each day is planned by the planner of `therev rebalance`, and everything planned is done at once. The same
-/// seed gives the same days.
+/// then. Each day hot users are isolated and buckets rebalanced, and everything planned is done at once. The same seed gives
+/// the same days.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -143,8 +143,9 @@ fn left(day: &Day) -> Option<String> {
         (of(|it| it.why == Why::WholeBuckets), "since whole buckets leave no more for it"),
     ];
     let told = told.iter().filter(|(number, _)| *number > 0);
-    let told: Vec<String> = told.map(|(number, reason)| format!("{} {reason}", count(*number, "shard"))).collect();
-    Some(format!("Still out at the end: {}.", told.join("; ")))
+    let told: Vec<String> = told.map(|(number, reason)| format!("\n  {} {reason}", count(*number, "shard"))).collect();
+    let busiest = day.busiest;
+    Some(format!("The busiest user alone is {busiest:.2} shards' load. Still out at the end:{}", told.concat()))
 }
 
 fn size(amount: u64) -> String {
@@ -208,6 +209,14 @@ mod tests {
         let (counted, pinned) = pins(HotUsers::Plan);
         assert!(counted > 0 && pinned == 0, "{counted} {pinned}");
         assert!(pins(HotUsers::Apply).1 > 0);
+    }
+
+    #[test]
+    fn what_no_placement_evens_is_said() {
+        let setting = Setting { shards: 256, shards_after: 256, users: 1e9, days: 1, ..setting() };
+        let text = said(setting, &simulate(setting).unwrap(), &plain());
+        assert!(text.contains("by one bucket that is too much by itself"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     }
 
     #[test]

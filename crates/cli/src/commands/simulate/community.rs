@@ -158,6 +158,13 @@ impl Community {
         found.for_each(|it| it.pinned = (shard != home).then_some(shard));
     }
 
+    /// The busiest user's part of today's load.
+    pub(super) fn busiest_part(&self) -> f64 {
+        let loads = || self.busiest.iter().map(|user| user.load);
+        let all: f64 = loads().chain(self.rest.iter().map(|rest| rest.load)).sum();
+        loads().fold(0.0, f64::max) / all.max(f64::MIN_POSITIVE)
+    }
+
     /// How many users are pinned.
     pub(super) fn pinned(&self) -> usize {
         self.busiest.iter().filter(|user| user.pinned.is_some()).count()

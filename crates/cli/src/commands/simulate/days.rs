@@ -44,6 +44,8 @@ pub(super) struct Day {
     /// Everything there is.
     pub(super) bytes_all: u64,
     pub(super) rounds: usize,
+    /// The busiest user's load, in shards' mean load: where that is above 1, skew is no less.
+    pub(super) busiest: f64,
     /// Users that are isolated today, or would be.
     pub(super) isolated: usize,
     /// Users that are pinned by now.
@@ -101,6 +103,7 @@ fn one(setting: Setting, day: u16, community: &mut Community, map: &mut Map) -> 
         bytes: bytes + plan.bytes(),
         bytes_all: before.iter().map(|it| it.bytes).sum(),
         rounds: plan.rounds().len(),
+        busiest: community.busiest_part() * f64::from(wanted),
         isolated: isolations.len(),
         pins: community.pinned(),
         reached: plan.reached,
