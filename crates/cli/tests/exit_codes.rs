@@ -32,6 +32,8 @@ fn what_cannot_be_understood_is_2() {
     assert_exit(&["post", "add", "--author", "@ada", "--body", "x"], 2, "--reply-to");
     assert_exit(&["audit", "list", "--limit", "0"], 2, "--limit");
     assert_exit(&["init", "--directory", "x", "--shard", "y"], 2, "--control");
+    assert_exit(&["simulate", "--users", "few"], 2, "--users");
+    assert_exit(&["simulate", "--by", "name"], 2, "--by");
     assert_exit(&["--log-format", "xml", "status"], 2, "json");
 }
 

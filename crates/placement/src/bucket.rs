@@ -1,5 +1,6 @@
 //! The hash: PostgreSQL's hash-partition function over a UUID, reduced to 4096 classes.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
@@ -12,7 +13,8 @@ const SEED: u64 = 0x7A5B_2236_7996_DCFD;
 const COMBINE: u64 = 0x49a0_f4dd_15e5_a8e3;
 
 /// One of the 4096 hash classes of an owner's id; first column of every owned table's key.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct Bucket(u16);
 
 /// A number that is no bucket.
@@ -68,6 +70,12 @@ impl TryFrom<u16> for Bucket {
 
     fn try_from(number: u16) -> Result<Self, InvalidBucket> {
         if number < BUCKETS { Ok(Bucket(number)) } else { Err(InvalidBucket(number.into())) }
+    }
+}
+
+impl From<Bucket> for u16 {
+    fn from(bucket: Bucket) -> u16 {
+        bucket.0
     }
 }
 

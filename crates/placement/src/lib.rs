@@ -1,4 +1,4 @@
-//! Where a row lives: hash, buckets, ids and the states of ownership.
+//! Where a row lives: hash, buckets, ids, the states of ownership, and the planner.
 //!
 //! Everything here is pure: no I/O, no clock but the one that a caller passes in. The rules come from the design:
 //! `shard = placement[group][bucket]` and `bucket = hash(owner) mod 4096`, with PostgreSQL's own hash-partition
@@ -8,6 +8,7 @@ mod bucket;
 mod id;
 mod map;
 mod ownership;
+pub mod planner;
 
 pub use bucket::{BUCKETS, Bucket, InvalidBucket, bucket_of};
 pub use id::{AccountId, PostId, SessionId, TaskId, ThreadId, UserId, bucket_in, derived_id, new_id};

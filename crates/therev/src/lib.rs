@@ -37,6 +37,7 @@
 pub use community::*;
 pub use placement::{
     AccountId, Bucket, Group, Layout, Map, Place, PostId, SessionId, ShardNo, TaskId, ThreadId, UserId, bucket_of,
+    planner,
 };
 pub use schema::Kind as DatabaseKind;
 pub use secrecy::SecretString;

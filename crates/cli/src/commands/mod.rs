@@ -15,6 +15,7 @@ mod post;
 mod relay;
 mod relocation;
 mod schema;
+mod simulate;
 mod status;
 mod thread;
 mod user;
@@ -39,6 +40,7 @@ pub(crate) enum Command {
     Post(post::Args),
     Import(import::Args),
     Generate(generate::Args),
+    Simulate(simulate::Args),
     Maintain(maintain::Args),
     Relay(relay::Args),
     Move(move_rows::Args),
@@ -68,6 +70,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Generate(args) => generate::run(app, args).await?,
         Command::Move(args) => Box::pin(move_rows::run(app, args)).await?,
         Command::Relocation(args) => Box::pin(relocation::run(app, args)).await?,
+        Command::Simulate(args) => simulate::run(app, args)?,
         Command::Audit(args) => audit::run(app, args).await?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,
