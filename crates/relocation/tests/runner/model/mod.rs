@@ -108,6 +108,7 @@ impl Model for Switch {
             Action::ControlUp => state.control_is_up = true,
             Action::ControlRestored => (state.control, state.recorded) = (0, 0),
         }
+        state.shown = state.servers.iter().map(|server| server.now.part.epoch).fold(state.shown, u8::max);
         state.movers.sort_unstable();
         (state != *last).then_some(state)
     }

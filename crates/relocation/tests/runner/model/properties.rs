@@ -78,28 +78,24 @@ fn can_be_ended(state: &State) -> bool {
     ended || decided(Way::Forward) || decided(Way::Reverse)
 }
 
-/// From whatever a node may believe, hints lead to a shard that answers or on which to wait, never round in a circle.
+/// From whatever a node may have been told, hints lead to a shard that answers or on which to wait: never round in a
+/// circle, and it never waits for a switch that was undone.
 fn hints_lead_to_the_owner(switch: &Switch, state: &State) -> bool {
-    let highest = state.part(SOURCE).epoch.max(state.part(TARGET).epoch);
-    (0..=highest).all(|epoch| {
+    (0..=state.shown).all(|epoch| {
         let mut believed = (usize::from(epoch % 2), epoch);
         for _ in 0..4 {
-            match hint(switch, state, believed) {
-                Some(next) => believed = next,
-                None => return true,
+            let (shard, epoch) = believed;
+            let part = state.part(shard);
+            let waits = switch.keeps(Rule::HigherEpochInNodes) && epoch > part.epoch;
+            match part.is {
+                Is::Owned | Is::Draining => return true,
+                Is::Incoming | Is::Ready if waits => {
+                    let undone = state.part(1 - shard).readable();
+                    return !undone || switch.keeps(Rule::OwnerIsBelieved);
+                }
+                Is::Moved | Is::Incoming | Is::Ready => believed = (1 - shard, part.epoch),
             }
         }
         false
     })
-}
-
-/// Where a shard sends a node; nowhere, if it answers or lets it wait.
-fn hint(switch: &Switch, state: &State, (shard, epoch): (Shard, u8)) -> Option<(Shard, u8)> {
-    let part = state.part(shard);
-    let says_its_epoch = switch.keeps(Rule::HigherEpochInNodes);
-    match part.is {
-        Is::Owned | Is::Draining => None,
-        Is::Incoming | Is::Ready if says_its_epoch && epoch > part.epoch => None,
-        Is::Moved | Is::Incoming | Is::Ready => Some((1 - shard, part.epoch)),
-    }
 }

@@ -35,6 +35,9 @@ pub(super) enum Rule {
     HigherEpochInControl,
     /// A node says with which epoch it was sent, and the shard waits with it instead of sending it back.
     HigherEpochInNodes,
+    /// A node that has waited where it was sent asks the peer, and believes it if it owns, whatever the epochs: what sent
+    /// the node may be gone with a promotion.
+    OwnerIsBelieved,
     /// `stop_forward` comes before `start_reverse`.
     ForwardStopped,
     /// The reverse stream begins at `since`.
@@ -50,7 +53,7 @@ pub(super) enum Rule {
 
 impl Rule {
     /// All of them.
-    pub(super) const ALL: [Rule; 21] = [
+    pub(super) const ALL: [Rule; 22] = [
         Rule::DrainedRefusesWrites,
         Rule::LockBeforeFence,
         Rule::WaitForWriters,
@@ -67,6 +70,7 @@ impl Rule {
         Rule::OwnedFoundIsMadeDurable,
         Rule::HigherEpochInControl,
         Rule::HigherEpochInNodes,
+        Rule::OwnerIsBelieved,
         Rule::ForwardStopped,
         Rule::ReverseBeginsAtSince,
         Rule::ReverseStartsOnce,

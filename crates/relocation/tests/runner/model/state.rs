@@ -197,6 +197,8 @@ pub(super) struct State {
     pub(super) commits: u8,
     /// How many rows the target had when it took over: where `since` is.
     pub(super) since: u32,
+    /// The highest epoch that a part ever showed: a node may have been told.
+    pub(super) shown: u8,
     /// The epoch that the control database has for the bucket; even ones mean the source.
     pub(super) control: u8,
     /// The highest epoch recorded there since it was put back.
@@ -220,6 +222,7 @@ impl State {
             movers: [Mover::Looking; 2],
             commits: 0,
             since: 0,
+            shown: 0,
             control: 0,
             recorded: 0,
             control_is_up: true,
