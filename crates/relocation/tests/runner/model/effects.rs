@@ -104,7 +104,8 @@ impl Switch {
         }
     }
 
-    /// A read of a part. Who builds upon what he found has written the row anew, as it is, and so waited for the standbys.
+    /// A read of a part. Who builds upon what he found has written the row anew, as it is, and so waited for the
+    /// standbys.
     pub(super) fn look(&self, state: &mut State, plan: Mover) -> Mover {
         match plan {
             Mover::TakeOver(way, _) if self.keeps(Rule::MovedFoundIsMadeDurable) => state.persist(way.from()),

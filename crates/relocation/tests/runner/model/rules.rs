@@ -35,8 +35,8 @@ pub(super) enum Rule {
     HigherEpochInControl,
     /// A node says with which epoch it was sent, and the shard waits with it instead of sending it back.
     HigherEpochInNodes,
-    /// A node that has waited where it was sent asks the peer, and believes it if it owns, whatever the epochs: what sent
-    /// the node may be gone with a promotion.
+    /// A node that has waited where it was sent asks the peer, and believes it if it owns, whatever the epochs: what
+    /// sent the node may be gone with a promotion.
     OwnerIsBelieved,
     /// `stop_forward` comes before `start_reverse`.
     ForwardStopped,

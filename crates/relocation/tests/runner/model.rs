@@ -1,33 +1,41 @@
 //! A model of the switch: every interleaving of two movers, the writers, the streams and what breaks, checked.
 //!
-//! One bucket, two shards, and the protocol of the crate with its names: `drain`, `wait_for_writers`, `send_sentinel`,
-//! `get_ready`, `decide`, `back_out`, `take_over`, `record_placement`, `stop_forward`, `start_reverse`, and the way back,
-//! which is the same with the sides swapped. An action of the model is one transaction on one server.
+//! One bucket, two shards, and the protocol of the crate with its names: `drain`, `wait_for_writers`,
+//! `send_sentinel`, `get_ready`, `decide`, `back_out`, `take_over`, `record_placement`, `stop_forward`,
+//! `start_reverse`, and the way back, which is the same with the sides swapped. An action of the model is one
+//! transaction on one server.
 //!
 //! What happens in between, at any point:
-//! - **Movers.** Two, alike, each knowing only what it is about to send. Between two effects a mover may sleep as long as
-//!   anything else takes, and forget: it crashed, before or after the effect, or the answer was lost. It then reads a part
-//!   and begins from there. Anybody may back out at any time, as a node does whose write has waited too long.
-//! - **Servers.** What is visible is not yet durable: a stream applies asynchronously, and the wait for standbys may end
-//!   early (a cancelled statement), so that a change is seen by all and lost by a promotion. A crash loses what was only
-//!   applied, and it is streamed again. A promotion falls back to what the standbys have, is another incarnation and has
-//!   lost its slots; what had been applied and confirmed to the other side's slot is in no stream any more.
+//! - **Movers.** Two, alike, each knowing only what it is about to send. Between two effects a mover may sleep as long
+//!   as anything else takes, and forget: it crashed, before or after the effect, or the answer was lost. It then reads
+//!   a part and begins from there. Anybody may back out at any time, as a node does whose write has waited too long.
+//! - **Servers.** What is visible is not yet durable: a stream applies asynchronously, and the wait for standbys may
+//!   end early (a cancelled statement), so that a change is seen by all and lost by a promotion. A crash loses what was
+//!   only applied, and it is streamed again. A promotion falls back to what the standbys have, is another incarnation
+//!   and has lost its slots; what had been applied and confirmed to the other side's slot is in no stream any more.
 //! - **Writers.** A write may begin on either shard at any time: so does a node whose placement is stale, or that was
 //!   asleep. It takes the table's lock, then looks at the part, then commits or aborts whenever it likes.
 //! - **Readers** are an invariant: whatever shard would let them read must have everything.
-//! - **Nodes** are one too: from whatever a node may believe, the hints must lead to the owner.
+//! - **Nodes** are one too: from whatever a node may have been told, the hints must lead to the owner.
 //! - **The control database** goes down and comes back, or is put back to what it said before the switch.
 //!
 //! The bounds of each check ([`Bounds`]) stand in `checks.rs`. Not in the model: the copy; two promotions of the same
 //! server; a commit of a user's write that is visible and lost with a promotion (nobody was told that it was there);
-//! verdicts that time decides; `finish`.
+//! what a promoted server learns when it is reconciled (here it opens at once, with what it has); `finish`.
 
+#[path = "model/actions.rs"]
 mod actions;
+#[path = "model/checks.rs"]
 mod checks;
+#[path = "model/effects.rs"]
 mod effects;
+#[path = "model/properties.rs"]
 mod properties;
+#[path = "model/rules.rs"]
 mod rules;
+#[path = "model/servers.rs"]
 mod servers;
+#[path = "model/state.rs"]
 mod state;
 
 use actions::Action;
