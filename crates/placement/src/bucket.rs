@@ -48,12 +48,6 @@ impl Bucket {
     }
 }
 
-impl serde::Serialize for Bucket {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u16(self.0)
-    }
-}
-
 impl TryFrom<i16> for Bucket {
     type Error = InvalidBucket;
 
