@@ -1,6 +1,6 @@
 //! Where a row lives: hash, buckets, ids and the states of ownership.
 //!
-//! Everything here is pure: no I/O, no clock but the one that a caller passes in. The rules come from the design:
+//! Everything here is pure: no I/O, and no clock but for the order of new ids. The rules come from the design:
 //! `shard = placement[group][bucket]` and `bucket = hash(owner) mod 4096`, with PostgreSQL's own hash-partition
 //! function, so that PostgreSQL, `postgres_fdw` and this crate agree without asking each other.
 
@@ -10,6 +10,6 @@ mod map;
 mod ownership;
 
 pub use bucket::{BUCKETS, Bucket, InvalidBucket, bucket_of};
-pub use id::{AccountId, PostId, SessionId, TaskId, ThreadId, UserId, bucket_in, derived_id, new_id};
+pub use id::{AccountId, PostId, SessionId, TaskId, ThreadId, UserId, bucket_in, derived_id, new_id, tell_time};
 pub use map::{Group, Layout, Map, Place, ShardNo, UnknownName};
 pub use ownership::{Hint, Ownership, State};

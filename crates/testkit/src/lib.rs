@@ -1,10 +1,12 @@
 //! Real servers, template databases and workloads for tests.
 
+mod clock;
 mod cluster;
 mod disk;
 mod proxy;
 mod servers;
 
+pub use clock::WrongClock;
 pub use cluster::{PASSWORD, TestCluster, connect};
 pub use disk::Disk;
 pub use proxy::{At, Mode, Proxy};
