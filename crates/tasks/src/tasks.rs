@@ -481,7 +481,7 @@ mod tests {
     fn a_new_task_is_checked_field_by_field() {
         let new = || NewTask::new(UserId::new(), TaskType::Analysis, json!({ "text": "hello" }));
         check(&new()).unwrap();
-        let now = Some(chrono::DateTime::UNIX_EPOCH);
+        let now = DateTime::from_timestamp(1_800_000_000, 0);
         let before = now.map(|at| at - chrono::TimeDelta::seconds(1));
         assert_eq!(refused(NewTask { intent: Some(String::new()), ..new() }), "intent: it is empty");
         assert_eq!(refused(NewTask { priority: 11, ..new() }), "priority: it is 11, 1 to 10 are allowed");
