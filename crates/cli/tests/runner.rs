@@ -5,6 +5,7 @@
 mod exit_codes;
 mod help;
 mod on_a_cluster;
+mod promotion;
 
 use std::process::{Command, Output, Stdio};
 
