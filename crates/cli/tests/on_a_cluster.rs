@@ -223,3 +223,42 @@ async fn init_says_what_an_older_server_cannot_do() {
     }
     cluster.finish().await;
 }
+
+/// A command is a node of its own: the one's clock is years before 1970, the next one's jumps at each reading.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_clock_harms_no_command() {
+    let cluster = TestCluster::colocated().await;
+    let clock = testkit::WrongClock::build().unwrap();
+    let year = 365 * 24 * 3_600;
+    let jumping = [100 * year, -70 * year, 0, 3_600, -3_600, 1_000_000 * year];
+    let wrong = |jumps_s: &[i64], args: &[&str]| {
+        let control = cluster.url("control");
+        let mut command =
+            crate::command(&[&["--control", &control, "--log-format", "json", "--json", "-vv"], args].concat());
+        clock.wind(&mut command, jumps_s);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let before_1970 = [-70 * year];
+    for (name, jumps_s) in [("ada", &before_1970[..]), ("bob", &jumping)] {
+        wrong(jumps_s, &["user", "add", name]);
+        let author = format!("@{name}");
+        let thread = wrong(jumps_s, &["thread", "add", "--author", &author, "--title", name, "--body", "No."]);
+        let id = thread["thread_id"].as_str().unwrap();
+        for body in ["First", "Second"] {
+            wrong(jumps_s, &["post", "add", "--author", &author, "--thread", id, "--body", body]);
+        }
+        wrong(jumps_s, &["relay", "--once"]);
+        wrong(jumps_s, &["maintain", "--once"]);
+        let page = wrong(jumps_s, &["thread", "show", id]);
+        assert_eq!(page["posts"].as_array().unwrap().len(), 2);
+        assert_eq!(page, json_of(&cluster, &["thread", "show", id]));
+        for list in [&["thread", "list"][..], &["user", "list"], &["audit", "list"]] {
+            assert_eq!(wrong(jumps_s, list), json_of(&cluster, list));
+        }
+        assert_eq!(wrong(jumps_s, &["check"])["ok"], true);
+    }
+    cluster.finish().await;
+}

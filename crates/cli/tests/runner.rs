@@ -5,15 +5,21 @@
 mod exit_codes;
 mod help;
 mod on_a_cluster;
+mod promotion;
 
 use std::process::{Command, Output, Stdio};
 
-/// Runs the program in an empty folder, without the caller's environment.
+/// Runs the program in an empty folder.
 fn therev(args: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
+    command(args).current_dir(folder.path()).output().unwrap()
+}
+
+/// The program without the caller's environment.
+fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_therev"));
-    command.env_clear().env("COLUMNS", "100").current_dir(folder.path()).args(args).stdin(Stdio::null());
-    command.output().unwrap()
+    command.env_clear().env("COLUMNS", "100").args(args).stdin(Stdio::null());
+    command
 }
 
 #[test]

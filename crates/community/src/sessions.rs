@@ -273,17 +273,18 @@ impl Community {
     /// else: the next call notes it.
     async fn touch(&self, session: &mut Session) {
         let wait = Duration::from_millis(self.shards().config().delivery_ms);
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&session.session_id.0];
-        let write = self.shards().write(&TOUCH, session.user_id.bucket(), &params);
+        let (shards, bucket, id) = (self.shards().clone(), session.user_id.bucket(), session.session_id.0);
+        // It goes on by itself: given up, it would cost its connection.
+        let write = tokio::spawn(async move { shards.write(&TOUCH, bucket, &[&id]).await });
         match tokio::time::timeout(wait, write).await {
-            Ok(Ok(rows)) => {
+            Ok(Ok(Ok(rows))) => {
                 if let Some(row) = rows.first() {
                     session.last_seen_at = row.get("last_seen_at");
                     session.version = row.get("version");
                 }
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a session's last use could not be noted"),
-            Err(_) => tracing::debug!("a session's last use was not noted in time"),
+            Ok(Ok(Err(error))) => tracing::debug!(%error, "a session's last use could not be noted"),
+            Ok(Err(_)) | Err(_) => tracing::debug!("a session's last use was not noted in time"),
         }
     }
 

@@ -8,21 +8,55 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 use uuid::{Builder, Uuid, Variant};
 
-/// A new id for a row of an owner in `bucket`, made at `now`.
-pub fn new_id(bucket: Bucket, now: DateTime<Utc>) -> Uuid {
-    compose(bucket, now, rand::random())
+/// The latest time that an id holds, in the year 10889.
+const MILLIS_MAX: u64 = (1 << 48) - 1;
+
+/// A new id for a row of an owner in `bucket`, made now.
+pub fn new_id(bucket: Bucket) -> Uuid {
+    compose(bucket, millis_now(), rand::random())
 }
 
 /// The id of a row that another system made: the same for the same digest and time, whoever computes it.
 pub fn derived_id(bucket: Bucket, created_at: DateTime<Utc>, digest: u64) -> Uuid {
-    compose(bucket, created_at, digest)
+    // Times before 1970 sort first: an id can hold no negative time.
+    compose(bucket, u64::try_from(created_at.timestamp_millis()).unwrap_or(0), digest)
 }
 
-fn compose(bucket: Bucket, at: DateTime<Utc>, low: u64) -> Uuid {
-    // Times before 1970 sort first: an id can hold no negative time.
-    let millis = u64::try_from(at.timestamp_millis()).unwrap_or(0);
+/// What the clock of the servers said last, in milliseconds since 1970, and when that was.
+static TOLD: RwLock<Option<(u64, Instant)>> = RwLock::new(None);
+
+/// Tells what time it is by the servers: new ids go by that from now on. This node's own clock may be wrong by years, or
+/// jump; rows would be listed in another order than the one in which they were made.
+pub fn tell_time(now: DateTime<Utc>) {
+    let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
+    *TOLD.write().unwrap_or_else(PoisonError::into_inner) = Some((millis, Instant::now()));
+}
+
+fn millis_now() -> u64 {
+    let told = *TOLD.read().unwrap_or_else(PoisonError::into_inner);
+    match told {
+        Some((millis, at)) => millis.saturating_add(u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        None => millis_by_own_clock(),
+    }
+}
+
+/// Nothing but the order of ids hangs on it: where no server has been asked yet, it will do. The clocks of `uuid` and
+/// `chrono` panic before 1970, where a board without a battery begins.
+#[expect(clippy::disallowed_methods, reason = "the one place that asks this clock")]
+fn millis_by_own_clock() -> u64 {
+    millis_since_1970(SystemTime::now())
+}
+
+fn millis_since_1970(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn compose(bucket: Bucket, millis: u64, low: u64) -> Uuid {
+    let millis = millis.min(MILLIS_MAX);
     let mut bytes = [0_u8; 16];
     bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
     bytes[6..8].copy_from_slice(&bucket.number().to_be_bytes());
@@ -92,7 +126,7 @@ macro_rules! owned_ids {
         impl $name {
             /// A new id for a row of `owner`, made now.
             pub fn new(owner: UserId) -> Self {
-                $name(new_id(owner.bucket(), Utc::now()))
+                $name(new_id(owner.bucket()))
             }
         }
     )*};
@@ -104,7 +138,7 @@ impl UserId {
     /// A new user's id (version 7: sorts by time; it routes by its hash).
     #[expect(clippy::new_without_default, reason = "each call makes another id; a default would be one value")]
     pub fn new() -> Self {
-        UserId(Uuid::now_v7())
+        UserId(Builder::from_unix_timestamp_millis(millis_now().min(MILLIS_MAX), &rand::random()).into_uuid())
     }
 
     /// The bucket of this user and of everything that it owns.
@@ -117,6 +151,7 @@ impl UserId {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     proptest! {
         #[test]
@@ -152,8 +187,20 @@ mod tests {
         fn ids_sort_by_time(bucket in 0_u16..4096, a in 0_i64..1 << 46, later in 1_i64..1 << 46) {
             let b = a + later;
             let bucket = Bucket::try_from(bucket).unwrap();
-            let at = |millis| new_id(bucket, DateTime::from_timestamp_millis(millis).unwrap());
+            let at = |millis| derived_id(bucket, DateTime::from_timestamp_millis(millis).unwrap(), rand::random());
             prop_assert!(at(a) < at(b));
+        }
+
+        #[test]
+        fn any_clock_has_a_time_for_an_id(seconds: i64, nanos in 0_u32..1_000_000_000, bucket in 0_u16..4096) {
+            let bucket = Bucket::try_from(bucket).unwrap();
+            let (since, epoch) = (Duration::new(seconds.unsigned_abs(), nanos), SystemTime::UNIX_EPOCH);
+            let at = if seconds < 0 { epoch.checked_sub(since) } else { epoch.checked_add(since) };
+            let millis = at.map_or(0, millis_since_1970);
+            prop_assert!(seconds >= 0 || millis == 0);
+            let id = compose(bucket, millis, 0);
+            prop_assert_eq!(bucket_in(id), Some(bucket));
+            prop_assert_eq!(u64::try_from(id.as_u128() >> 80).unwrap(), millis.min(MILLIS_MAX));
         }
 
         #[test]

@@ -1,7 +1,7 @@
 //! Bulk writes: lock, check, then copy, in one short transaction of one shard.
 
 use crate::error::{Database, Error};
-use crate::pool::Params;
+use crate::pool::{Params, Pool};
 use crate::store::Shards;
 use bytes::{BufMut, BytesMut};
 use deadpool_postgres::Object;
@@ -9,6 +9,7 @@ use futures_util::SinkExt;
 use placement::{Bucket, Group, ShardNo};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
@@ -19,6 +20,7 @@ pub struct Bulk {
     /// `None` once the transaction has ended.
     client: Option<Object>,
     database: Database,
+    pool: Arc<Pool>,
     /// How long each step may take: the server minds it too, but a network that lost its way says nothing.
     deadline: Duration,
     /// Held until the end.
@@ -66,7 +68,7 @@ impl Shards {
         let turn = pool.bulk_turn().await?;
         let client = pool.get().await?;
         let deadline = self.inner.config.deadline();
-        let mut bulk = Bulk { client: Some(client), database, deadline, _turn: turn, version_floor: 0 };
+        let mut bulk = Bulk { client: Some(client), database, pool, deadline, _turn: turn, version_floor: 0 };
         bulk.in_time(bulk.client()?.batch_execute(lock(group))).await?.map_err(|e| bulk.error(e))?;
         let numbers: Vec<i16> = buckets.iter().map(|b| b.sql()).collect();
         let rows = bulk.query(CHECK, &[&group.name(), &numbers]).await?;
@@ -150,9 +152,12 @@ impl Bulk {
 
     /// Waits for a step no longer than a call may take.
     async fn in_time<T>(&self, step: impl Future<Output = T>) -> Result<T, Error> {
-        tokio::time::timeout(self.deadline, step).await.map_err(|_| Error::Deadline {
-            limit_ms: self.deadline.as_millis(),
-            waiting_for: format!("an answer from {}", self.database),
+        tokio::time::timeout(self.deadline, step).await.map_err(|_| {
+            self.pool.doubt();
+            Error::Deadline {
+                limit_ms: self.deadline.as_millis(),
+                waiting_for: format!("an answer from {}", self.database),
+            }
         })
     }
 

@@ -53,7 +53,7 @@ pub enum FoundPlacement {
 }
 
 const CLUSTER: &str = "
-    SELECT i.cluster_id, i.layout,
+    SELECT i.cluster_id, i.layout, clock_timestamp() AS now,
            (SELECT json_agg(json_build_object('shard', s.shard, 'hosts', s.hosts, 'database', s.database,
                                               'pool_size', s.pool_size, 'life', to_jsonb(l)) ORDER BY s.shard)
               FROM therev.shards AS s
@@ -81,6 +81,8 @@ impl Catalog {
         let odd = |reason: &str| Error::Answer { database: Database::Control, reason: reason.to_owned() };
         let rows = control.query(CLUSTER, &[], false).await?;
         let row = rows.first().ok_or_else(|| odd("it has no identity"))?;
+        // With every refresh: this node may have slept, which `Instant` does not count everywhere.
+        placement::tell_time(row.get("now"));
         let unfinished = || odd("its initialization was never finished: run `therev init` again");
         let json = |name: &str| row.get::<_, Option<serde_json::Value>>(name).ok_or_else(unfinished);
         let shards: Vec<ShardRow> = serde_json::from_value(json("shards")?).map_err(|e| odd(&e.to_string()))?;

@@ -11,6 +11,7 @@ mod bulk;
 mod catalog;
 mod config;
 mod directory;
+mod doubt;
 mod error;
 mod fan_out;
 mod init;

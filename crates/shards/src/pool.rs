@@ -1,6 +1,6 @@
 //! A pool of connections to one database, which knows whether it reached the right one.
 
-use crate::breaker::Breaker;
+use crate::doubt::Doubt;
 use crate::error::{Database, Error};
 use crate::life::{Life, Lives};
 use deadpool_postgres::{
@@ -27,7 +27,7 @@ const BULK_MAX: usize = 2;
 pub struct Pool {
     database: Database,
     connections: deadpool_postgres::Pool,
-    breaker: Breaker,
+    doubt: Arc<Doubt>,
     /// Bulk writes take turns.
     bulk: Arc<Semaphore>,
     statements: AtomicU64,
@@ -106,6 +106,7 @@ impl Pool {
         limits: Limits,
         lives: Option<Arc<Lives>>,
     ) -> Result<Pool, Error> {
+        let asks = login.clone();
         let manager = Manager::from_config(login, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let stranger = Arc::new(Mutex::new(None));
         let noted = stranger.clone();
@@ -136,8 +137,8 @@ impl Pool {
             .map_err(|e| Error::Config(e.to_string()))?;
         Ok(Pool {
             database,
+            doubt: Doubt::new(pool.clone(), asks, limits),
             connections: pool,
-            breaker: Breaker::new(limits.rest),
             bulk: Arc::new(Semaphore::new(BULK_MAX)),
             statements: AtomicU64::new(0),
             life,
@@ -168,6 +169,11 @@ impl Pool {
             .acquire_owned()
             .await
             .map_err(|e| Error::Answer { database: self.database, reason: e.to_string() })
+    }
+
+    /// Somebody waited for an answer of the server in vain.
+    pub(crate) fn doubt(&self) {
+        self.doubt.raise();
     }
 
     /// Trusts a later life, and no connection of an earlier one any more.
@@ -214,7 +220,7 @@ impl Pool {
     }
 
     async fn get_once(&self) -> Result<Object, Error> {
-        if !self.breaker.admits(Instant::now()) {
+        if !self.doubt.breaker.admits(Instant::now()) {
             return Err(Error::Down { database: self.database, source: None });
         }
         // Mostly one is free, and a wait that is none needs no timer.
@@ -225,7 +231,7 @@ impl Pool {
         };
         match got {
             Ok(client) => {
-                self.breaker.reached();
+                self.doubt.breaker.reached();
                 Ok(client)
             }
             Err(error) => Err(self.sort(error)),
@@ -244,11 +250,11 @@ impl Pool {
                 if class == "28" || source.to_string().contains("password missing") {
                     return Error::Refused { database, source };
                 }
-                self.breaker.failed(Instant::now());
+                self.doubt.breaker.failed(Instant::now());
                 Error::Down { database, source: Some(source) }
             }
             PoolError::Timeout(TimeoutType::Create) => {
-                self.breaker.failed(Instant::now());
+                self.doubt.is_silent();
                 Error::Down { database, source: None }
             }
             PoolError::Timeout(_) => Error::Deadline {
@@ -262,7 +268,7 @@ impl Pool {
                         Error::Schema { database, source: schema::Error::TooNew { found, known } }
                     }
                     Some(Stranger::Silent) => {
-                        self.breaker.failed(Instant::now());
+                        self.doubt.is_silent();
                         Error::Down { database, source: None }
                     }
                     Some(Stranger::Wrong(reason)) => Error::WrongDatabase { database, reason },
@@ -301,11 +307,19 @@ impl Pool {
 
     /// What happens seldom is boxed on this way, so that a call's future stays small: it is moved several times.
     async fn query_once(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        let client = self.get().await?;
+        let got = self.get().await?;
+        let mut lent = self.doubt.lend();
+        let client = lent.client.insert(got);
         // Nothing has been sent before the statement is prepared, so that a failure here is never an unknown outcome.
-        let statement = client.prepare_cached(sql).await.map_err(|e| Error::of_statement(self.database, false, e))?;
-        self.count_statement();
-        client.query(&statement, params).await.map_err(|e| Error::of_statement(self.database, writes, e))
+        let answer = match client.prepare_cached(sql).await {
+            Ok(statement) => {
+                self.count_statement();
+                client.query(&statement, params).await.map_err(|e| Error::of_statement(self.database, writes, e))
+            }
+            Err(e) => Err(Error::of_statement(self.database, false, e)),
+        };
+        lent.give_back();
+        answer
     }
 }
 

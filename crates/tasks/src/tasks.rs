@@ -319,7 +319,7 @@ impl Tasks {
         let id = new.task_id.unwrap_or_else(|| TaskId::new(new.user_id));
         Community::check_id(id.0, new.user_id)?;
         let bucket = new.user_id.bucket();
-        let (task_type, log_id) = (new.task_type.name(), new_id(bucket, Utc::now()));
+        let (task_type, log_id) = (new.task_type.name(), new_id(bucket));
         let params: [&(dyn ToSql + Sync); 10] = [
             &new.user_id.0,
             &id.0,
@@ -362,7 +362,7 @@ impl Tasks {
     /// Calls a task off that is not running and has not ended. Calling somebody else's off is audited.
     pub async fn cancel_task(&self, id: TaskId, actor: &Actor) -> Result<Task> {
         let bucket = self.route(id).await?;
-        let (note, log_id) = (actor.note("cancel task"), new_id(bucket, Utc::now()));
+        let (note, log_id) = (actor.note("cancel task"), new_id(bucket));
         let by = json!({ "by": actor.to_string() });
         let params: [&(dyn ToSql + Sync); 5] = [&id.0, &note, &acting_user(actor), &log_id, &by];
         let rows = self.community.shards().write(&CANCEL, bucket, &params).await?;
@@ -481,7 +481,7 @@ mod tests {
     fn a_new_task_is_checked_field_by_field() {
         let new = || NewTask::new(UserId::new(), TaskType::Analysis, json!({ "text": "hello" }));
         check(&new()).unwrap();
-        let now = Some(Utc::now());
+        let now = DateTime::from_timestamp(1_800_000_000, 0);
         let before = now.map(|at| at - chrono::TimeDelta::seconds(1));
         assert_eq!(refused(NewTask { intent: Some(String::new()), ..new() }), "intent: it is empty");
         assert_eq!(refused(NewTask { priority: 11, ..new() }), "priority: it is 11, 1 to 10 are allowed");

@@ -1,11 +1,15 @@
 //! Real servers, template databases and workloads for tests.
 
+mod clock;
 mod cluster;
 mod disk;
+mod frozen;
 mod proxy;
 mod servers;
 
+pub use clock::WrongClock;
 pub use cluster::{PASSWORD, TestCluster, connect};
 pub use disk::Disk;
+pub use frozen::Frozen;
 pub use proxy::{At, Mode, Proxy};
 pub use servers::{TestServers, test_servers};

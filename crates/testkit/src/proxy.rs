@@ -122,8 +122,8 @@ async fn carry(client: TcpStream, way: watch::Receiver<Way>, change: Weak<watch:
     let (from_server, to_server) = server.into_split();
     let broken = Mutex::new(None);
     tokio::select! {
-        _ = carry_requests(from_client, to_server, way.clone(), cuts, &broken) => {}
-        _ = carry_answers(from_server, to_client, way, cuts, &broken) => {}
+        _ = pump(from_client, to_server, way.clone(), cuts, |mode, request| of_request(mode, request, &broken)) => {}
+        _ = pump(from_server, to_client, way, cuts, |_, answer| of_answer(answer, &broken)) => {}
     }
     let crashed = *broken.lock().unwrap_or_else(PoisonError::into_inner) == Some(At::Crash);
     if let (true, Some(change)) = (crashed, change.upgrade()) {
@@ -131,48 +131,54 @@ async fn carry(client: TcpStream, way: watch::Receiver<Way>, change: Weak<watch:
     }
 }
 
-async fn carry_requests(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut way: watch::Receiver<Way>,
-    since: u64,
-    broken: &Mutex<Option<At>>,
-) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
-    while let Some(request) = next(&mut from, &mut piece, &mut way, since).await? {
-        let mode = way.borrow().mode;
-        match mode {
-            Mode::Break(sign, At::HalfRequest) if holds(request, sign) => {
-                return to.write_all(&request[..request.len() / 2]).await;
-            }
-            Mode::Break(sign, At::Silence) if holds(request, sign) => {
-                // The other direction ends them both.
-                return std::future::pending().await;
-            }
-            Mode::Break(sign, at) if holds(request, sign) => {
-                *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
-            }
-            _ => {}
-        }
-        to.write_all(request).await?;
-    }
-    Ok(())
+/// What becomes of a piece, and of its connection.
+enum Fate {
+    /// It passes.
+    Passes,
+    /// So much of it does, and the connection ends.
+    EndsAfter(usize),
+    /// It does not, and the connection does not end by itself.
+    IsLost,
 }
 
-async fn carry_answers(
+fn of_request(mode: Mode, request: &[u8], broken: &Mutex<Option<At>>) -> Fate {
+    match mode {
+        Mode::Break(sign, at) if holds(request, sign) => match at {
+            At::HalfRequest => Fate::EndsAfter(request.len() / 2),
+            At::Silence => Fate::IsLost,
+            At::NoAnswer | At::HalfAnswer | At::Crash => {
+                *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+                Fate::Passes
+            }
+        },
+        _ => Fate::Passes,
+    }
+}
+
+fn of_answer(answer: &[u8], broken: &Mutex<Option<At>>) -> Fate {
+    match *broken.lock().unwrap_or_else(PoisonError::into_inner) {
+        None => Fate::Passes,
+        Some(At::HalfAnswer) => Fate::EndsAfter(answer.len() / 2),
+        Some(_) => Fate::EndsAfter(0),
+    }
+}
+
+/// Carries one direction, to its end.
+async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     mut way: watch::Receiver<Way>,
     since: u64,
-    broken: &Mutex<Option<At>>,
+    fate: impl Fn(Mode, &[u8]) -> Fate,
 ) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
-    while let Some(answer) = next(&mut from, &mut piece, &mut way, since).await? {
-        let at = *broken.lock().unwrap_or_else(PoisonError::into_inner);
-        match at {
-            Some(At::HalfAnswer) => return to.write_all(&answer[..answer.len() / 2]).await,
-            Some(_) => return Ok(()),
-            None => to.write_all(answer).await?,
+    let mut buffer = vec![0; PIECE];
+    while let Some(piece) = next(&mut from, &mut buffer, &mut way, since).await? {
+        let mode = way.borrow().mode;
+        match fate(mode, piece) {
+            Fate::Passes => to.write_all(piece).await?,
+            Fate::EndsAfter(count) => return to.write_all(&piece[..count]).await,
+            // The other direction ends them both.
+            Fate::IsLost => return std::future::pending().await,
         }
     }
     Ok(())

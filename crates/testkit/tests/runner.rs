@@ -12,3 +12,6 @@ mod nemesis;
 mod sequences;
 #[path = "runner/tidy.rs"]
 mod tidy;
+#[cfg(target_os = "linux")]
+#[path = "runner/wrong_clock.rs"]
+mod wrong_clock;

@@ -63,7 +63,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Relay(args) => return relay::run(app, args).await,
         Command::Init(args) => init::run(app, args).await?,
         Command::Where(args) => where_is::run(app, args).await?,
-        Command::User(args) => user::run(app, args).await?,
+        Command::User(args) => Box::pin(user::run(app, args)).await?,
         Command::Thread(args) => thread::run(app, args).await?,
         Command::Post(args) => post::run(app, args).await?,
         Command::Import(args) => import::run(app, args).await?,

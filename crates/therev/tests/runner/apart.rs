@@ -3,13 +3,12 @@
 use crate::things::{operator, post, thread};
 use futures_util::future::join_all;
 use local::{Cluster, Options, ServerId};
-use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use testkit::{PASSWORD, test_servers};
-use therev::{Config, InitPlan, Layout, NewUser, Therev, Thread, UserId};
+use testkit::{Frozen, PASSWORD, test_servers};
+use therev::{Config, InitPlan, Layout, NewPost, NewUser, Therev, Thread, UserId};
 
 const SHARDS: u16 = 3;
 /// Whose server fails. Shard 0's holds the control database and the directory too.
@@ -76,26 +75,16 @@ impl Servers {
         }
     }
 
-    /// Stops every process of the failing server where it is: connections stay open, and nothing is answered.
-    fn freeze(&mut self) -> Vec<Pid> {
+    /// Stops every process of the failing server where it is.
+    fn freeze(&mut self) -> Frozen {
         let postmaster = self.cluster().status()[usize::from(FAILS)].pid.expect("it runs");
-        let stop = |pid: i32| {
-            let pid = Pid::from_raw(pid).expect("a process");
-            kill_process(pid, Signal::STOP).expect("it stops");
-            pid
-        };
-        stop(postmaster);
-        let children = format!("/proc/{postmaster}/task/{postmaster}/children");
-        let children = std::fs::read_to_string(children).expect("the server has processes");
-        children.split_whitespace().map(|pid| stop(pid.parse().expect("a number"))).collect()
+        Frozen::server(postmaster).expect("it stops")
     }
 
-    /// Ends the failing server, and those of its processes that were stopped: they would not see its end.
-    fn kill(&mut self, stopped: Vec<Pid>) {
+    /// Ends the failing server, and those of its processes that were stopped.
+    fn kill(&mut self, frozen: Frozen) {
         self.cluster().kill(ServerId::Shard(FAILS)).expect("killed");
-        for pid in stopped {
-            kill_process(pid, Signal::KILL).expect("killed");
-        }
+        frozen.kill();
     }
 }
 
@@ -223,6 +212,50 @@ async fn a_shards_failure_leaves_the_others_alone() {
 
     // All of it fits together, for a node that has more time.
     let node = therev::connect(config).await.expect("the cluster answers");
+    assert_eq!(node.relay_once().await.expect("the relay runs").waiting, 0);
+    assert!(node.check().await.expect("check runs").ok);
+}
+
+/// Nothing ends, nothing is refused: only that no answer comes says that the server is not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_server_is_found_out_and_forgiven() {
+    let mut servers = Servers::start();
+    let config = servers.init().await;
+    let deadline_ms = u64::try_from(DEADLINE.as_millis()).expect("a short time");
+    let config = Config { deadline_ms, connect_timeout_ms: deadline_ms, breaker_ms: 3 * deadline_ms, ..config };
+    let node = therev::connect(config).await.expect("the cluster answers");
+    let users = users(&node).await;
+    let (there, elsewhere) = (users[usize::from(FAILS)].0, users[0].0);
+    let post_there = async || node.create_post(NewPost::new(there, users[0].1.thread_id, "text")).await;
+    let read_by_many = async || join_all((0..CALLERS_THERE).map(|_| node.user(there))).await;
+    // As many connections as there may be, all of them idle then: each would be a trap of its own.
+    assert!(read_by_many().await.iter().all(Result::is_ok));
+
+    let frozen = servers.freeze();
+    assert_eq!(node.user(there).await.expect_err("no answer").kind(), "deadline");
+    let found_out = async { while node.user(there).await.expect_err("no answer").kind() != "down" {} };
+    tokio::time::timeout(3 * DEADLINE, found_out).await.expect("one caller's wait is enough for all");
+    let begin = Instant::now();
+    for _ in 0..20 {
+        assert!(read_by_many().await.iter().all(|read| read.as_ref().is_err_and(|error| error.kind() == "down")));
+        let error = post_there().await.expect_err("no write either");
+        assert!(error.kind() == "down" && error.to_string().contains("shard 1 is down"), "{error:?}");
+        node.user(elsewhere).await.expect("another shard's user");
+    }
+    let page = node.thread_page(users[0].1.thread_id, None, 9).await.expect("another shard's page");
+    assert!(!page.partial, "nobody of the frozen shard has written there");
+    assert!(begin.elapsed() < DEADLINE, "{:?}", begin.elapsed());
+
+    // It goes on by itself, on both sides.
+    drop(frozen);
+    let back = async {
+        while node.user(there).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), back).await.expect("the shard is found again by itself");
+    assert!(read_by_many().await.iter().all(Result::is_ok));
+    post_there().await.expect("a post");
     assert_eq!(node.relay_once().await.expect("the relay runs").waiting, 0);
     assert!(node.check().await.expect("check runs").ok);
 }

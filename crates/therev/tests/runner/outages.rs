@@ -2,7 +2,7 @@
 
 use crate::things::{operator, post, thread, user, user_per_shard};
 use testkit::TestCluster;
-use therev::{Database, Error, NewUser, Seen, ShardNo, ThreadOrder};
+use therev::{Config, Database, Error, NewUser, Seen, ShardNo, ThreadOrder, UserChange};
 
 /// Ends every connection to a database and lets nobody in, or lets everybody in again.
 pub(crate) async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
@@ -152,5 +152,39 @@ async fn databases_that_are_not_meant_are_named() {
     fresh.user(authors[0]).await.expect("another shard");
     newer.batch_execute("DELETE FROM therev.schema_versions WHERE version = 999").await.expect("as it was");
     drop((node, newer, fresh));
+    cluster.finish().await;
+}
+
+/// A statement that waits for a lock is given up by its caller; that is nobody else's trouble.
+#[tokio::test]
+async fn a_statement_that_waits_for_a_lock_is_no_outage() {
+    let cluster = TestCluster::colocated().await;
+    // One connection: what one call leaves behind, the next one finds. Nobody's deadline comes to help.
+    let config = Config { pool_size: Some(1), deadline_ms: 60_000, breaker_ms: 60_000, ..cluster.config() };
+    let node = therev::connect(config).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let locks = cluster.stranger("shard_1").await;
+    locks.batch_execute("BEGIN; SELECT FROM users FOR UPDATE").await.expect("the rows are locked");
+    let looks = cluster.stranger("shard_1").await;
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let waiters = async || looks.query_one(waiting, &[]).await.expect("an answer").get::<_, i64>(0);
+    let until = async |count: i64| while waiters().await != count {};
+    for _ in 0..5 {
+        let change = UserChange { bio: Some(Some("late".into())), ..UserChange::default() };
+        let actor = operator();
+        tokio::select! {
+            changed = node.change_user(authors[1], change, &actor) => panic!("the row is locked: {changed:?}"),
+            () = until(1) => {}
+        }
+        // It went with its connection, and ended on the server, too; a new one is there for others.
+        let read = tokio::time::timeout(std::time::Duration::from_secs(30), node.user(authors[1])).await;
+        read.expect("nobody waits behind it").expect("the shard is not down");
+        tokio::time::timeout(std::time::Duration::from_secs(30), until(0)).await.expect("nothing is left of it");
+    }
+    locks.batch_execute("ROLLBACK").await.expect("the rows are free");
+    let user = node.user(authors[1]).await.expect("the user");
+    assert_eq!(user.bio, None, "what was given up was not done");
+    drop((node, locks, looks));
     cluster.finish().await;
 }

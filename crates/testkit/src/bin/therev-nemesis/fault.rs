@@ -26,6 +26,8 @@ pub(crate) enum Fault {
     LoseControl { writer: usize, time: Duration },
     /// The network in front of a shard's server does this for a while.
     Network { shard: u16, mode: Mode, time: Duration },
+    /// A shard's server, and what else is on it, stands still for a while, as one whose machine swaps.
+    Freeze { shard: u16, time: Duration },
     /// A disk is full until a writer has met with it.
     FillDisk,
 }
@@ -40,6 +42,7 @@ impl fmt::Display for Fault {
                 write!(out, "the control database is away for {time:?}, and writer {writer} is killed")
             }
             Fault::Network { shard, mode, time } => write!(out, "the network of shard {shard}: {mode:?} for {time:?}"),
+            Fault::Freeze { shard, time } => write!(out, "the server of shard {shard} is frozen for {time:?}"),
             Fault::FillDisk => out.write_str("a disk is full"),
         }
     }
@@ -66,7 +69,7 @@ impl Iterator for Schedule {
         let kind = random.random_range(0..100_u32);
         let writer = random.random_range(0..self.writers);
         let shard = random.random_range(0..SHARDS);
-        let time = Duration::from_millis(random.random_range(100..700));
+        let drawn = Duration::from_millis(random.random_range(100..700));
         let mode = match random.random_range(0..8_u32) {
             0 => Mode::Cut,
             1 => Mode::Refuse,
@@ -77,14 +80,16 @@ impl Iterator for Schedule {
             _ => Mode::Break(b"", At::HalfAnswer),
         };
         // Some stalls outlast the writers' deadline.
-        let time = if mode == Mode::Stall { 2 * time } else { time };
+        let time = if mode == Mode::Stall { 2 * drawn } else { drawn };
         Some(match kind {
             0..20 => Fault::KillWriter { writer },
             20..30 => Fault::KillServer { shard },
             // A standby on this machine cannot have a disk at the same path.
             30..40 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
             40..50 => Fault::LoseControl { writer, time },
-            50..92 => Fault::Network { shard, mode, time },
+            50..86 => Fault::Network { shard, mode, time },
+            // Some outlast the writers' deadline and the time for a new connection.
+            86..92 => Fault::Freeze { shard, time: 4 * drawn },
             _ => Fault::FillDisk,
         })
     }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use testkit::Mode;
+use testkit::{Frozen, Mode};
 use tokio::process::{Child, Command};
 
 use crate::fault::Fault;
@@ -109,6 +109,14 @@ impl<'a> Saboteur<'a> {
                 self.world.servers[usize::from(shard)].set(mode);
                 tokio::time::sleep(time).await;
             }
+            Fault::Freeze { shard, time } => {
+                let cluster = self.world.cluster()?;
+                let primary = cluster.primary(shard);
+                let server = cluster.status().into_iter().find(|it| it.server == primary);
+                let frozen = Frozen::server(server.and_then(|it| it.pid).ok_or("it does not run")?)?;
+                tokio::time::sleep(time).await;
+                drop(frozen);
+            }
             Fault::FillDisk => {
                 if let Ok(disk) = &self.world.disk {
                     let before = self.disk_was_full()?;
@@ -124,7 +132,7 @@ impl<'a> Saboteur<'a> {
 
     fn heal(&mut self, fault: Fault) -> Result<(), Box<dyn Error>> {
         match fault {
-            Fault::KillWriter { .. } => {}
+            Fault::KillWriter { .. } | Fault::Freeze { .. } => {}
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
                 let primary = cluster.primary(shard);

@@ -1,0 +1,124 @@
+//! A shard's server dies, and an operator puts its standby in its place: by the command line alone, on servers of its
+//! own.
+
+use local::{Cluster, ServerId};
+use serde_json::{Value, json};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Output;
+
+/// A folder in which somebody works with a local cluster, which is destroyed with it.
+struct Desk {
+    folder: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let folder = tempfile::tempdir().unwrap();
+        // The servers run as another account when this is root.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Desk { folder }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.folder.path().join(".therev")
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = crate::command(args);
+        command.current_dir(self.folder.path()).env("THEREV_PG_BIN", &testkit::test_servers().pg_bin);
+        command.output().unwrap()
+    }
+
+    /// What a command says for programs, with its exit code.
+    fn said(&self, args: &[&str]) -> (Value, Option<i32>) {
+        let output = self.run(&[args, &["--json"]].concat());
+        let said = serde_json::from_slice(&output.stdout);
+        let said = said.unwrap_or_else(|_| panic!("{args:?}: {}", String::from_utf8_lossy(&output.stderr)));
+        (said, output.status.code())
+    }
+
+    /// What a command that succeeds says for programs.
+    fn json_of(&self, args: &[&str]) -> Value {
+        let (said, code) = self.said(args);
+        assert_eq!(code, Some(0), "{args:?}: {said}");
+        said
+    }
+
+    /// Which server follows which, and whether it runs.
+    fn servers(&self) -> Vec<(String, Value, bool)> {
+        let (said, _) = self.said(&["cluster", "status"]);
+        let servers = said["servers"].as_array().unwrap().iter();
+        servers
+            .map(|it| (it["server"].as_str().unwrap().to_owned(), it["follows"].clone(), it["state"] == "running"))
+            .collect()
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if let Ok(cluster) = Cluster::open(&self.dir()) {
+            cluster.destroy(&mut |_| {}).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_standby_takes_the_place_of_a_server_that_died() {
+    let desk = Desk::new();
+    // What was acknowledged is to be there afterwards.
+    let up = ["cluster", "up", "--shards", "2", "--replicas", "0", "--standbys", "1", "--synchronous", "true"];
+    let made = desk.json_of(&up);
+    assert_eq!((&made["standbys"], &made["initialized"]), (&json!(1), &json!(true)), "{made}");
+    let shard_of = |name: &str| desk.json_of(&["where", &format!("@{name}")])["shard"].as_u64().unwrap();
+    let names: Vec<String> = (0..).map(|number| format!("user-{number}")).take(16).collect();
+    for name in &names {
+        desk.json_of(&["user", "add", name]);
+    }
+    let hit = names.iter().find(|name| shard_of(name) == 1).unwrap();
+    let author = format!("@{hit}");
+    let thread = desk.json_of(&["thread", "add", "--author", &author, "--title", "Kept", "--body", "Before."]);
+    let thread = thread["thread_id"].as_str().unwrap();
+    let post = |body: &str| {
+        desk.json_of(&["post", "add", "--author", &author, "--thread", thread, "--body", body]);
+    };
+    post("Before, too.");
+
+    Cluster::open(&desk.dir()).unwrap().kill(ServerId::Shard(1)).unwrap();
+    let down = |(server, _, runs): (String, Value, bool)| (!runs).then_some(server);
+    assert_eq!(desk.servers().into_iter().filter_map(down).collect::<Vec<_>>(), ["shard 1"]);
+    assert_eq!(desk.run(&["cluster", "status"]).status.code(), Some(1));
+    let error = desk.run(&["thread", "show", thread, "--json"]);
+    let error: Value = serde_json::from_slice(&error.stderr).unwrap();
+    assert_eq!(error["error"]["kind"], "down", "{error}");
+
+    let promoted = desk.json_of(&["cluster", "promote", "1"]);
+    assert_eq!(promoted, json!({ "shard": 1, "primary": "standby 1-1" }));
+    // What was there is there, what comes new goes on, and nobody has to tell anybody.
+    post("After.");
+    let page = desk.json_of(&["thread", "show", thread]);
+    let bodies: Vec<&Value> = page["posts"].as_array().unwrap().iter().map(|post| &post["body"]).collect();
+    assert_eq!(bodies, ["Before, too.", "After."]);
+    // The old primary is a standby now; the other shard's servers are as they were.
+    let follows = |server: &str| {
+        let servers = desk.servers();
+        assert!(servers.iter().all(|(_, _, runs)| *runs), "{servers:?}");
+        servers.into_iter().find(|(name, _, _)| name == server).unwrap().1
+    };
+    assert_eq!((follows("shard 1"), follows("standby 1-1")), (json!("standby 1-1"), Value::Null));
+    assert_eq!((follows("shard 0"), follows("standby 0-1")), (Value::Null, json!("shard 0")));
+    assert_eq!(desk.json_of(&["check"])["ok"], true);
+
+    // And back, in words for people, without a death.
+    let output = desk.run(&["cluster", "promote", "1"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("Shard 1's primary is shard 1 now"), "{text}");
+    assert_eq!(follows("standby 1-1"), "shard 1");
+    assert_eq!(desk.json_of(&["thread", "show", thread])["posts"], page["posts"]);
+    assert_eq!(desk.json_of(&up)["initialized"], false, "a second `up` changes nothing");
+    assert_eq!(follows("standby 1-1"), "shard 1");
+    let unknown = desk.run(&["cluster", "promote", "7", "--json"]);
+    let unknown: Value = serde_json::from_slice(&unknown.stderr).unwrap();
+    assert!(unknown["error"]["message"].as_str().unwrap().contains('7'), "{unknown}");
+    assert_eq!(desk.json_of(&["check"])["ok"], true);
+}

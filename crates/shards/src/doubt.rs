@@ -1,0 +1,98 @@
+//! Doubt about a server: a statement on it was given up. It may be slow, or wait for a lock; or the server is silent,
+//! and then everybody else need not wait as long to find that out.
+
+use crate::breaker::Breaker;
+use crate::pool::Limits;
+use deadpool_postgres::Object;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio_postgres::NoTls;
+
+/// Finds out whether a server answers at all.
+pub(crate) struct Doubt {
+    connections: deadpool_postgres::Pool,
+    login: tokio_postgres::Config,
+    pub(crate) breaker: Breaker,
+    /// How long a new connection may take.
+    connect: Duration,
+    is_asking: AtomicBool,
+}
+
+/// A connection for one statement. Dropped while the answer is pending, by a deadline or by a caller who left, it does
+/// not go back into the pool, where the next statement on it would wait for that answer first.
+pub(crate) struct Lent<'a> {
+    pub(crate) client: Option<Object>,
+    doubt: &'a Arc<Doubt>,
+}
+
+impl Doubt {
+    pub(crate) fn new(
+        connections: deadpool_postgres::Pool,
+        login: tokio_postgres::Config,
+        limits: Limits,
+    ) -> Arc<Doubt> {
+        let (breaker, connect) = (Breaker::new(limits.rest), limits.connect);
+        Arc::new(Doubt { connections, login, breaker, connect, is_asking: AtomicBool::new(false) })
+    }
+
+    /// For a connection that is to be lent.
+    pub(crate) fn lend(self: &Arc<Self>) -> Lent<'_> {
+        Lent { client: None, doubt: self }
+    }
+
+    /// The server said nothing to whoever came anew: nobody is sent to it for a while, and nobody afterwards on a
+    /// connection on which it would say nothing either.
+    pub(crate) fn is_silent(&self) {
+        self.breaker.failed(Instant::now());
+        self.connections.retain(|_, _| false);
+    }
+
+    /// Asks the server, beside whoever calls, whether it takes a new connection. Whatever it says to that, it is not
+    /// silent: a statement that is slow is no failure.
+    pub(crate) fn raise(self: &Arc<Self>) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if self.is_asking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let doubt = self.clone();
+        runtime.spawn(async move {
+            let asked = tokio::time::timeout(doubt.connect, doubt.login.connect(NoTls)).await;
+            // A word of refusal is an answer, too.
+            let answered = asked.is_ok_and(|answer| answer.err().is_none_or(|error| error.code().is_some()));
+            if !answered {
+                doubt.is_silent();
+            }
+            doubt.is_asking.store(false, Ordering::Relaxed);
+        });
+    }
+
+    /// Ends on the server what nobody waits for any more, and asks whether it answers.
+    fn give_up(self: &Arc<Self>, client: Object) {
+        let cancel = client.cancel_token();
+        drop(Object::take(client));
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let limit = self.connect;
+            runtime.spawn(async move {
+                // Where it cannot be told, its own time-out ends the statement.
+                tokio::time::timeout(limit, cancel.cancel_query(NoTls)).await.ok();
+            });
+        }
+        self.raise();
+    }
+}
+
+impl Lent<'_> {
+    /// The answer is there, whatever it is.
+    pub(crate) fn give_back(mut self) {
+        drop(self.client.take());
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.doubt.give_up(client);
+        }
+    }
+}
