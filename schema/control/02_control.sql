@@ -40,8 +40,8 @@ BEGIN ATOMIC
      WHERE i.database = of_database AND i.incarnation_counter < counter;
 END;
 
--- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs, and by relocation/ through the
--- function below.
+-- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs; a relocation changes it
+-- by the function below alone.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
     bucket           smallint NOT NULL CHECK (bucket BETWEEN 0 AND 4095),

@@ -29,7 +29,7 @@ INSERT INTO therev.owned_tables (table_name, colocation_group, owner_column) VAL
     ('therev.thread_totals', 'content', 'author_id');
 
 -- A row for every bucket of every group on every shard, so that each of them can point the way.
--- Written by shards/init.rs, and through the functions of chapter 8 by relocation/.
+-- Written by shards/init.rs; a relocation changes it by the functions of chapter 8 alone.
 CREATE TABLE therev.ownership (
     colocation_group therev.colocation_group NOT NULL,
     bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),

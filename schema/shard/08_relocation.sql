@@ -26,6 +26,8 @@ CREATE TABLE therev.relocation_parts (
     drained_at  timestamptz,
     -- Where this shard's own writes to the buckets begin, in its log.
     since       pg_lsn,
+    -- Whether the stream that comes back here was started: once, for a second start would bring twice what had come.
+    is_fed_back boolean                   NOT NULL DEFAULT false,
     CONSTRAINT relocation_parts_draining_has_begun CHECK ((state = 'draining') = (drained_at IS NOT NULL))
 );
 
@@ -205,7 +207,7 @@ BEGIN ATOMIC
         UPDATE therev.relocation_parts AS p
            SET state = 'ready', attempt = try
           FROM therev.sentinels AS s
-         WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt < try
+         WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt <= try
            AND s.relocation = p.relocation AND s.side <> p.side AND s.attempt = try AND therev.is_same_life(p)
         RETURNING 1)
     SELECT count(*) = 1 FROM ready;
@@ -267,6 +269,25 @@ BEGIN ATOMIC
        AND p.drained_at < clock_timestamp() - make_interval(secs => late_ms / 1000.0);
 END;
 
+-- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion;
+-- and a commit whose wait for a synchronous standby was cut short is seen here without being there.
+CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
+                   AND (current_setting('synchronous_standby_names') = ''
+                        OR coalesce(bool_or(r.sync_state <> 'async'), false))
+              FROM pg_stat_replication AS r
+             WHERE r.state = 'streaming'
+               AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
+                                WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
+
+-- The try with which this shard gave a bucket away for good: decided, and on its standbys, which have its log up to `lsn`, a
+-- position that was asked for after the decision was seen.
+CREATE FUNCTION therev.given_away(of_relocation bigint, lsn pg_lsn) RETURNS integer
+    LANGUAGE sql STABLE
+    RETURN (SELECT p.attempt FROM therev.relocation_parts AS p
+             WHERE p.relocation = of_relocation AND p.state = 'moved' AND therev.standbys_have(lsn));
+
 -- Learns who owns buckets that others have moved among themselves: so that a shard points the short way, and may one day be
 -- removed though some still point to it. A bucket of its own is never touched.
 CREATE FUNCTION therev.learn_owners(in_groups text[], of_buckets smallint[], owners smallint[], epochs bigint[])
@@ -283,15 +304,6 @@ BEGIN ATOMIC
         RETURNING 1)
     SELECT count(*) FROM learned;
 END;
-
--- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion.
-CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
-    LANGUAGE sql STABLE
-    RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
-              FROM pg_stat_replication AS r
-             WHERE r.state = 'streaming'
-               AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
-                                WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
 
 -- The tables of these groups and all their partitions; `holds_rows` is false of a partitioned table itself.
 CREATE FUNCTION therev.relations_of(of_groups text[]) RETURNS TABLE (relation regclass, holds_rows boolean)

@@ -1,7 +1,7 @@
 //! The copy: rows of these buckets, from the snapshot at which the forward stream begins, in PostgreSQL's binary form.
 
 use crate::error::{Error, Result};
-use crate::objects::{self, Stream};
+use crate::objects;
 use crate::record::Relocation;
 use crate::side::{Pair, Side, Which};
 use crate::throttle::{self, Progress};
@@ -50,7 +50,7 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     fail::fail_point!("relocation.copied");
     objects::make_reverse(relocation, pair, admin).await?;
     fail::fail_point!("relocation.reverse_made");
-    objects::start(relocation, Stream::Forward, pair).await
+    objects::start_forward(relocation, pair).await
 }
 
 /// From now on nothing of an earlier copy gets in: its writers check the round.

@@ -130,30 +130,42 @@ pub(crate) async fn make_reverse(relocation: &Relocation, pair: &Pair, admin: &A
     subscribe(relocation, Stream::Reverse, pair, admin).await
 }
 
-/// Starts a stream from where it stopped.
-pub(crate) async fn start(relocation: &Relocation, stream: Stream, pair: &Pair) -> Result<()> {
-    let (_, to) = stream.ends(pair);
-    to.batch(&format!("ALTER SUBSCRIPTION {} ENABLE", stream.name(relocation))).await
+/// Starts the forward stream, as long as the copy that it follows counts: a worker that slept must not start it once the
+/// switch has ended it, or both streams would run.
+pub(crate) async fn start_forward(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    let sql = format!(
+        "DO $$ BEGIN
+             PERFORM FROM therev.relocation_parts AS p
+               WHERE p.relocation = {} AND p.copy_round = {} AND p.state = 'incoming' FOR SHARE;
+             IF FOUND THEN
+                 ALTER SUBSCRIPTION {} ENABLE;
+             END IF;
+         END $$",
+        relocation.relocation,
+        relocation.copy_round,
+        Stream::Forward.name(relocation)
+    );
+    pair.target.batch(&sql).await
 }
 
 /// Starts a stream behind everything that its origin had before `since`: what came to it by the other stream stays there.
-/// Both in one transaction, so that it never begins anywhere else. Nothing to do where it runs already.
+/// In one transaction and once: a worker that slept must not move it back.
 pub(crate) async fn start_behind(relocation: &Relocation, stream: Stream, pair: &Pair, since: &str) -> Result<()> {
     let (_, to) = stream.ends(pair);
     let name = stream.name(relocation);
-    let enabled = "SELECT s.subenabled, 'pg_' || s.oid AS origin
-                     FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
-                    WHERE s.subname = $1 AND d.datname = current_database()";
-    let rows = to.query(enabled, &[&name]).await?;
-    let Some(row) = rows.first().filter(|row| !row.get::<_, bool>("subenabled")) else { return Ok(()) };
-    to.batch(&format!(
-        "BEGIN;
-         SELECT pg_replication_origin_advance('{}', '{since}');
-         ALTER SUBSCRIPTION {name} ENABLE;
-         COMMIT",
-        row.get::<_, &str>("origin")
-    ))
-    .await
+    let sql = format!(
+        "DO $$ BEGIN
+             UPDATE therev.relocation_parts SET is_fed_back = true WHERE relocation = {} AND NOT is_fed_back;
+             IF FOUND THEN
+                 PERFORM pg_replication_origin_advance('pg_' || s.oid, '{since}')
+                    FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                   WHERE s.subname = '{name}' AND d.datname = current_database();
+                 ALTER SUBSCRIPTION {name} ENABLE;
+             END IF;
+         END $$",
+        relocation.relocation
+    );
+    to.batch(&sql).await
 }
 
 /// Stops a stream and waits until its worker is gone.

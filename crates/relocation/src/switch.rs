@@ -237,7 +237,11 @@ pub(crate) async fn run(
     loop {
         let (gives, takes) = (part(giver, relocation).await?, part(taker, relocation).await?);
         match (gives.state, takes.state) {
-            (PartState::Moved, PartState::Owned) => return Ok(Some(Switched { attempts, pause: None })),
+            (PartState::Moved, PartState::Owned) => {
+                // Found, not done here: what follows counts on it.
+                while !switch.is_on_standbys(1, &|| false).await? {}
+                return Ok(Some(Switched { attempts, pause: None }));
+            }
             // Decided by somebody who did not come to the end.
             (PartState::Moved, _) => {
                 switch.complete(gives.attempt).await?;
@@ -259,7 +263,10 @@ pub(crate) async fn run(
                 if reason.is_none() {
                     attempts += 1;
                     match switch.attempt(gives.attempt.max(takes.attempt) + 1).await? {
-                        Outcome::Switched(took) => return Ok(Some(Switched { attempts, pause: Some(took) })),
+                        Outcome::Switched(took) => {
+                            while !switch.is_on_standbys(1, &|| false).await? {}
+                            return Ok(Some(Switched { attempts, pause: Some(took) }));
+                        }
                         Outcome::BackedOut(why) => reason = Some(why),
                     }
                 }

@@ -6,7 +6,7 @@ use crate::store::Shards;
 use bytes::{BufMut, BytesMut};
 use deadpool_postgres::Object;
 use futures_util::SinkExt;
-use placement::{Bucket, Group, ShardNo};
+use placement::{Bucket, Group, Place, ShardNo};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -88,7 +88,9 @@ impl Shards {
             }
         }
         if let Some(bucket) = waits {
-            Box::pin(self.end_late_switch(shard, group, bucket)).await;
+            if let Some(owner) = Box::pin(self.end_late_switch(shard, group, bucket)).await {
+                self.learn(group, bucket, Place { shard: owner, ..self.place(group, bucket) });
+            }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(None)

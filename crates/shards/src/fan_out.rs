@@ -143,8 +143,13 @@ impl Shards {
             let came_with = sent.get(&bucket).map_or(0, |place| place.epoch);
             let hint = owned.get(&bucket).map_or(Hint::Wait, |o| o.hint(came_with));
             let Some(place) = hint.place(shard) else {
-                if !waits && started.elapsed() > LATE {
-                    Box::pin(self.end_late_switch(shard, group, bucket)).await;
+                if !waits
+                    && started.elapsed() > LATE
+                    && let Some(owner) = Box::pin(self.end_late_switch(shard, group, bucket)).await
+                {
+                    let place = Place { shard: owner, epoch: came_with };
+                    sent.insert(bucket, place);
+                    self.learn(group, bucket, place);
                 }
                 waits = true;
                 continue;

@@ -24,47 +24,54 @@ static TAKE_OVER: Unfenced = Unfenced::write("SELECT therev.take_over($1, $2) AS
 
 static FLUSHED: Unfenced = Unfenced::read("SELECT pg_current_wal_flush_lsn()::text AS lsn");
 
-static STANDBYS_HAVE: Unfenced = Unfenced::read("SELECT therev.standbys_have($1::text::pg_lsn) AS done");
+static GIVEN_AWAY: Unfenced = Unfenced::read("SELECT therev.given_away($1, $2::text::pg_lsn) AS attempt");
 
 impl Shards {
     /// Looks after a switch that this bucket waits for at a shard. What it cannot end it leaves to the next call.
-    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, bucket: Bucket) {
-        if let Err(error) = self.try_to_end(shard, group, bucket).await {
+    ///
+    /// Answers with the shard that owns the bucket after all, where that is not the one that was asked.
+    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, bucket: Bucket) -> Option<ShardNo> {
+        self.try_to_end(shard, group, bucket).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "a switch at shard {shard} could not be ended");
-        }
+            None
+        })
     }
 
-    async fn try_to_end(&self, shard: ShardNo, group: Group, bucket: Bucket) -> Result<(), Error> {
+    async fn try_to_end(&self, shard: ShardNo, group: Group, bucket: Bucket) -> Result<Option<ShardNo>, Error> {
         let Some(part) = self.unfenced(shard, &PART, &[&group.name(), &bucket.sql()]).await?.pop() else {
-            return Ok(());
+            return Ok(None);
         };
-        let late_ms = i32::try_from(LATE.as_millis()).unwrap_or(i32::MAX);
-        let relocation: i64 = part.get("relocation");
+        let (relocation, peer) = (part.get::<_, i64>("relocation"), ShardNo(part.get("peer")));
         match part.get::<_, &str>("state") {
             "draining" => {
+                let late_ms = i32::try_from(LATE.as_millis()).unwrap_or(i32::MAX);
                 let ended = self.unfenced(shard, &BACK_OUT, &[&group.name(), &bucket.sql(), &late_ms]).await?;
                 if ended.first().is_some_and(|row| row.get("done")) {
                     tracing::warn!(relocation, "a switch at shard {shard} was given up: its mover did not end it");
                 }
             }
-            "ready" => {
-                let peer = ShardNo(part.get("peer"));
-                let rows = self.unfenced(peer, &PART, &[&group.name(), &bucket.sql()]).await?;
-                let decided = rows.first().filter(|row| {
-                    row.get::<_, i64>("relocation") == relocation && row.get::<_, &str>("state") == "moved"
-                });
-                let Some(decided) = decided else { return Ok(()) };
-                // The decision must survive a promotion before anybody acts on it.
-                let at = self.unfenced(peer, &FLUSHED, &[]).await?;
-                let Some(lsn) = at.first().map(|row| row.get::<_, String>("lsn")) else { return Ok(()) };
-                let safe = self.unfenced(peer, &STANDBYS_HAVE, &[&lsn]).await?;
-                if safe.first().is_some_and(|row| row.get("done")) {
-                    let attempt: i32 = decided.get("attempt");
-                    self.unfenced(shard, &TAKE_OVER, &[&relocation, &attempt]).await?;
-                    tracing::warn!(relocation, "a switch to shard {shard} was completed: its mover did not end it");
+            "incoming" | "ready" => {
+                // A promotion may have undone the decision that sent this call here: then the peer owns the bucket still.
+                let owned = self.ownership(peer, group, &[bucket]).await?;
+                if owned.get(&bucket).is_some_and(|owned| owned.state.readable()) {
+                    return Ok(Some(peer));
                 }
+                self.complete(shard, peer, relocation).await?;
             }
             _ => {}
+        }
+        Ok(None)
+    }
+
+    /// The decision must survive a promotion before anybody acts on it: it is asked for where it was made, with its standbys.
+    async fn complete(&self, shard: ShardNo, peer: ShardNo, relocation: i64) -> Result<(), Error> {
+        let at = self.unfenced(peer, &FLUSHED, &[]).await?;
+        let Some(lsn) = at.first().map(|row| row.get::<_, String>("lsn")) else { return Ok(()) };
+        let given = self.unfenced(peer, &GIVEN_AWAY, &[&relocation, &lsn]).await?;
+        let Some(attempt) = given.first().and_then(|row| row.get::<_, Option<i32>>("attempt")) else { return Ok(()) };
+        let taken = self.unfenced(shard, &TAKE_OVER, &[&relocation, &attempt]).await?;
+        if taken.first().is_some_and(|row| row.get("done")) {
+            tracing::warn!(relocation, "a switch to shard {shard} was completed: its mover did not end it");
         }
         Ok(())
     }

@@ -269,8 +269,11 @@ impl<'a> Route<'a> {
         self.hops += 1;
         // Nobody is sent around more than through a few shards without a breath: a switch is going on then.
         if hint == Hint::Wait || self.hops > 3 {
-            if self.started.elapsed() > LATE {
-                Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await;
+            if self.started.elapsed() > LATE
+                && let Some(owner) = Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await
+            {
+                self.place = Place { shard: owner, ..self.place };
+                self.shards.learn(self.group, self.bucket, self.place);
             }
             let pause = self.pause;
             self.pause = (pause * 2).min(PAUSE.1);

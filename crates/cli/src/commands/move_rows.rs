@@ -37,7 +37,7 @@ Examples:
 struct Buckets {
     /// Numbers from 0 to 4095, and ranges of them
     #[arg(value_name = "BUCKETS", value_parser = buckets)]
-    buckets: BucketList,
+    numbers: BucketList,
     /// The shard that gets them
     #[arg(long, value_name = "SHARD")]
     to: u16,
@@ -107,7 +107,7 @@ async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
     let options = Options { budget: Duration::from_millis(args.budget_ms) };
     let mover = Mover::new(therev.shards().clone(), options);
     let mut plans = Vec::new();
-    for request in requests(&therev, &args.buckets.0, &args.group.groups(), target)? {
+    for request in requests(&therev, &args.numbers.0, &args.group.groups(), target)? {
         plans.push(mover.plan(&request).await?);
     }
     if args.plan {
