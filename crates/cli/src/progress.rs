@@ -33,7 +33,8 @@ impl Shown {
             bar.set_prefix(phase);
             bar.set_message(message.to_owned());
         } else if phase != self.phase || self.last_line.elapsed() >= LINE_EVERY {
-            talk(&format!("{phase}: {} %, {message}", position.saturating_mul(100) / total.max(1)));
+            let message = if message.is_empty() { String::new() } else { format!(", {message}") };
+            talk(&format!("{phase}: {} %{message}", position.saturating_mul(100) / total.max(1)));
             self.last_line = Instant::now();
         }
         self.phase = phase;

@@ -4,6 +4,7 @@
 
 mod exit_codes;
 mod help;
+mod moving;
 mod on_a_cluster;
 mod promotion;
 

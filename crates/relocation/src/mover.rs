@@ -10,6 +10,7 @@ use crate::throttle::Progress;
 use crate::{copy, finish, switch, verify};
 use placement::Group;
 use shards::{Admin, Config, Database, Shards};
+use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -36,6 +37,8 @@ const LEASE_S: f64 = 5.0;
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long after an error that passes the next try begins.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How often it is looked for relocations that nobody works at.
+const LOOK: Duration = Duration::from_secs(1);
 /// How often a copy begins anew because its stream stopped, before it is left to people.
 const ROUNDS_MAX: i32 = 5;
 /// Further behind than this, and the comparison waits.
@@ -230,24 +233,36 @@ impl Mover {
             let _ = Records(&control).give_back(number, self.worker).await;
             if let Ok(now) = Records(&control).get(number).await {
                 seen(&now);
+                return outcome.map(|_| now);
             }
         }
         outcome
     }
 
-    /// Carries on whatever is under way and nobody works at. Says what became of each.
-    pub async fn drive_all(&self) -> Result<Vec<(i64, Result<Relocation>)>> {
-        let mut done = Vec::new();
-        for relocation in self.list(true).await? {
-            if !relocation.rests() && !relocation.has_worker {
-                let number = relocation.relocation;
-                let outcome = self.drive(number, &|_| {}).await;
-                if !matches!(outcome, Err(Error::Taken(_))) {
-                    done.push((number, outcome));
+    /// Carries on what is under way and nobody works at, for as long as it is polled: what a process that died has left.
+    ///
+    /// One after the other. What cannot go on is left to people after it was told of.
+    pub async fn carry_on(&self) {
+        let mut stuck = BTreeSet::new();
+        loop {
+            match self.list(true).await {
+                Ok(open) => {
+                    let left = open.iter().filter(|one| !one.rests() && !one.has_worker).map(|one| one.relocation);
+                    for number in left.filter(|number| !stuck.contains(number)).collect::<Vec<_>>() {
+                        match self.drive(number, &|_| {}).await {
+                            Ok(ended) => tracing::info!(relocation = number, state = ended.state.name(), "carried on"),
+                            Err(Error::Taken(_)) => {}
+                            Err(error) => {
+                                tracing::error!(relocation = number, error = %chain(&error), "it cannot go on");
+                                stuck.insert(number);
+                            }
+                        }
+                    }
                 }
+                Err(error) => tracing::debug!(error = %chain(&error), "nobody says what is under way"),
             }
+            tokio::time::sleep(LOOK).await;
         }
-        Ok(done)
     }
 
     /// Keeps the work this worker's, and tells how far it is; ends when it is another's.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 /// What is known of a relocation under way, shared by those who work at it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) rows_total: AtomicI64,
     pub(crate) rows: AtomicI64,
@@ -17,6 +17,19 @@ pub(crate) struct Progress {
     pub(crate) lag_bytes: AtomicI64,
     note: Mutex<String>,
     brake: AtomicBool,
+}
+
+impl Default for Progress {
+    fn default() -> Progress {
+        Progress {
+            rows_total: AtomicI64::default(),
+            rows: AtomicI64::default(),
+            bytes: AtomicI64::default(),
+            lag_bytes: AtomicI64::new(-1),
+            note: Mutex::default(),
+            brake: AtomicBool::default(),
+        }
+    }
 }
 
 impl Progress {

@@ -8,11 +8,13 @@ use crate::output::{talk, write_line};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
+use therev::relocation::{Mover, Options};
 use therev::{Community, Relayed};
 
-/// Deliver the outbox, sum the threads' totals and settle pending names, until stopped
+/// Deliver the outbox, sum the threads' totals, settle pending names and carry relocations on, until stopped
 ///
-/// Any number may run. How often is `relay_ms` of the configuration.
+/// Any number may run. How often is `relay_ms` of the configuration. Relocations whose process died are carried on where the
+/// passfile has the password of `therev_mover`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,11 +37,18 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     }
     talk("Delivering until stopped (Ctrl-C).");
     let mut stop = Stop::listen()?;
-    loop {
-        pass(app, &therev).await?;
-        if stop.within(period).await {
-            return Ok(ExitCode::SUCCESS);
+    let mover = Mover::new(therev.shards().clone(), Options::default());
+    let passes = async {
+        loop {
+            pass(app, &therev).await?;
+            if stop.within(period).await {
+                return Ok(ExitCode::SUCCESS);
+            }
         }
+    };
+    tokio::select! {
+        ended = passes => ended,
+        () = Box::pin(mover.carry_on()) => Ok(ExitCode::SUCCESS),
     }
 }
 

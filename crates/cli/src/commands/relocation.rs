@@ -204,7 +204,9 @@ fn said(one: &Relocation) -> String {
     if !one.note.is_empty() {
         lines.push(format!("note        {}", one.note));
     }
-    lines.push(format!("worker      {}", if one.has_worker { "at it" } else { "none" }));
+    if one.has_worker {
+        lines.push("worker      a process is at it".to_owned());
+    }
     if one.state == State::Switched {
         lines.push(format!(
             "next        `therev relocation finish {0}`, or back with `therev relocation reverse {0}`",
