@@ -84,7 +84,7 @@ DECLARE
     taken smallint[];
 BEGIN
     LOCK TABLE therev.relocation_parts IN SHARE ROW EXCLUSIVE MODE;
-    IF EXISTS (SELECT FROM therev.relocation_parts AS p WHERE p.relocation = of_relocation) THEN
+    IF EXISTS (SELECT FROM therev.relocation_parts AS p WHERE p.relocation = of_relocation AND p.tag = of_tag) THEN
         RETURN;
     END IF;
     taken := therev.buckets_under_way(of_relocation, in_groups, of_buckets);

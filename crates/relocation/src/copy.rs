@@ -9,8 +9,8 @@ use bytes::BytesMut;
 use futures_util::future::{try_join, try_join_all};
 use futures_util::{SinkExt, StreamExt};
 use shards::Admin;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard};
 
 /// How many rows of different buckets go side by side.
 const SIDE_BY_SIDE: usize = 2;
@@ -39,7 +39,7 @@ const TABLES: &str = "
 pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
     begin_round(relocation, &pair.target).await?;
     objects::drop_all(relocation, pair).await?;
-    delete_rows(relocation, &pair.target, &["incoming", "ready"]).await?;
+    delete_rows(relocation, &pair.target, &["incoming", "ready"], relocation.copy_round).await?;
     fail::fail_point!("relocation.emptied");
     set_sentinels(relocation, pair).await?;
     make_months(pair).await?;
@@ -65,8 +65,8 @@ async fn begin_round(relocation: &Relocation, target: &Side) -> Result<()> {
     if begun == 1 { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
 }
 
-/// Removes a side's rows of these buckets in small batches, as long as its part is in one of these states.
-pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[&str]) -> Result<()> {
+/// Removes a side's rows of these buckets in small batches, as long as its part is in one of these states and in this round.
+pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[&str], round: i32) -> Result<()> {
     let leaves = side
         .query(
             "SELECT r.relation::text AS leaf FROM therev.relations_of($1) AS r WHERE r.holds_rows",
@@ -77,8 +77,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
         let sql = format!(
             "WITH mine AS MATERIALIZED (
                  SELECT FROM therev.relocation_parts AS p
-                  WHERE p.relocation = $1 AND p.state = ANY ($2) AND (p.side = 'source' OR p.copy_round = $3)
-                    FOR SHARE),
+                  WHERE p.relocation = $1 AND p.state = ANY ($2) AND p.copy_round = $3 FOR SHARE),
              doomed AS MATERIALIZED (
                  SELECT t.ctid FROM ONLY {leaf} AS t
                   WHERE t.bucket = ANY ($4) AND EXISTS (SELECT FROM mine) LIMIT {DELETE_BATCH})
@@ -89,7 +88,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
             loop {
                 let gone = side
                     .client
-                    .execute(&delete, &[&relocation.relocation, &states, &relocation.copy_round, &buckets])
+                    .execute(&delete, &[&relocation.relocation, &states, &round, &buckets])
                     .await
                     .map_err(|e| side.sql(e))?;
                 fail::fail_point!("relocation.deleted_some");
@@ -152,17 +151,12 @@ async fn copy_rows(
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
     progress.reset(count_rows(&pair.source, &names, &relocation.bucket_numbers()).await?);
     let buckets = relocation.bucket_numbers();
-    let jobs = tables.iter().flat_map(|table| buckets.chunks(BUCKETS_A_COPY).map(move |chunk| (table, chunk)));
-    let queue = Mutex::new(jobs);
-    let take = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-    let lanes = (0..SIDE_BY_SIDE).map(|_| async {
-        let lane = Lane::open(relocation, admin, snapshot).await?;
-        while let Some((table, buckets)) = take() {
-            lane.copy(relocation, table, buckets, progress).await?;
-            fail::fail_point!("relocation.copied_some");
-        }
-        Ok::<(), Error>(())
-    });
+    let chunks: Vec<Vec<i16>> = buckets.chunks(BUCKETS_A_COPY).map(<[i16]>::to_vec).collect();
+    let queue = Mutex::new(Vec::new());
+    for table in tables.iter().rev() {
+        queue_of(&queue).extend(chunks.iter().map(|chunk| (table, chunk.as_slice())));
+    }
+    let lanes: Vec<_> = (0..SIDE_BY_SIDE).map(|_| Lane::run(relocation, admin, snapshot, &queue, progress)).collect();
     let copied = try_join_all(lanes);
     let watched = throttle::watch([&pair.source, &pair.target], progress);
     tokio::select! {
@@ -171,6 +165,13 @@ async fn copy_rows(
     }
     progress.say("");
     Ok(())
+}
+
+/// What is left to copy: tables with some buckets each.
+type Queue<'a> = Mutex<Vec<(&'a Table, &'a [i16])>>;
+
+fn queue_of<'q, 'a>(queue: &'q Queue<'a>) -> MutexGuard<'q, Vec<(&'a Table, &'a [i16])>> {
+    queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// How many rows of these buckets the tables hold.
@@ -190,6 +191,23 @@ struct Lane {
 }
 
 impl Lane {
+    /// Copies what is left, one after the other, until nothing is.
+    async fn run(
+        relocation: &Relocation,
+        admin: &Admin,
+        snapshot: &str,
+        queue: &Queue<'_>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let lane = Lane::open(relocation, admin, snapshot).await?;
+        loop {
+            let next = queue_of(queue).pop();
+            let Some((table, buckets)) = next else { return Ok(()) };
+            lane.copy(relocation, table, buckets, progress).await?;
+            fail::fail_point!("relocation.copied_some");
+        }
+    }
+
     async fn open(relocation: &Relocation, admin: &Admin, snapshot: &str) -> Result<Lane> {
         let from = Side::connect(admin, Which::Source, relocation.source);
         let to = Side::connect(admin, Which::Target, relocation.target);

@@ -3,7 +3,7 @@
 use crate::copy::delete_rows;
 use crate::error::Result;
 use crate::objects;
-use crate::record::Relocation;
+use crate::record::{Goal, Relocation, State};
 use crate::side::{Pair, PartState, Side, Which};
 use crate::switch::hands;
 use crate::throttle::Progress;
@@ -41,12 +41,15 @@ async fn owned(relocation: &Relocation, owner: &Side) -> Result<Owned> {
 /// Tells the control database what the shards have decided.
 pub(crate) async fn record_placement(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<()> {
     let (_, owner) = hands(relocation, pair);
-    let owned = owned(relocation, owner).await?;
+    record(&owned(relocation, owner).await?, owner.shard, admin).await
+}
+
+async fn record(owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
     let control = admin.connect(Database::Control).await?;
     control
         .query(
             "SELECT therev.record_placement($1, $2, $3, $4)",
-            &[&owned.groups, &owned.buckets, &owner.shard.0, &owned.epochs],
+            &[&owned.groups, &owned.buckets, &owner.0, &owned.epochs],
         )
         .await
         .map_err(|source| crate::error::Error::Sql { database: Database::Control, source })?;
@@ -60,13 +63,22 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     objects::drop_all(relocation, pair).await?;
     fail::fail_point!("relocation.streams_dropped");
     wait_for_outbox(relocation, former, progress).await?;
-    delete_rows(relocation, former, &["moved"]).await?;
+    let round = round_of(relocation, former, 0).await?;
+    delete_rows(relocation, former, &["moved"], round).await?;
     fail::fail_point!("relocation.rows_deleted");
     teach_others(relocation, owner, admin).await;
     former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
     fail::fail_point!("relocation.part_ended");
     owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
     Ok(())
+}
+
+/// The round of a side's part, after so many more; 0 where it has no part.
+async fn round_of(relocation: &Relocation, side: &Side, more: i32) -> Result<i32> {
+    let sql =
+        "UPDATE therev.relocation_parts SET copy_round = copy_round + $2 WHERE relocation = $1 RETURNING copy_round";
+    let rows = side.query(sql, &[&relocation.relocation, &more]).await?;
+    Ok(rows.first().map_or(0, |row| row.get("copy_round")))
 }
 
 /// What the former owner has to tell others it tells while it has the rows: a bulk write's event reads them. Such an event
@@ -97,7 +109,7 @@ async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
         Database::Shard(shard) if shard != owner.shard => Some(shard),
         _ => None,
     });
-    let told = others.map(|shard| teach(shard, &owned, owner.shard, admin));
+    let told: Vec<_> = others.map(|shard| teach(shard, &owned, owner.shard, admin)).collect();
     for outcome in join_all(told).await {
         if let Err(error) = outcome {
             tracing::debug!(%error, "a shard did not learn who owns what moved");
@@ -111,6 +123,40 @@ async fn teach(shard: ShardNo, owned: &Owned, owner: ShardNo, admin: &Admin) -> 
     side.query("SELECT therev.learn_owners($1, $2, $3, $4)", &[&owned.groups, &owned.buckets, &owners, &owned.epochs])
         .await
         .map(drop)
+}
+
+/// How far a relocation is by the shards' word, where a control database that was put back to an older state says otherwise.
+pub(crate) async fn by_the_parts(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Option<State>> {
+    let (giver, taker) = hands(relocation, pair);
+    let gives = giver.part(relocation.relocation).await?.map(|part| part.state);
+    let takes = taker.part(relocation.relocation).await?.map(|part| part.state);
+    if gives.is_none() && takes.is_none() {
+        return ended(relocation, pair, admin).await;
+    }
+    Ok(match relocation.state {
+        State::Copying | State::CatchingUp | State::Verified if gives == Some(PartState::Moved) => {
+            Some(State::Switching)
+        }
+        State::Switched | State::Finishing if takes.is_some_and(|state| state != PartState::Owned) => {
+            (relocation.goal != Goal::Reversed || relocation.state == State::Finishing).then_some(State::Switching)
+        }
+        _ => None,
+    })
+}
+
+/// How one ended that has no part on either side any more.
+async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Option<State>> {
+    let all = relocation.groups.len() * relocation.buckets.len();
+    for (owner, state) in [(&pair.target, State::Done), (&pair.source, State::Aborted)] {
+        let owned = owned(relocation, owner).await?;
+        if owned.buckets.len() == all {
+            objects::drop_all(relocation, pair).await?;
+            record(&owned, owner.shard, admin).await?;
+            let went_back = state == State::Aborted && relocation.goal == Goal::Reversed;
+            return Ok(Some(if went_back { State::Reversed } else { state }));
+        }
+    }
+    Ok(None)
 }
 
 /// Undoes a relocation whose switch was not decided. `false`: it was; there is only the way back by a reversal.
@@ -134,7 +180,9 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
             objects::drop_at(&source, &relocation.tag).await?;
             objects::drop_at(&target, &relocation.tag).await?;
             fail::fail_point!("relocation.undone_streams");
-            delete_rows(relocation, &target, &["incoming", "ready"]).await?;
+            // A copier that slept finds another round.
+            let round = round_of(relocation, &target, 1).await?;
+            delete_rows(relocation, &target, &["incoming", "ready"], round).await?;
             target.query("SELECT therev.end_part($1, '{incoming,ready}')", &[&relocation.relocation]).await?;
             Ok(true)
         }

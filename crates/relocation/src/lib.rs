@@ -12,6 +12,7 @@
 mod copy;
 mod error;
 mod finish;
+mod lost;
 mod mover;
 mod objects;
 mod plan;

@@ -7,7 +7,7 @@ use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
 use crate::switch::Beats;
 use crate::throttle::Progress;
-use crate::{copy, finish, switch, verify};
+use crate::{copy, finish, lost, switch, verify};
 use placement::Group;
 use shards::{Admin, Config, Database, Shards};
 use std::collections::BTreeSet;
@@ -105,12 +105,14 @@ impl Mover {
         let buckets: Vec<i16> = plan.buckets.iter().map(|bucket| bucket.sql()).collect();
         // Of two that begin at once the later one sees the earlier one: the lock is held to the end.
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
-        let params: [&(dyn ToSql + Sync); 6] =
-            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor];
+        let params: [&(dyn ToSql + Sync); 7] =
+            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor, &plan.last_part];
         let begun = control
             .query_opt(
-                "INSERT INTO therev.relocations (groups, buckets, source, target, goal, actor)
-                 SELECT $1, $2, $3, $4, $5, $6
+                "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor)
+                 OVERRIDING SYSTEM VALUE
+                 SELECT greatest(nextval(pg_get_serial_sequence('therev.relocations', 'relocation')), $7::bigint + 1),
+                        $1, $2, $3, $4, $5, $6
                   WHERE NOT EXISTS (SELECT FROM therev.relocations AS r
                                      WHERE r.ended_at IS NULL AND r.groups && $1 AND r.buckets && $2)
                  RETURNING relocation",
@@ -126,6 +128,12 @@ impl Mover {
             ));
         };
         Records(&control).get(row.get(0)).await
+    }
+
+    /// Finds what the control database has lost of relocations, where it was put back to an older state, and what a worker
+    /// that slept left behind after the end.
+    pub async fn find_lost(&self) -> Result<()> {
+        lost::find(&self.shards).await
     }
 
     /// All relocations, the newest first; only those under way when `open`.
@@ -245,6 +253,9 @@ impl Mover {
     pub async fn carry_on(&self) {
         let mut stuck = BTreeSet::new();
         loop {
+            if let Err(error) = lost::find(&self.shards).await {
+                tracing::debug!(error = %chain(&error), "nobody says what was lost of");
+            }
             match self.list(true).await {
                 Ok(open) => {
                     let left = open.iter().filter(|one| !one.rests() && !one.has_worker).map(|one| one.relocation);
@@ -364,6 +375,13 @@ impl Mover {
         if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
             return self.abort(relocation).await;
         }
+        if relocation.state != State::Planned {
+            let admin = self.admin()?;
+            let pair = Pair::connect(&admin, relocation).await?;
+            if let Some(state) = finish::by_the_parts(relocation, &pair, &admin).await? {
+                return Records(&control).advance(relocation, self.worker, state).await;
+            }
+        }
         let next = match relocation.state {
             State::Planned => self.prepare(relocation).await?,
             State::Copying => self.copy(relocation, progress).await?,
@@ -478,16 +496,20 @@ impl Mover {
         Ok(State::Verified)
     }
 
+    /// Whether the buckets are still to change hands as they were.
+    pub(crate) async fn is_still_wanted(&self, relocation: &Relocation) -> bool {
+        match self.show(relocation.relocation).await {
+            Ok(now) => !now.rests() && now.owner_wanted() == relocation.owner_wanted(),
+            // The shards alone decide: with the control database down a switch goes on.
+            Err(_) => true,
+        }
+    }
+
     /// `None`: something else is wanted by now.
     async fn switch(&self, relocation: &Relocation, progress: &Progress) -> Result<Option<State>> {
         let admin = self.admin()?;
         let pair = Pair::connect(&admin, relocation).await?;
-        let is_wanted = async || match self.show(relocation.relocation).await {
-            Ok(now) => !now.rests() && now.owner_wanted() == relocation.owner_wanted(),
-            // The shards alone decide: with the control database down a switch goes on.
-            Err(_) => true,
-        };
-        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, is_wanted).await? else {
+        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, self).await? else {
             return Ok(None);
         };
         progress.say("");
@@ -539,4 +561,19 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only while a mover's work can be given to any thread.
+    fn of_any_thread(mover: &Mover) -> impl Send {
+        mover.drive(0, &|_| {})
+    }
+
+    #[test]
+    fn a_movers_work_can_be_spawned() {
+        let _: fn(&'static Mover) -> _ = of_any_thread;
+    }
 }

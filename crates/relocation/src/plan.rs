@@ -39,6 +39,9 @@ pub struct Plan {
     pub log_bytes_per_minute: i64,
     /// How long the copy takes, roughly, in seconds.
     pub seconds: f64,
+    /// The highest number that a part on one of the two shards has: a control database that was put back may give it again.
+    #[serde(skip)]
+    pub(crate) last_part: i64,
     /// What stands in the way, with what to do about it; empty: nothing.
     pub obstacles: Vec<Obstacle>,
 }
@@ -122,6 +125,8 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
             next: "see to its disk and its log".into(),
         });
     }
+    let last = "SELECT coalesce(max(p.relocation), 0) FROM therev.relocation_parts AS p";
+    let last_part = source.one(last, &[]).await?.get::<_, i64>(0).max(target.one(last, &[]).await?.get(0));
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let seconds = bytes as f64 / BYTES_PER_SECOND;
     Ok(Plan {
@@ -133,6 +138,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
         bytes,
         log_bytes_per_minute: log_rate(&source).await?,
         seconds,
+        last_part,
         obstacles,
     })
 }

@@ -4,6 +4,7 @@
 //! `tests/runner/model` goes through all their interleavings.
 
 use crate::error::{Error, Result};
+use crate::mover::Mover;
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
 use crate::side::{Pair, Part, PartState, Side};
@@ -223,13 +224,13 @@ pub(crate) fn hands<'a>(relocation: &Relocation, pair: &'a Pair) -> (&'a Side, &
     }
 }
 
-/// Tries until the buckets have changed hands. `is_wanted` says whether to go on trying.
+/// Tries until the buckets have changed hands, as long as that is wanted.
 pub(crate) async fn run(
     relocation: &Relocation,
     pair: &Pair,
     budget: Duration,
     progress: &Progress,
-    is_wanted: impl AsyncFn() -> bool,
+    mover: &Mover,
 ) -> Result<Option<Switched>> {
     let (giver, taker) = hands(relocation, pair);
     let switch = Switch::new(relocation, giver, taker, budget).await?;
@@ -271,7 +272,7 @@ pub(crate) async fn run(
                     }
                 }
                 progress.say(format!("the switch waits: {}", reason.unwrap_or_default()));
-                if !is_wanted().await {
+                if !mover.is_still_wanted(relocation).await {
                     return Ok(None);
                 }
                 tokio::time::sleep(pause).await;

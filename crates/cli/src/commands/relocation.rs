@@ -64,6 +64,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let mover = Mover::new(therev.shards().clone(), Options::default());
     let (what, which) = match args.command {
         Command::List { all } => {
+            mover.find_lost().await?;
             let found = mover.list(!all).await?;
             return app.out.fact(&found, || listed(&found, &app.out));
         }

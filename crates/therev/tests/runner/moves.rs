@@ -91,3 +91,73 @@ async fn a_user_moves_with_everything_and_comes_back() {
     drop((mover, node));
     cluster.finish().await;
 }
+
+/// Begins to move a user's bucket from shard 0 to shard 2.
+async fn begun(node: &Therev, mover: &Mover, user: therev::UserId, goal: Goal) -> i64 {
+    let request = request(ShardNo(0), ShardNo(2), vec![user.bucket()]);
+    let plan = mover.plan(&request).await.expect("a plan");
+    let begun = mover.begin(&plan, goal, "test").await.expect("it begins").relocation;
+    if goal == Goal::Switched {
+        assert_eq!(Box::pin(drive(node, mover, begun)).await.state, State::Switched);
+    }
+    begun
+}
+
+#[tokio::test]
+async fn what_the_control_database_has_lost_is_found_on_the_shards() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let control = cluster.stranger("control").await;
+    let first_places = "CREATE TABLE therev.earlier AS SELECT * FROM therev.placement";
+    control.batch_execute(first_places).await.expect("the earlier state is kept");
+
+    // Decided: it is found, rests, and can be carried through. The placement is put right with it.
+    let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+    control
+        .batch_execute(
+            "DELETE FROM therev.relocations;
+             UPDATE therev.placement AS p SET shard = e.shard, epoch = e.epoch
+               FROM therev.earlier AS e
+              WHERE p.colocation_group = e.colocation_group AND p.bucket = e.bucket;
+             DROP TABLE therev.earlier",
+        )
+        .await
+        .expect("the control database is put back");
+    mover.find_lost().await.expect("the shards are asked");
+    let found = mover.show(number).await.expect("it is there again");
+    assert!(found.is_paused && found.goal == Goal::Switched, "{found:?}");
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    mover.want(number, Goal::Done).await.expect("it goes on");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    nothing_left(&cluster).await;
+    cluster.prove().await;
+
+    // A number that was given before is not given again where a part has it.
+    control.batch_execute("DELETE FROM therev.relocations").await.expect("they are forgotten");
+    let back = Request {
+        source: ShardNo(2),
+        target: ShardNo(0),
+        ..request(ShardNo(0), ShardNo(0), vec![authors[0].bucket()])
+    };
+    let plan = mover.plan(&back).await.expect("a plan");
+    let back = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
+    fail::cfg("relocation.caught_up", "panic").expect("a place in the sources");
+    let dies = tokio::spawn({
+        let mover = Mover::new(node.shards().clone(), Options::default());
+        async move { mover.drive(back, &|_| {}).await.map(|_| ()) }
+    });
+    assert!(dies.await.is_err(), "the mover dies");
+    fail::remove("relocation.caught_up");
+    // Not decided: what was copied is taken away.
+    control.batch_execute("DELETE FROM therev.relocations").await.expect("it is forgotten");
+    mover.find_lost().await.expect("the shards are asked");
+    let found = mover.show(back).await.expect("it is there again");
+    assert!(found.is_paused && found.goal == Goal::Aborted, "{found:?}");
+    mover.pause(back, false).await.expect("it goes on");
+    assert_eq!(Box::pin(drive(&node, &mover, back)).await.state, State::Aborted);
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}

@@ -1,0 +1,121 @@
+//! What was lost sight of: parts of relocations that the control database does not know (it was put back to an older state),
+//! and streams that a worker made which slept past the relocation's end.
+
+use crate::error::{Error, Result};
+use crate::objects;
+use crate::side::{Side, Which};
+use shards::{Admin, Database, Shards};
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+const PARTS: &str = "
+    SELECT p.relocation, p.tag, p.side, p.peer, p.groups::text[] AS groups, p.buckets,
+           (p.side = 'source' AND p.state = 'moved') OR (p.side = 'target' AND p.state = 'owned') AS is_decided
+      FROM therev.relocation_parts AS p";
+
+/// Tags in the names of streams that belong to no part here.
+const STRAYS: &str = "
+    SELECT DISTINCT substr(n.name, 8, 16) AS tag
+      FROM (SELECT s.slot_name::text AS name FROM pg_replication_slots AS s WHERE s.database = current_database()
+            UNION ALL SELECT p.pubname FROM pg_publication AS p
+            UNION ALL SELECT s.subname FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+                       WHERE d.datname = current_database()) AS n
+     WHERE n.name ~ '^therev_[0-9a-f]{16}_(forward|reverse)$'
+       AND NOT EXISTS (SELECT FROM therev.relocation_parts AS p WHERE p.tag = substr(n.name, 8, 16))";
+
+/// A part that the control database does not know.
+struct Lost {
+    relocation: i64,
+    tag: String,
+    is_source: bool,
+    shard: i16,
+    peer: i16,
+    groups: Vec<String>,
+    buckets: Vec<i16>,
+    is_decided: bool,
+}
+
+/// Writes down what the control database does not know, paused for people to decide; removes streams of what has ended.
+pub(crate) async fn find(shards: &Shards) -> Result<()> {
+    let admin = Admin::mover(shards.config(), shards.catalog())?;
+    let control = admin.connect(Database::Control).await?;
+    let (mut asked, mut lost) = (Vec::new(), Vec::new());
+    for shard in shards.numbers() {
+        let side = match Side::connect(&admin, Which::Source, shard).await {
+            Ok(side) => side,
+            Err(error) => {
+                tracing::debug!(%error, "shard {shard} is not asked what it knows of relocations");
+                continue;
+            }
+        };
+        asked.push(shard.0);
+        lost.extend(unknown_parts(&side, &control).await?);
+        remove_strays(&side, &control).await?;
+    }
+    // The source's part says more; the target's counts where the source has none.
+    lost.sort_by_key(|part| !part.is_source);
+    for part in lost.iter().filter(|part| part.is_source || asked.contains(&part.peer)) {
+        adopt(part, &control).await?;
+    }
+    Ok(())
+}
+
+async fn unknown_parts(side: &Side, control: &Client) -> Result<Vec<Lost>> {
+    let mut lost = Vec::new();
+    for part in side.query(PARTS, &[]).await? {
+        let tag: String = part.get("tag");
+        let known = control.query("SELECT FROM therev.relocations AS r WHERE r.tag = $1", &[&tag]).await.map_err(at)?;
+        if known.is_empty() {
+            lost.push(Lost {
+                relocation: part.get("relocation"),
+                tag,
+                is_source: part.get::<_, &str>("side") == Which::Source.name(),
+                shard: side.shard.0,
+                peer: part.get("peer"),
+                groups: part.get("groups"),
+                buckets: part.get("buckets"),
+                is_decided: part.get("is_decided"),
+            });
+        }
+    }
+    Ok(lost)
+}
+
+async fn remove_strays(side: &Side, control: &Client) -> Result<()> {
+    for row in side.query(STRAYS, &[]).await? {
+        let tag: &str = row.get("tag");
+        let open = "SELECT FROM therev.relocations AS r WHERE r.tag = $1 AND r.ended_at IS NULL";
+        if control.query(open, &[&tag]).await.map_err(at)?.is_empty() {
+            tracing::warn!("streams of a relocation that is over are removed from shard {}", side.shard);
+            objects::drop_at(side, tag).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives a part its relocation again. Whether its copy was whole nobody knows: what was not decided is to be undone.
+async fn adopt(part: &Lost, control: &Client) -> Result<()> {
+    let (source, target) = if part.is_source { (part.shard, part.peer) } else { (part.peer, part.shard) };
+    let (state, goal) = if part.is_decided { ("switching", "switched") } else { ("copying", "aborted") };
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&part.relocation, &part.tag, &part.groups, &part.buckets, &source, &target, &state, &goal];
+    let adopted = control
+        .execute(
+            "INSERT INTO therev.relocations
+                    (relocation, tag, groups, buckets, source, target, state, goal, is_paused, note, actor)
+             OVERRIDING SYSTEM VALUE
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, true, 'found on the shards', 'therev')
+             ON CONFLICT DO NOTHING",
+            &params,
+        )
+        .await
+        .map_err(at)?;
+    if adopted > 0 {
+        tracing::warn!(part.relocation, "a relocation was found that the control database had lost; it rests, paused");
+    }
+    Ok(())
+}
+
+fn at(source: tokio_postgres::Error) -> Error {
+    Error::Sql { database: Database::Control, source }
+}
