@@ -40,7 +40,7 @@ BEGIN ATOMIC
      WHERE i.database = of_database AND i.incarnation_counter < counter;
 END;
 
--- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs; a relocation changes it
+-- Bucket to shard, by group. Only a higher epoch replaces a row. Written by shards/init.rs; relocations and repairs change it
 -- by the function below alone.
 CREATE TABLE therev.placement (
     colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),

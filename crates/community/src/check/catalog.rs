@@ -1,6 +1,6 @@
 //! Proofs about the databases themselves: versions, one owner per bucket, the placement.
 
-use super::{BETWEEN_LOOKS, Check, Databases, LOOKS};
+use super::{BETWEEN_LOOKS, Check, Databases, LOOKS, OWNERS};
 use schema::Kind;
 use shards::{Database, Error};
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ async fn one_owner(databases: &Databases) -> Result<Check, Error> {
 }
 
 async fn look_at_owners(databases: &Databases) -> Result<Check, Error> {
-    let mut check = Check::named("one owner per bucket");
+    let mut check = Check::named(OWNERS);
     let mut owners: BTreeMap<(String, i16), Vec<i16>> = BTreeMap::new();
     for (database, client) in &databases.shards {
         let Database::Shard(number) = database else { continue };

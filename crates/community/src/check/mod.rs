@@ -39,6 +39,7 @@ pub struct Check {
 }
 
 /// The proofs of what is derived, which [`Community::repair`] puts right where they fail.
+pub(crate) const OWNERS: &str = "one owner per bucket";
 pub(crate) const OUTBOX: &str = "outbox younger than a minute";
 pub(crate) const CLAIMS: &str = "claims settled";
 pub(crate) const NAMES: &str = "names of users = claims";

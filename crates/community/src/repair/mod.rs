@@ -7,9 +7,11 @@
 pub(crate) mod claims;
 pub(crate) mod content;
 pub(crate) mod directory;
+mod placement;
 
 use crate::check::{
-    self, CLAIMS, CONTRIBUTIONS, Check, Databases, EXAMPLES, NAMES, OUTBOX, PARTICIPANTS, THREADS, TOTALS, USERS,
+    self, CLAIMS, CONTRIBUTIONS, Check, Databases, EXAMPLES, NAMES, OUTBOX, OWNERS, PARTICIPANTS, THREADS, TOTALS,
+    USERS,
 };
 use crate::community::Community;
 use crate::error::Result;
@@ -51,7 +53,7 @@ const BATCH: usize = 200;
 impl Report {
     fn new() -> Report {
         // In the order in which they are repaired: each rests on those before it.
-        let names = [OUTBOX, CLAIMS, NAMES, CONTRIBUTIONS, PARTICIPANTS, TOTALS, USERS, THREADS];
+        let names = [OWNERS, OUTBOX, CLAIMS, NAMES, CONTRIBUTIONS, PARTICIPANTS, TOTALS, USERS, THREADS];
         let repaired = names.map(|name| Repaired { name, repaired: 0, examples: Vec::new() }).to_vec();
         Report { ok: false, repaired, checks: Vec::new() }
     }
@@ -70,7 +72,7 @@ impl Report {
 }
 
 impl Community {
-    /// Makes anew what differs from what the shards hold: claims, contributions, participants, totals, the directory;
+    /// Makes anew what differs from what the shards hold: the placement, claims, contributions, participants, totals, the directory;
     /// delivers the outbox. Then checks everything. Needs every database; one that is down is the error, and what was
     /// repaired until then stays so.
     pub async fn repair(&self) -> Result<Report> {
@@ -89,6 +91,7 @@ impl Community {
     }
 
     async fn repair_once(&self, databases: &Databases, report: &mut Report) -> Result<()> {
+        report.note(OWNERS, placement::record(databases).await?, []);
         // What only waits is no difference; and no old event is left that could come after a repair.
         let relayed = self.relay_pass(0.0).await?;
         for (kind, count) in relayed.delivered {

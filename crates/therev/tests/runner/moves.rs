@@ -161,3 +161,28 @@ async fn what_the_control_database_has_lost_is_found_on_the_shards() {
     drop((mover, node));
     cluster.finish().await;
 }
+
+#[tokio::test]
+async fn a_control_database_that_was_put_back_learns_the_placement_by_a_repair() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let control = cluster.stranger("control").await;
+    control.batch_execute("CREATE TABLE therev.earlier AS SELECT * FROM therev.placement").await.expect("it is kept");
+    let number = begun(&node, &mover, authors[0], Goal::Done).await;
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    control
+        .batch_execute(
+            "UPDATE therev.placement AS p SET shard = e.shard, epoch = e.epoch
+               FROM therev.earlier AS e WHERE p.colocation_group = e.colocation_group AND p.bucket = e.bucket;
+             DROP TABLE therev.earlier",
+        )
+        .await
+        .expect("the control database is put back");
+    assert!(!node.check().await.expect("check runs").ok, "check sees that it is behind");
+    let report = node.repair().await.expect("the repair runs");
+    assert!(report.ok && report.repaired[0].repaired == 2, "{report:?}");
+    drop((mover, node));
+    cluster.finish().await;
+}
