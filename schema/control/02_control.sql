@@ -107,6 +107,18 @@ CREATE TABLE therev.relocations (
 -- Query: those under way (workers, and whoever plans another one).
 CREATE INDEX relocations_under_way ON therev.relocations (relocation) WHERE ended_at IS NULL;
 
+-- The load of each node that has any, as it told it last: operations in a window, and the users whom most of them were for. A
+-- user in none of the lists is none of the busiest. Written by shards/load.rs.
+CREATE TABLE therev.nodes (
+    node            uuid             PRIMARY KEY,
+    told_at         timestamptz      NOT NULL DEFAULT now(),
+    window_s        double precision NOT NULL CHECK (window_s > 0),
+    operations      bigint           NOT NULL CHECK (operations >= 0),
+    users           uuid[]           NOT NULL,
+    user_operations bigint[]         NOT NULL,
+    CONSTRAINT nodes_a_number_for_each_user CHECK (cardinality(users) = cardinality(user_operations))
+);
+
 -- What operators did. Append-only by grant. Written by community/audit.rs and shards/init.rs.
 CREATE TABLE therev.operator_log (
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -162,6 +174,7 @@ GRANT UPDATE (is_settled, settling_until) ON therev.incarnations TO therev;
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev, therev_reader;
 GRANT INSERT ON therev.operator_log TO therev;
 GRANT INSERT, UPDATE ON ai_provider_health TO therev;
+GRANT INSERT, UPDATE, DELETE ON therev.nodes TO therev;
 -- The mover works as a role of its own, which on the shards may do much more.
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev_mover;
 GRANT INSERT, UPDATE ON therev.relocations TO therev_mover;

@@ -107,7 +107,7 @@ pub(crate) static RECEIVE: WriteMany = WriteMany::new(
      result AS (SELECT r.audit_id FROM received AS r)",
 );
 
-static OF_USER: Read = Read::new(
+static OF_USER: Read = Read::of_owner(
     Group::Account,
     "SELECT a.created_at, a.actor, a.action, a.target, a.before, a.after
        FROM audit_log AS a

@@ -151,7 +151,7 @@ macro_rules! contribution_sent {
 
 /// The post, its author's contribution and the event about it: one statement, one round trip. It answers with what the
 /// caller does not know (a tenth of its cost would be to hand all columns back), and with nothing when the id is in use.
-static CREATE: Write = Write::new(
+static CREATE: Write = Write::of_owner(
     Group::Content,
     concat!(
         "created AS (
@@ -185,7 +185,7 @@ static GET: Read = Read::new(
 );
 
 /// An author's posts, newest first: ids sort by time.
-static BY_AUTHOR: Read = Read::new(
+static BY_AUTHOR: Read = Read::of_owner(
     Group::Content,
     concat!(
         "SELECT ",

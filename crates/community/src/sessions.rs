@@ -101,7 +101,7 @@ macro_rules! session_columns {
 }
 
 /// The lock on the owner's row makes a deletion or deactivation that is under way be waited for, and seen.
-static OPEN: Write = Write::new(
+static OPEN: Write = Write::of_owner(
     Group::Account,
     concat!(
         "owner AS (
@@ -177,7 +177,7 @@ static REVOKE: Write = Write::new(
 );
 
 /// Every session of `$2` that can still be used, but `$3`: one audit entry for all of them.
-static REVOKE_OTHERS: Write = Write::new(
+static REVOKE_OTHERS: Write = Write::of_owner(
     Group::Account,
     concat!(
         "revoked AS (
@@ -200,7 +200,7 @@ static REVOKE_OTHERS: Write = Write::new(
 );
 
 /// Newest first: ids sort by time.
-static OF_USER: Read = Read::new(
+static OF_USER: Read = Read::of_owner(
     Group::Account,
     concat!(
         "SELECT ",

@@ -127,7 +127,7 @@ static HEAD: Read = Read::new(
     ),
 );
 
-static CREATE: Write = Write::new(
+static CREATE: Write = Write::of_owner(
     Group::Content,
     concat!(
         "created AS (
@@ -194,7 +194,7 @@ static DELETE: Write = Write::new(
     ),
 );
 
-static IDS_OF_AUTHOR: Read = Read::new(
+static IDS_OF_AUTHOR: Read = Read::of_owner(
     Group::Content,
     "SELECT t.thread_id FROM threads AS t
       WHERE t.bucket = $1 AND t.author_id = $2 AND t.deleted_at IS NULL ORDER BY t.thread_id LIMIT 500",

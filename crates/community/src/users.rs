@@ -152,7 +152,7 @@ macro_rules! user_columns {
     };
 }
 
-static GET: Read = Read::new(
+static GET: Read = Read::of_owner(
     Group::Account,
     concat!("SELECT ", user_columns!(), " FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2"),
 );
@@ -171,14 +171,14 @@ static KNOWN: ReadMany = ReadMany::new(
     "SELECT u.user_id, u.was_registered, u.version FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key",
 );
 
-static PASSWORD: Read = Read::new(
+static PASSWORD: Read = Read::of_owner(
     Group::Account,
     "SELECT u.password_hash, u.is_active FROM users AS u
       WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL",
 );
 
 /// The row if it is new, else the one that is there.
-static REGISTER: Write = Write::new(
+static REGISTER: Write = Write::of_owner(
     Group::Account,
     concat!(
         "created AS (
@@ -207,7 +207,7 @@ static REGISTER: Write = Write::new(
 );
 
 /// Registers an id that was buried before it was registered, if it still has that version.
-static RAISE: Write = Write::new(
+static RAISE: Write = Write::of_owner(
     Group::Account,
     concat!(
         "raised AS (
@@ -234,7 +234,7 @@ static RAISE: Write = Write::new(
 );
 
 /// `$3` is the change by column, `$4` the version that the caller read. The audit holds the changed columns, no hash.
-static CHANGE: Write = Write::new(
+static CHANGE: Write = Write::of_owner(
     Group::Account,
     concat!(
         "old AS (
@@ -281,7 +281,7 @@ macro_rules! belongings_deleted {
 }
 
 /// Everything personal goes in one transaction; the id and the version stay.
-static DELETE: Write = Write::new(
+static DELETE: Write = Write::of_owner(
     Group::Account,
     concat!(
         "old AS (
@@ -309,7 +309,7 @@ static DELETE: Write = Write::new(
 );
 
 /// What a create that ran beside the deletion left: it was committed after the deletion's snapshot.
-static SWEEP: Write = Write::new(
+static SWEEP: Write = Write::of_owner(
     Group::Account,
     concat!(
         "old AS (

@@ -41,7 +41,7 @@ pub enum Found {
     Name,
 }
 
-static USER: Read = Read::new(
+static USER: Read = Read::of_owner(
     Group::Account,
     "SELECT u.user_id FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL",
 );

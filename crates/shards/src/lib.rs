@@ -17,6 +17,7 @@ mod fan_out;
 mod init;
 mod late;
 mod life;
+mod load;
 mod pool;
 mod slot;
 mod statement;
@@ -32,6 +33,7 @@ pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
 pub use init::{InitPlan, Initialized, init};
 pub use life::Life;
+pub use load::{HotUser, HotUsers};
 pub use pool::Pool;
 pub use slot::SlotSnapshot;
 #[doc(hidden)]

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 /// found, none when the bucket is not here.
 pub struct Read {
     pub(crate) group: Group,
+    pub(crate) names_owner: bool,
     text: &'static str,
     quick: OnceLock<String>,
     sql: OnceLock<String>,
@@ -26,6 +27,7 @@ pub struct Read {
 /// one row of nulls (`present` is null) when the bucket is owned and `result` is empty.
 pub struct Write {
     pub(crate) group: Group,
+    pub(crate) names_owner: bool,
     text: &'static str,
     sql: OnceLock<String>,
 }
@@ -114,10 +116,18 @@ pub struct Unfenced {
 }
 
 impl Read {
+    /// The same where `$2` is the owner's id: its calls count as this owner's load.
+    pub const fn of_owner(group: Group, text: &'static str) -> Read {
+        assert!(mentions(text, "$2"), "what names its owner names it as $2");
+        let mut statement = Read::new(group, text);
+        statement.names_owner = true;
+        statement
+    }
+
     /// A read of rows of `group`.
     pub const fn new(group: Group, text: &'static str) -> Read {
         assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
-        Read { group, text, quick: OnceLock::new(), sql: OnceLock::new() }
+        Read { group, names_owner: false, text, quick: OnceLock::new(), sql: OnceLock::new() }
     }
 
     /// Without the verdict: a plain join, which costs 2–3 % of a point read less.
@@ -147,11 +157,19 @@ impl Read {
 }
 
 impl Write {
+    /// The same where `$2` is the owner's id: its calls count as this owner's load.
+    pub const fn of_owner(group: Group, text: &'static str) -> Write {
+        assert!(mentions(text, "$2"), "what names its owner names it as $2");
+        let mut statement = Write::new(group, text);
+        statement.names_owner = true;
+        statement
+    }
+
     /// A write of rows of `group`.
     pub const fn new(group: Group, text: &'static str) -> Write {
         assert!(mentions(text, "fence"), "a fenced write selects FROM fence");
         assert!(mentions(text, "result AS ("), "the last CTE of a fenced write is named result");
-        Write { group, text, sql: OnceLock::new() }
+        Write { group, names_owner: false, text, sql: OnceLock::new() }
     }
 
     pub(crate) fn sql(&self) -> &str {

@@ -7,6 +7,7 @@ use crate::directory::Directory;
 use crate::error::{Database, Error};
 use crate::late::LATE;
 use crate::life::Lives;
+use crate::load::{Load, TELL_EVERY};
 use crate::pool::{Expected, Limits, Params, Pool};
 use crate::statement::{Read, Unfenced, Write};
 use arc_swap::ArcSwap;
@@ -25,7 +26,8 @@ pub struct Shards {
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
-    control: Arc<Pool>,
+    pub(crate) control: Arc<Pool>,
+    pub(crate) load: Load,
     lives: Arc<Lives>,
     found: FoundPlacement,
     catalog: ArcSwap<Catalog>,
@@ -70,6 +72,7 @@ impl Shards {
                 map: ArcSwap::from_pointee(map),
                 config,
                 control,
+                load: Load::new(),
                 lives,
                 found,
                 directory,
@@ -79,6 +82,7 @@ impl Shards {
             shards.inner.remember();
         }
         tokio::spawn(keep_fresh(Arc::downgrade(&shards.inner)));
+        tokio::spawn(keep_told(Arc::downgrade(&shards.inner)));
         Ok(shards)
     }
 
@@ -130,6 +134,9 @@ impl Shards {
     ///
     /// `params` begin at `$2`. No rows: the bucket's owner has none.
     pub async fn read(&self, statement: &Read, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
+        if statement.names_owner {
+            self.inner.load.count(params.first());
+        }
         self.fenced(statement.group, bucket, Some(statement.quick()), statement.sql(), params).await
     }
 
@@ -137,6 +144,9 @@ impl Shards {
     ///
     /// `params` begin at `$2`. No rows: the bucket is owned, and the statement found nothing to write.
     pub async fn write(&self, statement: &Write, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
+        if statement.names_owner {
+            self.inner.load.count(params.first());
+        }
         self.fenced(statement.group, bucket, None, statement.sql(), params).await
     }
 
@@ -331,6 +341,16 @@ async fn keep_fresh(inner: Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
         if let Err(error) = inner.refresh().await {
             tracing::debug!(%error, "the placement could not be refreshed; the last known one stays in force");
+        }
+    }
+}
+
+async fn keep_told(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(TELL_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if let Err(error) = (Shards { inner }).tell_load().await {
+            tracing::debug!(%error, "the control database was not told of this node's load");
         }
     }
 }

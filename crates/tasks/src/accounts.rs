@@ -156,7 +156,7 @@ macro_rules! account_columns {
 ///
 /// The lock on the owner's row lets one statement at a time hand the default mark around. One that waited for it has an
 /// older snapshot, and may leave two marks: then the constraint refuses it whole, and it is sent again.
-static CREATE: Write = Write::new(
+static CREATE: Write = Write::of_owner(
     Group::Account,
     concat!(
         "owner AS (
@@ -195,7 +195,7 @@ static GET: Read = Read::new(
 );
 
 /// In the order in which they are to be used.
-static OF_USER: Read = Read::new(
+static OF_USER: Read = Read::of_owner(
     Group::Account,
     concat!(
         "SELECT ",
@@ -208,7 +208,7 @@ static OF_USER: Read = Read::new(
 
 /// Hands the mark over. `accounts` locks them and holds what they are now, also when the snapshot is older: what it does
 /// not show is an account that was just created as the default one, and for that see [`CREATE`].
-static SET_DEFAULT: Write = Write::new(
+static SET_DEFAULT: Write = Write::of_owner(
     Group::Account,
     concat!(
         "owner AS (

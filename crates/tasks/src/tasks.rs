@@ -216,7 +216,7 @@ macro_rules! task_columns {
 /// what was asked for, in what nobody changes later. PostgreSQL compares, since jsonb writes some numbers otherwise.
 ///
 /// The lock on the owner's row makes a deletion that is under way be waited for, and seen.
-static CREATE: Write = Write::new(
+static CREATE: Write = Write::of_owner(
     Group::Account,
     concat!(
         "owner AS (
@@ -250,7 +250,7 @@ static GET: Read = Read::new(
 );
 
 /// Newest first: ids sort by time, so that the primary key is the order.
-static OF_USER: Read = Read::new(
+static OF_USER: Read = Read::of_owner(
     Group::Account,
     concat!(
         "SELECT ",

@@ -6,6 +6,7 @@ mod check;
 mod cluster;
 mod completions;
 mod generate;
+mod hot;
 mod import;
 mod init;
 mod maintain;
@@ -45,6 +46,7 @@ pub(crate) enum Command {
     Relay(relay::Args),
     Move(move_rows::Args),
     Relocation(relocation::Args),
+    Hot(hot::Args),
     Audit(audit::Args),
     Bench(bench::Args),
     Completions(completions::Args),
@@ -71,6 +73,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Move(args) => Box::pin(move_rows::run(app, args)).await?,
         Command::Relocation(args) => Box::pin(relocation::run(app, args)).await?,
         Command::Simulate(args) => simulate::run(app, args)?,
+        Command::Hot(args) => hot::run(app, args).await?,
         Command::Audit(args) => audit::run(app, args).await?,
         Command::Completions(args) => completions::run(args)?,
         Command::Man(args) => man::run(args)?,

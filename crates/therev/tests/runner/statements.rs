@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use testkit::TestCluster;
 use therev::{Database, NewPost, ShardNo, Therev};
 
-/// What was sent since `before`, to whom.
+/// What was sent since `before`, to whom; the control database hears of the node from time to time, of no operation.
 fn since(node: &Therev, before: &BTreeMap<Database, u64>) -> BTreeMap<Database, u64> {
     let now = node.shards().statements();
-    now.into_iter().map(|(d, n)| (d, n - before.get(&d).unwrap_or(&0))).filter(|(_, n)| *n > 0).collect()
+    now.into_iter()
+        .map(|(d, n)| (d, n - before.get(&d).unwrap_or(&0)))
+        .filter(|(d, n)| *n > 0 && *d != Database::Control)
+        .collect()
 }
 
 fn shard(number: i16) -> Database {
@@ -65,6 +68,31 @@ async fn a_page_asks_one_shard_of_sixteen() {
     let shards: u64 =
         since(&node, &before).iter().filter(|(d, _)| matches!(d, Database::Shard(_))).map(|(_, n)| n).sum();
     assert_eq!(shards, 2, "the head and the posts, both of one shard");
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn the_busiest_users_are_known_to_the_control_database() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    for _ in 0..400 {
+        node.user(authors[1]).await.expect("a user");
+    }
+    node.user(authors[2]).await.expect("a user");
+    let told = async {
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+        loop {
+            ticks.tick().await;
+            let hot = node.shards().hot_users(1).await.expect("the control database answers");
+            if hot.nodes > 0 {
+                return hot;
+            }
+        }
+    };
+    let hot = tokio::time::timeout(std::time::Duration::from_secs(30), told).await.expect("the node tells its load");
+    assert_eq!(hot.users[0].user_id, authors[1].0, "{hot:?}");
     drop(node);
     cluster.finish().await;
 }

@@ -1,0 +1,216 @@
+//! Who causes the load: a sketch of the owners whose rows this node asks for most, told to the control database every few
+//! seconds. Its memory is bounded whatever the number of users; one call in eight is counted, for eight.
+
+use crate::error::Error;
+use crate::store::Shards;
+use bytes::BytesMut;
+use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio_postgres::types::{ToSql, Type};
+use uuid::Uuid;
+
+/// How many owners the sketch keeps apart, at the most: some 200 kB.
+const OWNERS_MAX: usize = 4_096;
+/// How many of them are told.
+const TOLD_MAX: usize = 200;
+/// One call in so many is counted.
+const SAMPLE: u64 = 8;
+/// How long a window of counting is. What is told covers the last one and the present one.
+const WINDOW: Duration = Duration::from_secs(30);
+/// How often it is told.
+pub(crate) const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// The operations of a node, by owner.
+pub(crate) struct Load {
+    node: Uuid,
+    calls: AtomicU64,
+    told: AtomicU64,
+    windows: Mutex<Windows>,
+}
+
+struct Windows {
+    began: Instant,
+    now: FrequentItemsSketch<u128>,
+    before: Option<(FrequentItemsSketch<u128>, Duration)>,
+}
+
+/// A user whose rows are asked for often.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HotUser {
+    /// Who.
+    pub user_id: Uuid,
+    /// How many operations a second name this user as the owner, on all nodes; one in eight was counted.
+    pub operations_per_s: f64,
+}
+
+/// The load of all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct HotUsers {
+    /// How many nodes have told theirs lately.
+    pub nodes: usize,
+    /// Operations a second with a known owner, on all of them.
+    pub operations_per_s: f64,
+    /// The busiest users, the busiest first.
+    pub users: Vec<HotUser>,
+}
+
+const TELL: &str = "
+    INSERT INTO therev.nodes AS n (node, window_s, operations, users, user_operations)
+    VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (node) DO UPDATE
+       SET told_at = now(), window_s = excluded.window_s, operations = excluded.operations, users = excluded.users,
+           user_operations = excluded.user_operations";
+
+/// What nobody has told for so long is of a process that is gone.
+const FORGET: &str = "DELETE FROM therev.nodes AS n WHERE n.told_at < now() - interval '1 hour'";
+
+const HOT: &str = "
+    SELECT n.window_s, n.operations, n.users, n.user_operations
+      FROM therev.nodes AS n WHERE n.told_at > now() - interval '1 minute'";
+
+impl Load {
+    pub(crate) fn new() -> Load {
+        let windows = Windows { began: Instant::now(), now: sketch(), before: None };
+        Load { node: Uuid::new_v4(), calls: AtomicU64::new(0), told: AtomicU64::new(0), windows: Mutex::new(windows) }
+    }
+
+    /// Counts a call for the owner that its first parameter names.
+    pub(crate) fn count(&self, owner: Option<&&(dyn ToSql + Sync)>) {
+        // Mixed, so that calls that come in rhythm are not missed in rhythm.
+        let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        if !(call >> 32).is_multiple_of(SAMPLE) {
+            return;
+        }
+        let mut bytes = BytesMut::with_capacity(16);
+        if owner.is_some_and(|owner| owner.to_sql_checked(&Type::UUID, &mut bytes).is_ok())
+            && let Ok(id) = Uuid::from_slice(&bytes)
+        {
+            self.note(id, SAMPLE);
+        }
+    }
+
+    fn note(&self, owner: Uuid, operations: u64) {
+        let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        windows.turn(Instant::now());
+        windows.now.update_with_count(owner.as_u128(), operations);
+    }
+
+    /// The busiest owners, how many operations there were, and in how many seconds.
+    fn told(&self) -> (Vec<(Uuid, u64)>, u64, f64) {
+        let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        windows.turn(Instant::now());
+        let mut all = windows.now.clone();
+        let mut time = windows.began.elapsed();
+        if let Some((before, lasted)) = &windows.before {
+            all.merge(before);
+            time += *lasted;
+        }
+        drop(windows);
+        let mut rows = all.frequent_items_with_threshold(ErrorType::NoFalseNegatives, 1);
+        rows.sort_by_key(|row| std::cmp::Reverse(row.estimate()));
+        rows.truncate(TOLD_MAX);
+        let busiest = rows.iter().map(|row| (Uuid::from_u128(*row.item()), row.estimate())).collect();
+        (busiest, all.total_weight(), time.as_secs_f64().max(1.0))
+    }
+}
+
+impl Windows {
+    /// Begins a new window where the present one is over.
+    fn turn(&mut self, now: Instant) {
+        let lasted = now.duration_since(self.began);
+        if lasted >= WINDOW {
+            let over = std::mem::replace(&mut self.now, sketch());
+            self.before = (lasted < 2 * WINDOW).then_some((over, lasted));
+            self.began = now;
+        }
+    }
+}
+
+/// The size is a power of two, which is all that could be wrong with it.
+fn sketch() -> FrequentItemsSketch<u128> {
+    FrequentItemsSketch::new(OWNERS_MAX).unwrap_or_else(|error| unreachable!("a sketch of {OWNERS_MAX}: {error}"))
+}
+
+impl Shards {
+    /// Tells the control database this node's load, if there was any since it was told last.
+    pub(crate) async fn tell_load(&self) -> Result<(), Error> {
+        let load = &self.inner.load;
+        let calls = load.calls.load(Ordering::Relaxed);
+        if load.told.swap(calls, Ordering::Relaxed) == calls {
+            return Ok(());
+        }
+        let (busiest, operations, window_s) = load.told();
+        let (users, counts): (Vec<Uuid>, Vec<i64>) =
+            busiest.into_iter().map(|(user, count)| (user, i64::try_from(count).unwrap_or(i64::MAX))).unzip();
+        let operations = i64::try_from(operations).unwrap_or(i64::MAX);
+        let params: [&(dyn ToSql + Sync); 5] = [&load.node, &window_s, &operations, &users, &counts];
+        self.inner.control.query(TELL, &params, true).await?;
+        self.inner.control.query(FORGET, &[], true).await.map(drop)
+    }
+
+    /// The users whose rows all nodes ask for most, of what they told in the last minute.
+    pub async fn hot_users(&self, top: usize) -> Result<HotUsers, Error> {
+        let mut hot = HotUsers::default();
+        let mut by_user: BTreeMap<Uuid, f64> = BTreeMap::new();
+        for row in self.inner.control.query(HOT, &[], false).await? {
+            let (window_s, operations): (f64, i64) = (row.get("window_s"), row.get("operations"));
+            let (users, counts): (Vec<Uuid>, Vec<i64>) = (row.get("users"), row.get("user_operations"));
+            hot.nodes += 1;
+            hot.operations_per_s += per_second(operations, window_s);
+            for (user, count) in users.into_iter().zip(counts) {
+                *by_user.entry(user).or_default() += per_second(count, window_s);
+            }
+        }
+        hot.users =
+            by_user.into_iter().map(|(user_id, operations_per_s)| HotUser { user_id, operations_per_s }).collect();
+        hot.users.sort_by(|a, b| b.operations_per_s.total_cmp(&a.operations_per_s));
+        hot.users.truncate(top);
+        Ok(hot)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a rate")]
+fn per_second(count: i64, window_s: f64) -> f64 {
+    count as f64 / window_s.max(1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use rand_distr::{Distribution, Zipf};
+
+    #[test]
+    fn the_busiest_twenty_of_a_hundred_thousand_are_found() {
+        let load = Load::new();
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
+        let zipf = Zipf::new(100_000.0, 1.1).unwrap();
+        for _ in 0..1_000_000 {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
+            let rank = zipf.sample(&mut random) as u128;
+            let id = Uuid::from_u128(rank * 0x9E37_79B9_7F4A_7C15);
+            load.count(Some(&(&id as &(dyn ToSql + Sync))));
+        }
+        let (busiest, operations, _) = load.told();
+        assert!(operations.abs_diff(1_000_000) < 20_000, "{operations}");
+        let top: Vec<u128> = busiest.iter().take(20).map(|(id, _)| id.as_u128() / 0x9E37_79B9_7F4A_7C15).collect();
+        let found = (1..=20).filter(|rank| top.contains(rank)).count();
+        assert!(found >= 19, "{found} of 20: {top:?}");
+        assert!(busiest.len() <= TOLD_MAX);
+    }
+
+    #[test]
+    fn what_is_long_past_is_forgotten() {
+        let mut windows = Windows { began: Instant::now(), now: sketch(), before: None };
+        windows.now.update_with_count(7, 3);
+        let later = windows.began + WINDOW;
+        windows.turn(later);
+        assert!(windows.now.is_empty() && windows.before.is_some());
+        windows.turn(later + 2 * WINDOW);
+        assert!(windows.before.is_none());
+    }
+}
