@@ -1,12 +1,13 @@
 //! Who carries relocations on: takes the work at one, brings it as far as is wanted, gives the work back.
 
+use crate::beats::Beats;
 use crate::error::{Error, Result};
 use crate::objects::Stream;
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
-use crate::switch::Beats;
 use crate::throttle::Progress;
+use crate::tries::Try;
 use crate::{copy, finish, switch, verify};
 use placement::Group;
 use shards::{Admin, Config, Database, Shards};
@@ -46,12 +47,19 @@ pub struct Mover {
     shards: Shards,
     worker: Uuid,
     options: Options,
+    on_try: Box<dyn Fn(&Try) + Send + Sync>,
 }
 
 impl Mover {
     /// Of a cluster; works as role `therev_mover`, whose password the passfile has.
     pub fn new(shards: Shards, options: Options) -> Mover {
-        Mover { shards, worker: Uuid::new_v4(), options }
+        Mover { shards, worker: Uuid::new_v4(), options, on_try: Box::new(|_| {}) }
+    }
+
+    /// Tells of every try of a switch, as soon as it is over.
+    #[must_use]
+    pub fn on_try(self, told: impl Fn(&Try) + Send + Sync + 'static) -> Mover {
+        Mover { on_try: Box::new(told), ..self }
     }
 
     fn admin(&self) -> Result<Admin> {
@@ -472,7 +480,12 @@ impl Mover {
             // The shards alone decide: with the control database down a switch goes on.
             Err(_) => true,
         };
-        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, is_wanted).await? else {
+        let told = |one: &Try| {
+            tracing::debug!(relocation = one.relocation, attempt = one.attempt, steps = %one.told(), "a switch was tried");
+            (self.on_try)(one);
+        };
+        let switched = switch::run(relocation, &pair, self.options.budget, progress, is_wanted, &told).await?;
+        let Some(done) = switched else {
             return Ok(None);
         };
         progress.say("");
