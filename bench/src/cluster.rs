@@ -107,6 +107,11 @@ impl Databases {
         self.connect(server_of(shard), &format!("{}_shard_{shard}", self.name)).await
     }
 
+    /// A superuser's connection to the control database.
+    pub(crate) async fn control_client(&self) -> Anyhow<Client> {
+        self.connect(0, &format!("{}_control", self.name)).await
+    }
+
     /// Connections to the databases that hold rows: each shard, and the directory last.
     pub(crate) async fn with_rows(&self) -> Anyhow<Vec<Client>> {
         let mut clients = Vec::new();

@@ -39,7 +39,16 @@ impl<'a> Ground<'a> {
 
     /// A node with so many connections to each database, all of them open.
     pub(crate) async fn node(&self, connections: usize) -> Anyhow<Therev> {
-        let config = therev::Config { pool_size: Some(connections), ..self.databases.config() };
+        self.node_of(self.databases.config(), connections).await
+    }
+
+    /// The same with a relay, as nodes usually are.
+    pub(crate) async fn relaying_node(&self, connections: usize) -> Anyhow<Therev> {
+        self.node_of(therev::Config::new(self.databases.control()), connections).await
+    }
+
+    async fn node_of(&self, config: therev::Config, connections: usize) -> Anyhow<Therev> {
+        let config = therev::Config { pool_size: Some(connections), ..config };
         let node = therev::connect(config).await?;
         let wake = (0..connections).map(|_| node.overview());
         futures_util::future::try_join_all(wake).await?;

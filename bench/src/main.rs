@@ -11,6 +11,7 @@ mod ground;
 mod growth;
 mod loads;
 mod reads;
+mod relocate;
 mod writes;
 
 use clap::Parser;
@@ -46,6 +47,12 @@ const NAMES: [(&str, &str); 11] = [
 #[derive(Parser)]
 #[command(name = "therev-bench")]
 struct Arguments {
+    /// Measure what moving rows costs, and nothing else
+    #[arg(value_parser = ["relocate"], conflicts_with_all = ["only", "list", "dump", "chart"])]
+    what: Option<String>,
+    /// How many switches are measured, for `relocate`
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(2..), requires = "what")]
+    switches: u32,
     /// Print what there is to measure
     #[arg(long)]
     list: bool,
@@ -133,6 +140,11 @@ async fn run(arguments: &Arguments) -> Anyhow<Vec<Figure>> {
 async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>> {
     let wanted = |name: &str| arguments.wants(name);
     let runs = usize::try_from(arguments.runs)?;
+    if arguments.what.is_some() {
+        eprintln!("making a community of {} posts", arguments.posts);
+        let ground = Ground::new(servers, "ground", 4, arguments.posts, runs).await?;
+        return Box::pin(relocate::relocate(&ground, arguments)).await;
+    }
     let mut figures = Vec::new();
     // The bare inserts leave no contributions: what proves the community comes before them.
     let on_ground =

@@ -14,8 +14,10 @@ use std::sync::{Mutex, MutexGuard};
 
 /// How many rows of different buckets go side by side.
 const SIDE_BY_SIDE: usize = 2;
-/// How many buckets one COPY takes: the brake and the progress work in between.
-const BUCKETS_A_COPY: usize = 32;
+/// How many rows one COPY takes, roughly: enough that beginning and ending it is not what takes the time.
+const ROWS_A_COPY: usize = 20_000;
+/// How many buckets a batch of deletes looks at.
+const BUCKETS_A_DELETE: usize = 32;
 /// How many bytes go out at once: the driver hands over a message for each row.
 const PIECE: usize = 1 << 18;
 /// How many rows a batch of deletes takes.
@@ -74,6 +76,11 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
         )
         .await?;
     for leaf in leaves.iter().map(|row| row.get::<_, &str>("leaf")) {
+        // Most have none: months, and tables of what few people use.
+        let any = format!("SELECT EXISTS (SELECT FROM ONLY {leaf} AS t WHERE t.bucket = ANY ($1))");
+        if !side.one(&any, &[&relocation.bucket_numbers()]).await?.get::<_, bool>(0) {
+            continue;
+        }
         let sql = format!(
             "WITH mine AS MATERIALIZED (
                  SELECT FROM therev.relocation_parts AS p
@@ -84,7 +91,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
              DELETE FROM ONLY {leaf} AS t USING doomed AS d WHERE t.ctid = d.ctid"
         );
         let delete = side.prepare(&sql).await?;
-        for buckets in relocation.bucket_numbers().chunks(BUCKETS_A_COPY) {
+        for buckets in relocation.bucket_numbers().chunks(BUCKETS_A_DELETE) {
             loop {
                 let gone = side
                     .client
@@ -149,12 +156,14 @@ async fn copy_rows(
         .map(|row| Table { name: row.get("table_name"), columns: row.get("columns") })
         .collect();
     let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-    progress.reset(count_rows(&pair.source, &names, &relocation.bucket_numbers()).await?);
     let buckets = relocation.bucket_numbers();
-    let chunks: Vec<Vec<i16>> = buckets.chunks(BUCKETS_A_COPY).map(<[i16]>::to_vec).collect();
+    let rows = count_each(&pair.source, &names, &buckets).await?;
+    progress.reset(rows.iter().sum());
     let queue = Mutex::new(Vec::new());
-    for table in tables.iter().rev() {
-        queue_of(&queue).extend(chunks.iter().map(|chunk| (table, chunk.as_slice())));
+    for (table, rows) in tables.iter().zip(rows).rev() {
+        let rows = usize::try_from(rows).unwrap_or(0).max(1);
+        let chunk = (buckets.len() * ROWS_A_COPY).div_ceil(rows).max(1);
+        queue_of(&queue).extend(buckets.chunks(chunk).map(|chunk| (table, chunk)));
     }
     let lanes: Vec<_> = (0..SIDE_BY_SIDE).map(|_| Lane::run(relocation, admin, snapshot, &queue, progress)).collect();
     let copied = try_join_all(lanes);
@@ -176,12 +185,17 @@ fn queue_of<'q, 'a>(queue: &'q Queue<'a>) -> MutexGuard<'q, Vec<(&'a Table, &'a 
 
 /// How many rows of these buckets the tables hold.
 pub(crate) async fn count_rows(side: &Side, tables: &[&str], buckets: &[i16]) -> Result<i64> {
-    let mut total = 0;
+    Ok(count_each(side, tables, buckets).await?.iter().sum())
+}
+
+/// The same, table by table.
+async fn count_each(side: &Side, tables: &[&str], buckets: &[i16]) -> Result<Vec<i64>> {
+    let mut rows = Vec::with_capacity(tables.len());
     for table in tables {
         let sql = format!("SELECT count(*) FROM {table} WHERE bucket = ANY ($1)");
-        total += side.one(&sql, &[&buckets]).await?.get::<_, i64>(0);
+        rows.push(side.one(&sql, &[&buckets]).await?.get(0));
     }
-    Ok(total)
+    Ok(rows)
 }
 
 /// A pair of connections through which rows go.

@@ -9,6 +9,7 @@
 //! only slept finds that its step changes nothing. The lease in the control database merely keeps two workers from doing the
 //! same work.
 
+mod beats;
 mod copy;
 mod error;
 mod finish;
@@ -20,10 +21,12 @@ mod record;
 mod side;
 mod switch;
 mod throttle;
+mod tries;
 mod verify;
 
 pub use error::{Error, Result};
 pub use mover::{Mover, Options};
 pub use plan::{Plan, Request};
 pub use record::{Goal, Relocation, State};
+pub use tries::Try;
 pub use verify::Difference;

@@ -1,12 +1,13 @@
 //! Who carries relocations on: takes the work at one, brings it as far as is wanted, gives the work back.
 
+use crate::beats::Beats;
 use crate::error::{Error, Result};
 use crate::objects::Stream;
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
-use crate::switch::Beats;
 use crate::throttle::Progress;
+use crate::tries::Try;
 use crate::{copy, finish, lost, switch, verify};
 use placement::Group;
 use shards::{Admin, Config, Database, Shards};
@@ -49,12 +50,19 @@ pub struct Mover {
     shards: Shards,
     worker: Uuid,
     options: Options,
+    on_try: Box<dyn Fn(&Try) + Send + Sync>,
 }
 
 impl Mover {
     /// Of a cluster; works as role `therev_mover`, whose password the passfile has.
     pub fn new(shards: Shards, options: Options) -> Mover {
-        Mover { shards, worker: Uuid::new_v4(), options }
+        Mover { shards, worker: Uuid::new_v4(), options, on_try: Box::new(|_| {}) }
+    }
+
+    /// Tells of every try of a switch, as soon as it is over.
+    #[must_use]
+    pub fn on_try(self, told: impl Fn(&Try) + Send + Sync + 'static) -> Mover {
+        Mover { on_try: Box::new(told), ..self }
     }
 
     fn admin(&self) -> Result<Admin> {
@@ -509,7 +517,11 @@ impl Mover {
     async fn switch(&self, relocation: &Relocation, progress: &Progress) -> Result<Option<State>> {
         let admin = self.admin()?;
         let pair = Pair::connect(&admin, relocation).await?;
-        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, self).await? else {
+        let told = |one: &Try| {
+            tracing::debug!(relocation = one.relocation, attempt = one.attempt, steps = %one.told(), "a switch was tried");
+            (self.on_try)(one);
+        };
+        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, self, &told).await? else {
             return Ok(None);
         };
         progress.say("");

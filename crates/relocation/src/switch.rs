@@ -3,13 +3,16 @@
 //! Each effect is a function of one shard's database and a compare-and-set on its part (`schema/shard/08_relocation.sql`);
 //! `tests/runner/model` goes through all their interleavings.
 
+use crate::beats::Beats;
 use crate::error::{Error, Result};
 use crate::mover::Mover;
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
 use crate::side::{Pair, Part, PartState, Side};
 use crate::throttle::Progress;
-use std::time::{Duration, Instant};
+use crate::tries::Try;
+use futures_util::future::try_join;
+use std::time::Duration;
 use tokio_postgres::Statement;
 
 /// How long a sentinel may take on its way before a switch is tried.
@@ -18,59 +21,6 @@ const PROBE_ROUND_TRIP: Duration = Duration::from_millis(10);
 const PROBE_HOLD: Duration = Duration::from_millis(20);
 /// The waits between two tries: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
-/// A sentinel that is longer on its way means that the stream does not get on.
-const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
-
-/// Sends the sentinel of the direction that feeds the taking side, and sees it arrive.
-pub(crate) struct Beats<'a> {
-    relocation: i64,
-    from: &'a Side,
-    to: &'a Side,
-    send: Statement,
-    seen: Statement,
-}
-
-impl<'a> Beats<'a> {
-    /// From source to target.
-    pub(crate) async fn new(relocation: &Relocation, pair: &'a Pair) -> Result<Beats<'a>> {
-        Beats::between(relocation, &pair.source, &pair.target).await
-    }
-
-    async fn between(relocation: &Relocation, from: &'a Side, to: &'a Side) -> Result<Beats<'a>> {
-        let send = "UPDATE therev.sentinels SET attempt = $3, beat = beat + 1
-                     WHERE relocation = $1 AND side = $2 RETURNING beat";
-        let seen = "SELECT coalesce(bool_and(s.beat >= $3), false)
-                      FROM therev.sentinels AS s WHERE s.relocation = $1 AND s.side = $2";
-        let (send, seen) = (from.prepare(send).await?, to.prepare(seen).await?);
-        Ok(Beats { relocation: relocation.relocation, from, to, send, seen })
-    }
-
-    async fn send(&self, attempt: i32) -> Result<i64> {
-        let side = self.from.which.name();
-        let rows = self.from.client.query_opt(&self.send, &[&self.relocation, &side, &attempt]).await;
-        let row = rows.map_err(|e| self.from.sql(e))?.ok_or(Error::Taken(self.relocation))?;
-        Ok(row.get(0))
-    }
-
-    async fn is_seen(&self, beat: i64) -> Result<bool> {
-        self.to.says(&self.seen, &[&self.relocation, &self.from.which.name(), &beat]).await
-    }
-
-    /// Everything that was written before this call is on the other side when it returns.
-    pub(crate) async fn arrive(&self) -> Result<Duration> {
-        let (began, beat) = (Instant::now(), self.send(0).await?);
-        let mut wait = Duration::from_millis(1);
-        while !self.is_seen(beat).await? {
-            if began.elapsed() > ARRIVAL_LIMIT {
-                let reason = format!("a sentinel did not arrive within {} s", ARRIVAL_LIMIT.as_secs());
-                return Err(Error::Stream { database: self.to.database(), reason });
-            }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_millis(100));
-        }
-        Ok(began.elapsed())
-    }
-}
 
 /// What became of one try.
 enum Outcome {
@@ -78,6 +28,13 @@ enum Outcome {
     Switched(Duration),
     /// Given up, and why: nothing happened.
     BackedOut(&'static str),
+}
+
+impl Outcome {
+    fn of(given_up: &mut Try, reason: &'static str) -> Outcome {
+        given_up.backed_out = Some(reason);
+        Outcome::BackedOut(reason)
+    }
 }
 
 /// The two sides of one switch with what is said to them, prepared.
@@ -93,11 +50,12 @@ struct Switch<'a> {
     get_ready: Statement,
     decide: Statement,
     take_over: Statement,
-    flushed: [Statement; 2],
+    standbys: [Statement; 2],
     have: [Statement; 2],
 }
 
-const FLUSHED: &str = "SELECT pg_current_wal_flush_lsn()::text";
+const STANDBYS: &str = "
+    SELECT at.lsn::text AS lsn, therev.standbys_have(at.lsn) AS have FROM pg_current_wal_flush_lsn() AS at (lsn)";
 const HAVE: &str = "SELECT therev.standbys_have($1::text::pg_lsn)";
 
 impl<'a> Switch<'a> {
@@ -114,9 +72,29 @@ impl<'a> Switch<'a> {
             get_ready: taker.prepare("SELECT therev.get_ready($1, $2)").await?,
             decide: giver.prepare("SELECT therev.decide($1, $2)").await?,
             take_over: taker.prepare("SELECT therev.take_over($1, $2)").await?,
-            flushed: [giver.prepare(FLUSHED).await?, taker.prepare(FLUSHED).await?],
+            standbys: [giver.prepare(STANDBYS).await?, taker.prepare(STANDBYS).await?],
             have: [giver.prepare(HAVE).await?, taker.prepare(HAVE).await?],
         })
+    }
+
+    /// Goes through all its statements on both sides and takes them back at once, so that the switch finds everything compiled,
+    /// planned and read: a session's first call of a function takes several times as long as the second.
+    async fn rehearse(&self) -> Result<()> {
+        let number = self.relocation.relocation;
+        let last = i32::MAX;
+        // Each goes out whole: a mover that sleeps in between holds nothing.
+        let giver = format!(
+            "BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.decide({number}, {last}); ROLLBACK;
+             BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.back_out({number}, {last}); ROLLBACK"
+        );
+        let taker = format!(
+            "BEGIN; SELECT therev.get_ready({number}, {last});
+             UPDATE therev.relocation_parts SET state = 'ready', attempt = {last}
+              WHERE relocation = {number} AND state IN ('incoming', 'ready');
+             SELECT therev.take_over({number}, {last}); ROLLBACK"
+        );
+        try_join(self.giver.batch(&giver), self.taker.batch(&taker)).await?;
+        try_join(self.standbys(0), self.standbys(1)).await.map(drop)
     }
 
     async fn writers(&self) -> Result<Vec<String>> {
@@ -139,73 +117,115 @@ impl<'a> Switch<'a> {
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
-    async fn attempt(&self, attempt: i32) -> Result<Outcome> {
-        let (number, began) = (self.relocation.relocation, Instant::now());
+    async fn attempt(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
+        let (number, began) = (self.relocation.relocation, tried.began);
         let is_late = || began.elapsed() > self.budget;
-        if !self.giver.says(&self.drain, &[&number, &attempt]).await? {
-            return Ok(Outcome::BackedOut("another process was quicker"));
+        // What is polled together goes out together, and is done in this order: each pair costs one round trip.
+        let (is_draining, mut left) =
+            try_join(self.giver.says(&self.drain, &[&number, &attempt]), self.writers()).await?;
+        if !is_draining {
+            return Ok(Outcome::of(tried, "another process was quicker"));
         }
+        tried.done("drain");
         fail::fail_point!("relocation.drained");
-        let writers = self.writers().await?;
-        let mut left = writers.clone();
         while !left.is_empty() {
             if is_late() {
-                return self.give_up(attempt, "a transaction held the tables for longer than the budget").await;
+                return self.give_up(attempt, tried, "a transaction held the tables for longer than the budget").await;
             }
             let now = self.writers().await?;
             left.retain(|one| now.contains(one));
         }
+        tried.done("writers");
         fail::fail_point!("relocation.writers_gone");
         let beat = self.beats.send(attempt).await?;
+        tried.done("sentinel");
         fail::fail_point!("relocation.sentinel_sent");
         while !self.beats.is_seen(beat).await? {
             if is_late() {
-                return self.give_up(attempt, "the stream took longer than the budget").await;
+                return self.give_up(attempt, tried, "the stream took longer than the budget").await;
             }
         }
-        if !self.taker.says(&self.get_ready, &[&number, &attempt]).await? {
-            return self.give_up(attempt, "the other side did not get ready").await;
+        tried.done("seen");
+        let (is_ready, standbys) =
+            try_join(self.taker.says(&self.get_ready, &[&number, &attempt]), self.standbys(1)).await?;
+        if !is_ready {
+            return self.give_up(attempt, tried, "the other side did not get ready").await;
         }
-        if !self.is_on_standbys(1, &is_late).await? {
-            return self.give_up(attempt, "a standby took longer than the budget").await;
+        if !self.have(1, standbys, &is_late).await? {
+            return self.give_up(attempt, tried, "a standby took longer than the budget").await;
         }
+        tried.done("ready");
         fail::fail_point!("relocation.ready");
         if is_late() {
-            return self.give_up(attempt, "the budget is spent").await;
+            return self.give_up(attempt, tried, "the budget is spent").await;
         }
-        if !self.giver.says(&self.decide, &[&number, &attempt]).await? {
-            return Ok(Outcome::BackedOut("another process gave this try up"));
+        let (is_decided, standbys) =
+            try_join(self.giver.says(&self.decide, &[&number, &attempt]), self.standbys(0)).await?;
+        if !is_decided {
+            return Ok(Outcome::of(tried, "another process gave this try up"));
         }
         fail::fail_point!("relocation.decided");
-        self.complete(attempt).await?;
+        // On the standbys first, so that no promotion undoes the decision.
+        self.have(0, standbys, &|| false).await?;
+        tried.done("decide");
+        self.take_over(attempt).await?;
+        tried.done("take over");
         Ok(Outcome::Switched(began.elapsed()))
     }
 
-    async fn give_up(&self, attempt: i32, reason: &'static str) -> Result<Outcome> {
-        self.giver.says(&self.back_out, &[&self.relocation.relocation, &attempt]).await?;
-        Ok(Outcome::BackedOut(reason))
+    async fn give_up(&self, attempt: i32, tried: &mut Try, reason: &'static str) -> Result<Outcome> {
+        tried.done("late");
+        self.back_out(attempt).await?;
+        tried.done("back out");
+        Ok(Outcome::of(tried, reason))
     }
 
-    /// After the decision: on the standbys first, so that no promotion undoes it; then the other side takes over.
+    async fn back_out(&self, attempt: i32) -> Result<()> {
+        self.giver.says(&self.back_out, &[&self.relocation.relocation, &attempt]).await.map(drop)
+    }
+
+    /// After a decision that somebody else made: on the standbys first; then the other side takes over.
     async fn complete(&self, attempt: i32) -> Result<()> {
-        while !self.is_on_standbys(0, &|| false).await? {}
+        self.is_on_standbys(0).await?;
+        self.take_over(attempt).await
+    }
+
+    async fn take_over(&self, attempt: i32) -> Result<()> {
         self.taker.says(&self.take_over, &[&self.relocation.relocation, &attempt]).await?;
         fail::fail_point!("relocation.taken_over");
         Ok(())
     }
 
-    /// Whether what a side (0 the giving, 1 the taking one) has committed is on all its standbys; waits until it is late.
-    async fn is_on_standbys(&self, side: usize, is_late: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
+    /// Waits until what a side (0 the giving, 1 the taking one) has committed is on all its standbys.
+    async fn is_on_standbys(&self, side: usize) -> Result<()> {
+        self.have(side, self.standbys(side).await?, &|| false).await.map(drop)
+    }
+
+    /// Up to where a side's log is written now, and whether all its standbys have it.
+    async fn standbys(&self, side: usize) -> Result<Standbys> {
         let at = [self.giver, self.taker][side];
-        let row = at.client.query_one(&self.flushed[side], &[]).await.map_err(|e| at.sql(e))?;
-        let lsn: &str = row.get(0);
-        while !at.says(&self.have[side], &[&lsn]).await? {
+        let row = at.client.query_one(&self.standbys[side], &[]).await.map_err(|e| at.sql(e))?;
+        Ok(Standbys { lsn: row.get("lsn"), have: row.get("have") })
+    }
+
+    /// Waits until the standbys have a position, or it is late.
+    async fn have(&self, side: usize, standbys: Standbys, is_late: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
+        let at = [self.giver, self.taker][side];
+        let mut have = standbys.have;
+        while !have {
             if is_late() {
                 return Ok(false);
             }
+            have = at.says(&self.have[side], &[&standbys.lsn]).await?;
         }
         Ok(true)
     }
+}
+
+/// A position of a server's log, and whether its standbys have it.
+struct Standbys {
+    lsn: String,
+    have: bool,
 }
 
 /// What a switch came to.
@@ -231,16 +251,17 @@ pub(crate) async fn run(
     budget: Duration,
     progress: &Progress,
     mover: &Mover,
+    told: &(dyn Fn(&Try) + Sync),
 ) -> Result<Option<Switched>> {
     let (giver, taker) = hands(relocation, pair);
     let switch = Switch::new(relocation, giver, taker, budget).await?;
-    let (mut pause, mut attempts) = (BACK_OFF.0, 0);
+    let (mut pause, mut attempts, mut is_rehearsed) = (BACK_OFF.0, 0, false);
     loop {
         let (gives, takes) = (part(giver, relocation).await?, part(taker, relocation).await?);
         match (gives.state, takes.state) {
             (PartState::Moved, PartState::Owned) => {
                 // Found, not done here: what follows counts on it.
-                while !switch.is_on_standbys(1, &|| false).await? {}
+                switch.is_on_standbys(1).await?;
                 return Ok(Some(Switched { attempts, pause: None }));
             }
             // Decided by somebody who did not come to the end.
@@ -249,7 +270,7 @@ pub(crate) async fn run(
                 tokio::time::sleep(BACK_OFF.0).await;
             }
             (PartState::Draining, _) => {
-                switch.give_up(gives.attempt, "").await?;
+                switch.back_out(gives.attempt).await?;
             }
             (PartState::Owned, PartState::Moved) => {
                 taker.query("SELECT therev.await_return($1)", &[&relocation.relocation]).await?;
@@ -260,12 +281,20 @@ pub(crate) async fn run(
                         return Err(Error::OtherLife { database: side.database() });
                     }
                 }
+                if !is_rehearsed {
+                    switch.rehearse().await?;
+                    is_rehearsed = true;
+                }
                 let mut reason = switch.probe().await?;
                 if reason.is_none() {
                     attempts += 1;
-                    match switch.attempt(gives.attempt.max(takes.attempt) + 1).await? {
+                    let attempt = gives.attempt.max(takes.attempt) + 1;
+                    let mut tried = Try::begin(relocation.relocation, attempt);
+                    let outcome = switch.attempt(attempt, &mut tried).await?;
+                    told(&tried);
+                    match outcome {
                         Outcome::Switched(took) => {
-                            while !switch.is_on_standbys(1, &|| false).await? {}
+                            switch.is_on_standbys(1).await?;
                             return Ok(Some(Switched { attempts, pause: Some(took) }));
                         }
                         Outcome::BackedOut(why) => reason = Some(why),

@@ -1,10 +1,10 @@
 //! The comparison: both sides hold the same rows, whole, by count and hash of each table and bucket. Users write meanwhile, so
 //! what differs is looked at again until it agrees or is named.
 
+use crate::beats::Beats;
 use crate::error::{Error, Result};
 use crate::record::Relocation;
 use crate::side::{Pair, Side};
-use crate::switch::Beats;
 use crate::throttle::Progress;
 use futures_util::future::try_join;
 use futures_util::{SinkExt, StreamExt};

@@ -36,8 +36,11 @@ pub(crate) struct Inner {
     directory: Directory,
 }
 
-/// A short wait while a switch is decided elsewhere, doubled each time up to the second value.
+/// A short wait while a switch is decided elsewhere; doubled each time up to the second value once it takes longer than one
+/// should.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+/// How long a switch takes at most, budget included, unless something is wrong.
+const SWITCH: Duration = Duration::from_millis(40);
 
 const OWNERSHIP: &str = "
     SELECT o.bucket, o.state::text, o.peer, o.epoch
@@ -267,33 +270,49 @@ impl<'a> Route<'a> {
         })
     }
 
-    /// Was refused: asks the shard where to go, and goes or waits.
+    /// Was refused: asks the shard where to go, and waits until that is known.
     pub(crate) async fn follow(&mut self) -> Result<(), Error> {
-        let asked = self.place.shard;
-        let owned = self.within(self.shards.ownership(asked, self.group, &[self.bucket])).await?;
-        let hint = owned.get(&self.bucket).map_or(Hint::Wait, |o| o.hint(self.place.epoch));
-        if let Some(place) = hint.place(asked) {
-            self.place = place;
-            self.shards.learn(self.group, self.bucket, place);
-        }
-        self.hops += 1;
-        // Nobody is sent around more than through a few shards without a breath: a switch is going on then.
-        if hint == Hint::Wait || self.hops > 3 {
-            if self.started.elapsed() > LATE
-                && let Some(owner) = Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await
-            {
-                self.place = Place { shard: owner, ..self.place };
-                self.shards.learn(self.group, self.bucket, self.place);
+        loop {
+            let asked = self.place.shard;
+            let owned = self.within(self.shards.ownership(asked, self.group, &[self.bucket])).await?;
+            let hint = owned.get(&self.bucket).map_or(Hint::Wait, |o| o.hint(self.place.epoch));
+            if let Some(place) = hint.place(asked) {
+                self.place = place;
+                self.shards.learn(self.group, self.bucket, place);
+                self.hops += 1;
+                // Nobody is sent around more than through a few shards without a breath: a switch is going on then.
+                if self.hops <= 3 {
+                    return Ok(());
+                }
             }
-            let pause = self.pause;
-            self.pause = (pause * 2).min(PAUSE.1);
-            self.within(async {
-                tokio::time::sleep(pause).await;
-                Ok(())
-            })
-            .await?;
+            let is_ended = self.started.elapsed() > LATE && self.end_late_switch(asked).await;
+            self.breathe().await?;
+            if is_ended || hint != Hint::Wait {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Looks after a switch that takes too long; `true`: it is known now who owns the bucket.
+    async fn end_late_switch(&mut self, asked: ShardNo) -> bool {
+        let Some(owner) = Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await else {
+            return false;
+        };
+        self.place = Place { shard: owner, ..self.place };
+        self.shards.learn(self.group, self.bucket, self.place);
+        true
+    }
+
+    async fn breathe(&mut self) -> Result<(), Error> {
+        let pause = self.pause;
+        if self.started.elapsed() > SWITCH {
+            self.pause = (pause * 2).min(PAUSE.1);
+        }
+        self.within(async {
+            tokio::time::sleep(pause).await;
+            Ok(())
+        })
+        .await
     }
 }
 

@@ -16,8 +16,15 @@ const PROGRAM: &str = "therev-bench";
 Examples:
   therev bench --list
   therev bench --only point_read --json
-  therev bench --dump ~/dumps/quantumcomputing")]
+  therev bench --dump ~/dumps/quantumcomputing
+  therev bench relocate --switches 100")]
 pub(crate) struct Args {
+    /// Measure what moving rows costs, and nothing else
+    #[arg(value_parser = ["relocate"], conflicts_with_all = ["only", "list", "dump", "chart"])]
+    what: Option<String>,
+    /// How many switches are measured, for `relocate`
+    #[arg(long, value_name = "N", requires = "what")]
+    switches: Option<u32>,
     /// Print what there is to measure
     #[arg(long)]
     list: bool,
@@ -45,9 +52,9 @@ pub(crate) fn run(args: Args, json: bool) -> Result<ExitCode> {
         return Err(CliError::new("bench", message, "build it: `cargo build --release -p bench`"));
     };
     let mut command = Command::new(program);
-    command.args(args.list.then_some("--list")).args(json.then_some("--json"));
+    command.args(args.what).args(args.list.then_some("--list")).args(json.then_some("--json"));
     command.args(args.only.iter().flat_map(|name| ["--only", name]));
-    for (option, value) in [("--runs", args.runs), ("--posts", args.posts)] {
+    for (option, value) in [("--runs", args.runs), ("--posts", args.posts), ("--switches", args.switches)] {
         if let Some(value) = value {
             command.args([option, &value.to_string()]);
         }
