@@ -315,6 +315,12 @@ impl Mover {
     /// What is known now; and where what it counted on is lost, from the beginning.
     async fn again(&self, relocation: Relocation, error: &Error) -> Relocation {
         let Ok(now) = self.show(relocation.relocation).await else { return relocation };
+        if now.goal == Goal::Reversed && matches!(error, Error::OtherLife { .. }) {
+            if let Err(error) = self.stay(&now).await {
+                tracing::warn!(error = %chain(&error), "relocation {} cannot stay where it is yet", now.relocation);
+            }
+            return now;
+        }
         let before_switch =
             matches!(now.state, State::Copying | State::CatchingUp | State::Verified | State::Switching);
         let lost = matches!(error, Error::OtherLife { .. });
@@ -329,6 +335,19 @@ impl Mover {
                 now
             }
         }
+    }
+
+    /// A promotion was quicker than the wish to go back: it rests at the switch, and can only be finished.
+    async fn stay(&self, relocation: &Relocation) -> Result<()> {
+        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        if switch::stay(relocation, &pair).await? {
+            let control = self.control().await?;
+            let kept = Records(&control).set_goal(relocation.relocation, Goal::Switched, &[State::Switching]).await?;
+            if kept.is_some() {
+                tracing::warn!(relocation = relocation.relocation, "a promotion has closed the way back");
+            }
+        }
+        Ok(())
     }
 
     /// Undoes it, and plans it again.

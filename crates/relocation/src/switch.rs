@@ -11,8 +11,8 @@ use crate::throttle::Progress;
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
 
-/// How long a sentinel may take on its way before a switch is tried.
-const PROBE_ROUND_TRIP: Duration = Duration::from_millis(10);
+/// Which part of a switch's budget a sentinel may take on its way before a switch is tried: two fifths.
+const PROBE_SHARE: (u32, u32) = (2, 5);
 /// A transaction that holds the tables for so long would hold a switch up too.
 const PROBE_HOLD: Duration = Duration::from_millis(20);
 /// The waits between two tries: the first, and the longest.
@@ -125,7 +125,7 @@ impl<'a> Switch<'a> {
 
     /// Whether a switch would be quick now; else why not.
     async fn probe(&self) -> Result<Option<&'static str>> {
-        if self.beats.arrive().await? > PROBE_ROUND_TRIP {
+        if self.beats.arrive().await? > self.budget * PROBE_SHARE.0 / PROBE_SHARE.1 {
             return Ok(Some("the stream is slow"));
         }
         let before = self.writers().await?;
@@ -283,6 +283,19 @@ pub(crate) async fn run(
             }
         }
     }
+}
+
+/// After a promotion of either side there is no way back: the buckets stay where they went. `false`: they are not there, or
+/// no promotion was seen.
+pub(crate) async fn stay(relocation: &Relocation, pair: &Pair) -> Result<bool> {
+    let (former, owner) = (&pair.source, &pair.target);
+    // In this order: both connections are older than the owner's word.
+    let (owns, awaits) = (part(owner, relocation).await?, part(former, relocation).await?);
+    if owns.state != PartState::Owned || (owns.is_same_life && awaits.is_same_life) {
+        return Ok(false);
+    }
+    former.query("SELECT therev.forgo_return($1)", &[&relocation.relocation]).await?;
+    Ok(part(former, relocation).await?.state == PartState::Moved)
 }
 
 async fn part(side: &Side, relocation: &Relocation) -> Result<Part> {

@@ -91,3 +91,34 @@ async fn a_user_moves_with_everything_and_comes_back() {
     drop((mover, node));
     cluster.finish().await;
 }
+#[tokio::test]
+async fn a_way_back_that_a_promotion_closes_is_forgone() {
+    let cluster = TestCluster::new(Layout::Colocated, 4).await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let there = request(ShardNo(0), ShardNo(2), vec![authors[0].bucket()]);
+    let plan = mover.plan(&there).await.expect("a plan");
+    let begun = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins");
+    let held = Box::pin(drive(&node, &mover, begun.relocation)).await;
+    assert_eq!(held.state, State::Switched);
+
+    mover.want(begun.relocation, Goal::Reversed).await.expect("the way back is open");
+    // As it is found after a promotion: the part began in another life.
+    let target = cluster.stranger("shard_2").await;
+    target
+        .execute("UPDATE therev.relocation_parts SET incarnation = gen_random_uuid()", &[])
+        .await
+        .expect("the part is there");
+    let kept = Box::pin(drive(&node, &mover, begun.relocation)).await;
+    assert_eq!((kept.state, kept.goal), (State::Switched, Goal::Switched));
+    let open = thread(&node, authors[0], "Where it went").await;
+    post(&node, authors[0], &open, "and stays").await;
+
+    mover.finish(begun.relocation).await.expect("it can be finished");
+    assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Done);
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 5);
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}
