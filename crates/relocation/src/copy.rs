@@ -102,16 +102,25 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
     Ok(())
 }
 
-/// The sentinels of both directions on both sides, so that the streams carry updates of them alone.
+/// The sentinels of both directions on both sides, so that the streams carry updates of them alone. Not by a worker that slept
+/// while another one went on or came to the end.
 async fn set_sentinels(relocation: &Relocation, pair: &Pair) -> Result<()> {
     for side in [&pair.source, &pair.target] {
         for which in [Which::Source, Which::Target] {
-            side.execute(
-                "INSERT INTO therev.sentinels (relocation, side) VALUES ($1, $2)
-                 ON CONFLICT (relocation, side) DO UPDATE SET attempt = 0, beat = 0",
-                &[&relocation.relocation, &which.name()],
-            )
-            .await?;
+            let set = side
+                .execute(
+                    "INSERT INTO therev.sentinels (relocation, side)
+                     SELECT p.relocation, $2
+                       FROM therev.relocation_parts AS p
+                      WHERE p.relocation = $1 AND (p.state = 'owned' OR (p.state = 'incoming' AND p.copy_round = $3))
+                        FOR SHARE
+                     ON CONFLICT (relocation, side) DO UPDATE SET attempt = 0, beat = 0",
+                    &[&relocation.relocation, &which.name(), &relocation.copy_round],
+                )
+                .await?;
+            if set == 0 {
+                return Err(Error::Taken(relocation.relocation));
+            }
         }
     }
     Ok(())

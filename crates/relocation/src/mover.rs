@@ -1,7 +1,7 @@
 //! Who carries relocations on: takes the work at one, brings it as far as is wanted, gives the work back.
 
 use crate::error::{Error, Result};
-use crate::objects::Stream;
+use crate::objects::{self, Stream};
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
@@ -225,6 +225,9 @@ impl Mover {
             outcome = self.work(taken, &progress) => outcome,
             lost = self.beat(number, &progress, seen) => Err(lost),
         };
+        if matches!(outcome, Err(Error::Taken(_))) {
+            self.clear_after(number).await;
+        }
         if let Ok(control) = self.control().await {
             // A lease that is not given back runs out by itself.
             let _ = Records(&control).give_back(number, self.worker).await;
@@ -233,6 +236,20 @@ impl Mover {
             }
         }
         outcome
+    }
+
+    /// A worker that slept until others had ended its relocation may have made a slot meanwhile, which no transaction guards.
+    async fn clear_after(&self, number: i64) {
+        let clear = async {
+            let now = self.show(number).await?;
+            if now.state.is_over() {
+                objects::drop_all(&now, &Pair::connect(&self.admin()?, &now).await?).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = clear.await {
+            tracing::warn!(error = %chain(&error), "relocation {number} ended elsewhere; `check` names what is left of it");
+        }
     }
 
     /// Carries on whatever is under way and nobody works at. Says what became of each.
@@ -303,6 +320,7 @@ impl Mover {
                     progress.say(format!("waits: {}", chain(&error)));
                     tracing::warn!(relocation = relocation.relocation, error = %chain(&error), "it does not go on");
                     tokio::time::sleep(wait).await;
+                    progress.say("");
                     wait = (wait * 2).min(RETRY.1);
                     relocation = self.again(relocation, &error).await;
                 }
