@@ -37,7 +37,7 @@ const TABLES: &str = "
 
 /// Copies everything, and starts the forward stream behind it. What an earlier copy left is removed first.
 pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
-    begin_round(relocation, &pair.target).await?;
+    begin_round(relocation, pair).await?;
     objects::drop_all(relocation, pair).await?;
     delete_rows(relocation, &pair.target, &["incoming", "ready"]).await?;
     fail::fail_point!("relocation.emptied");
@@ -54,8 +54,12 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
 }
 
 /// From now on nothing of an earlier copy gets in: its writers check the round.
-async fn begin_round(relocation: &Relocation, target: &Side) -> Result<()> {
-    let begun = target
+async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    for side in [&pair.source, &pair.target] {
+        side.must_have_part(relocation.relocation).await?;
+    }
+    let begun = pair
+        .target
         .execute(
             "UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
               WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2",

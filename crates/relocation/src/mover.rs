@@ -341,7 +341,7 @@ impl Mover {
         }
         let before_switch =
             matches!(now.state, State::Copying | State::CatchingUp | State::Verified | State::Switching);
-        let lost = matches!(error, Error::OtherLife { .. });
+        let lost = matches!(error, Error::OtherLife { .. } | Error::PartGone { .. });
         let stuck = matches!(error, Error::Stream { .. }) && now.copy_round < ROUNDS_MAX;
         if !before_switch || now.goal == Goal::Aborted || !(lost || stuck) {
             return now;

@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
-use crate::side::{Pair, Part, PartState, Side};
+use crate::side::{Pair, PartState, Side};
 use crate::throttle::Progress;
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
@@ -235,7 +235,8 @@ pub(crate) async fn run(
     let switch = Switch::new(relocation, giver, taker, budget).await?;
     let (mut pause, mut attempts) = (BACK_OFF.0, 0);
     loop {
-        let (gives, takes) = (part(giver, relocation).await?, part(taker, relocation).await?);
+        let (gives, takes) =
+            (giver.must_have_part(relocation.relocation).await?, taker.must_have_part(relocation.relocation).await?);
         match (gives.state, takes.state) {
             (PartState::Moved, PartState::Owned) => {
                 // Found, not done here: what follows counts on it.
@@ -290,20 +291,13 @@ pub(crate) async fn run(
 pub(crate) async fn stay(relocation: &Relocation, pair: &Pair) -> Result<bool> {
     let (former, owner) = (&pair.source, &pair.target);
     // In this order: both connections are older than the owner's word.
-    let (owns, awaits) = (part(owner, relocation).await?, part(former, relocation).await?);
+    let (owns, awaits) =
+        (owner.must_have_part(relocation.relocation).await?, former.must_have_part(relocation.relocation).await?);
     if owns.state != PartState::Owned || (owns.is_same_life && awaits.is_same_life) {
         return Ok(false);
     }
     former.query("SELECT therev.forgo_return($1)", &[&relocation.relocation]).await?;
-    Ok(part(former, relocation).await?.state == PartState::Moved)
-}
-
-async fn part(side: &Side, relocation: &Relocation) -> Result<Part> {
-    let gone = || shards::Error::Answer {
-        database: side.database(),
-        reason: format!("its part in relocation {} is gone", relocation.relocation),
-    };
-    Ok(side.part(relocation.relocation).await?.ok_or_else(gone)?)
+    Ok(former.must_have_part(relocation.relocation).await?.state == PartState::Moved)
 }
 
 /// After the switch: the stream that fed the new owner ends; the other one begins behind it, where the way back is kept.
@@ -314,7 +308,7 @@ pub(crate) async fn turn_streams(relocation: &Relocation, pair: &Pair) -> Result
     if giver.shard == relocation.target {
         return Ok(());
     }
-    let since = part(taker, relocation).await?.since;
+    let since = taker.must_have_part(relocation.relocation).await?.since;
     // A promotion took over what had been decided: nothing tells from where to stream back.
     let Some(since) = since else { return Ok(()) };
     objects::start_behind(relocation, Stream::from(taker.which), pair, &since).await

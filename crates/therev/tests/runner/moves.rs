@@ -92,6 +92,32 @@ async fn a_user_moves_with_everything_and_comes_back() {
     cluster.finish().await;
 }
 #[tokio::test]
+async fn an_undone_relocation_that_is_to_begin_anew_does() {
+    let cluster = TestCluster::new(Layout::Colocated, 4).await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let plan = mover.plan(&request(ShardNo(1), ShardNo(3), vec![authors[1].bucket()])).await.expect("a plan");
+    let control = cluster.stranger("control").await;
+    for state in ["copying", "switching"] {
+        let begun = mover.begin(&plan, Goal::Aborted, "test").await.expect("it begins");
+        // As a worker leaves it who was killed after it had undone everything, and before it could say so.
+        let left = "UPDATE therev.relocations SET state = $2, goal = 'switched', source_life = s.incarnation,
+                           target_life = t.incarnation
+                      FROM therev.incarnations AS s, therev.incarnations AS t
+                     WHERE relocation = $1 AND s.database = 'shard 1' AND t.database = 'shard 3'";
+        let left = control.execute(left, &[&begun.relocation, &state]).await.expect("the control database answers");
+        assert_eq!(left, 1);
+        assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Switched);
+        mover.want(begun.relocation, Goal::Reversed).await.expect("the way back is open");
+        assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Reversed);
+    }
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
 async fn a_way_back_that_a_promotion_closes_is_forgone() {
     let cluster = TestCluster::new(Layout::Colocated, 4).await;
     let node = cluster.node().await;
