@@ -154,6 +154,26 @@ BEGIN
 END
 $$;
 
+-- The side that gave the buckets away does not get them back: a promotion has closed the way. Only where the other side was
+-- seen to own them after that promotion: no try that began before it can be decided any more.
+CREATE FUNCTION therev.forgo_return(of_relocation bigint) RETURNS boolean
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'moved'
+     WHERE p.relocation = of_relocation AND p.side = 'source' AND p.state IN ('incoming', 'ready')
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{incoming}', 'moved', 0);
+    RETURN true;
+END
+$$;
+
 -- Whether this server lives the life that the part began in.
 CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolean
     LANGUAGE sql STABLE

@@ -39,7 +39,7 @@ const TABLES: &str = "
 
 /// Copies everything, and starts the forward stream behind it. What an earlier copy left is removed first.
 pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
-    begin_round(relocation, &pair.target).await?;
+    begin_round(relocation, pair).await?;
     objects::drop_all(relocation, pair).await?;
     delete_rows(relocation, &pair.target, &["incoming", "ready"], relocation.copy_round).await?;
     fail::fail_point!("relocation.emptied");
@@ -56,8 +56,12 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
 }
 
 /// From now on nothing of an earlier copy gets in: its writers check the round.
-async fn begin_round(relocation: &Relocation, target: &Side) -> Result<()> {
-    let begun = target
+async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    for side in [&pair.source, &pair.target] {
+        side.must_have_part(relocation.relocation).await?;
+    }
+    let begun = pair
+        .target
         .execute(
             "UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
               WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2",
@@ -108,16 +112,25 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
     Ok(())
 }
 
-/// The sentinels of both directions on both sides, so that the streams carry updates of them alone.
+/// The sentinels of both directions on both sides, so that the streams carry updates of them alone. Not by a worker that slept
+/// while another one went on or came to the end.
 async fn set_sentinels(relocation: &Relocation, pair: &Pair) -> Result<()> {
     for side in [&pair.source, &pair.target] {
         for which in [Which::Source, Which::Target] {
-            side.execute(
-                "INSERT INTO therev.sentinels (relocation, side) VALUES ($1, $2)
-                 ON CONFLICT (relocation, side) DO UPDATE SET attempt = 0, beat = 0",
-                &[&relocation.relocation, &which.name()],
-            )
-            .await?;
+            let set = side
+                .execute(
+                    "INSERT INTO therev.sentinels (relocation, side)
+                     SELECT p.relocation, $2
+                       FROM therev.relocation_parts AS p
+                      WHERE p.relocation = $1 AND (p.state = 'owned' OR (p.state = 'incoming' AND p.copy_round = $3))
+                        FOR SHARE
+                     ON CONFLICT (relocation, side) DO UPDATE SET attempt = 0, beat = 0",
+                    &[&relocation.relocation, &which.name(), &relocation.copy_round],
+                )
+                .await?;
+            if set == 0 {
+                return Err(Error::Taken(relocation.relocation));
+            }
         }
     }
     Ok(())

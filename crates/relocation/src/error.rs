@@ -37,6 +37,14 @@ pub enum Error {
         /// Which database.
         database: Database,
     },
+    /// A shard has no part in it any more: somebody who slept has undone it while another process went on.
+    #[error("relocation {relocation} has no part on {database}")]
+    PartGone {
+        /// Which relocation.
+        relocation: i64,
+        /// Which database.
+        database: Database,
+    },
     /// The stream of changes stopped on a row that the other side cannot take.
     #[error("the stream to {database} does not get on: {reason}")]
     Stream {
@@ -74,7 +82,7 @@ impl Error {
                 // Operator intervention, lack of resources, a broken connection, a deadlock, an object in use.
                 matches!(class, "57" | "53" | "08" | "40" | "55")
             }),
-            Error::Stream { .. } | Error::OtherLife { .. } => true,
+            Error::Stream { .. } | Error::OtherLife { .. } | Error::PartGone { .. } => true,
             _ => false,
         }
     }

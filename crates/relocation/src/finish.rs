@@ -152,8 +152,12 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
         if owned.buckets.len() == all {
             objects::drop_all(relocation, pair).await?;
             record(&owned, owner.shard, admin).await?;
-            let went_back = state == State::Aborted && relocation.goal == Goal::Reversed;
-            return Ok(Some(if went_back { State::Reversed } else { state }));
+            return Ok(Some(match (state, relocation.goal) {
+                // Undone, and nobody could say so any more: what is wanted begins anew.
+                (State::Aborted, Goal::Done | Goal::Switched) => State::Planned,
+                (State::Aborted, Goal::Reversed) => State::Reversed,
+                (state, _) => state,
+            }));
         }
     }
     Ok(None)

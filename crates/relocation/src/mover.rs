@@ -2,7 +2,7 @@
 
 use crate::beats::Beats;
 use crate::error::{Error, Result};
-use crate::objects::Stream;
+use crate::objects::{self, Stream};
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
@@ -244,6 +244,9 @@ impl Mover {
             outcome = self.work(taken, &progress) => outcome,
             lost = self.beat(number, &progress, seen) => Err(lost),
         };
+        if matches!(outcome, Err(Error::Taken(_))) {
+            self.clear_after(number).await;
+        }
         if let Ok(control) = self.control().await {
             // A lease that is not given back runs out by itself.
             let _ = Records(&control).give_back(number, self.worker).await;
@@ -253,6 +256,20 @@ impl Mover {
             }
         }
         outcome
+    }
+
+    /// A worker that slept until others had ended its relocation may have made a slot meanwhile, which no transaction guards.
+    async fn clear_after(&self, number: i64) {
+        let clear = async {
+            let now = self.show(number).await?;
+            if now.state.is_over() {
+                objects::drop_all(&now, &Pair::connect(&self.admin()?, &now).await?).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Err(error) = clear.await {
+            tracing::warn!(error = %chain(&error), "relocation {number} ended elsewhere; `check` names what is left of it");
+        }
     }
 
     /// Carries on what is under way and nobody works at, for as long as it is polled: what a process that died has left.
@@ -337,6 +354,7 @@ impl Mover {
                     progress.say(format!("waits: {}", chain(&error)));
                     tracing::warn!(relocation = relocation.relocation, error = %chain(&error), "it does not go on");
                     tokio::time::sleep(wait).await;
+                    progress.say("");
                     wait = (wait * 2).min(RETRY.1);
                     relocation = self.again(relocation, &error).await;
                 }
@@ -349,9 +367,15 @@ impl Mover {
     /// What is known now; and where what it counted on is lost, from the beginning.
     async fn again(&self, relocation: Relocation, error: &Error) -> Relocation {
         let Ok(now) = self.show(relocation.relocation).await else { return relocation };
+        if now.goal == Goal::Reversed && matches!(error, Error::OtherLife { .. }) {
+            if let Err(error) = self.stay(&now).await {
+                tracing::warn!(error = %chain(&error), "relocation {} cannot stay where it is yet", now.relocation);
+            }
+            return now;
+        }
         let before_switch =
             matches!(now.state, State::Copying | State::CatchingUp | State::Verified | State::Switching);
-        let lost = matches!(error, Error::OtherLife { .. });
+        let lost = matches!(error, Error::OtherLife { .. } | Error::PartGone { .. });
         let stuck = matches!(error, Error::Stream { .. }) && now.copy_round < ROUNDS_MAX;
         if !before_switch || now.goal == Goal::Aborted || !(lost || stuck) {
             return now;
@@ -363,6 +387,19 @@ impl Mover {
                 now
             }
         }
+    }
+
+    /// A promotion was quicker than the wish to go back: it rests at the switch, and can only be finished.
+    async fn stay(&self, relocation: &Relocation) -> Result<()> {
+        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        if switch::stay(relocation, &pair).await? {
+            let control = self.control().await?;
+            let kept = Records(&control).set_goal(relocation.relocation, Goal::Switched, &[State::Switching]).await?;
+            if kept.is_some() {
+                tracing::warn!(relocation = relocation.relocation, "a promotion has closed the way back");
+            }
+        }
+        Ok(())
     }
 
     /// Undoes it, and plans it again.

@@ -3,7 +3,7 @@
 //! Their names follow from the relocation's tag, so that they are recorded before they exist, and each function compares what
 //! should be with what is.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::record::Relocation;
 use crate::side::{Pair, Side, Which};
 use secrecy::ExposeSecret;
@@ -77,12 +77,24 @@ async fn publish(relocation: &Relocation, stream: Stream, from: &Side) -> Result
         relocation.relocation,
         from.which.name()
     ));
-    from.batch(&format!(
+    let create = format!(
         "CREATE PUBLICATION {name} FOR TABLE {}
              WITH (publish = 'insert, update, delete', publish_via_partition_root = true)",
         published.join(", ")
-    ))
-    .await
+    );
+    while_part_is(relocation, from, &create).await
+}
+
+/// Makes something in a transaction that keeps this side's part: a worker that slept until its relocation had ended would
+/// leave what nobody looks for any more.
+async fn while_part_is(relocation: &Relocation, side: &Side, make: &str) -> Result<()> {
+    side.batch("BEGIN").await?;
+    let part = "SELECT FROM therev.relocation_parts WHERE relocation = $1 FOR SHARE";
+    if side.query(part, &[&relocation.relocation]).await?.is_empty() {
+        return Err(Error::Taken(relocation.relocation));
+    }
+    side.batch(make).await?;
+    side.batch("COMMIT").await
 }
 
 /// Subscribes to a slot that exists; the stream rests until it is started.
@@ -98,13 +110,13 @@ async fn subscribe(relocation: &Relocation, stream: Stream, pair: &Pair, admin: 
     // The address holds a password, which no log should.
     let quiet = "SET LOCAL log_min_error_statement = panic; SET LOCAL log_statement = 'none';";
     let may = to.one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?;
-    to.batch(&format!(
-        "BEGIN; {} CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {name}
-             WITH (slot_name = '{name}', create_slot = false, enabled = false, copy_data = false); COMMIT",
+    let create = format!(
+        "{} CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {name}
+             WITH (slot_name = '{name}', create_slot = false, enabled = false, copy_data = false)",
         if may.get(0) { quiet } else { "" },
         conninfo.expose_secret().replace('\'', "''")
-    ))
-    .await
+    );
+    while_part_is(relocation, to, &create).await
 }
 
 /// The forward stream, at rest, with the snapshot that it begins at.

@@ -109,6 +109,12 @@ impl Side {
         rows.first().map(|row| self.part_of(row)).transpose()
     }
 
+    /// The same where it is counted on.
+    pub(crate) async fn must_have_part(&self, relocation: i64) -> Result<Part> {
+        let gone = || Error::PartGone { relocation, database: self.database() };
+        self.part(relocation).await?.ok_or_else(gone)
+    }
+
     fn part_of(&self, row: &Row) -> Result<Part> {
         let state = match row.get("state") {
             "owned" => PartState::Owned,

@@ -8,15 +8,15 @@ use crate::error::{Error, Result};
 use crate::mover::Mover;
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
-use crate::side::{Pair, Part, PartState, Side};
+use crate::side::{Pair, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
 use futures_util::future::try_join;
 use std::time::Duration;
 use tokio_postgres::Statement;
 
-/// How long a sentinel may take on its way before a switch is tried.
-const PROBE_ROUND_TRIP: Duration = Duration::from_millis(10);
+/// Which part of a switch's budget a sentinel may take on its way before a switch is tried: two fifths.
+const PROBE_SHARE: (u32, u32) = (2, 5);
 /// A transaction that holds the tables for so long would hold a switch up too.
 const PROBE_HOLD: Duration = Duration::from_millis(20);
 /// The waits between two tries: the first, and the longest.
@@ -104,7 +104,7 @@ impl<'a> Switch<'a> {
 
     /// Whether a switch would be quick now; else why not.
     async fn probe(&self) -> Result<Option<&'static str>> {
-        if self.beats.arrive().await? > PROBE_ROUND_TRIP {
+        if self.beats.arrive().await? > self.budget * PROBE_SHARE.0 / PROBE_SHARE.1 {
             return Ok(Some("the stream is slow"));
         }
         let before = self.writers().await?;
@@ -257,7 +257,8 @@ pub(crate) async fn run(
     let switch = Switch::new(relocation, giver, taker, budget).await?;
     let (mut pause, mut attempts, mut is_rehearsed) = (BACK_OFF.0, 0, false);
     loop {
-        let (gives, takes) = (part(giver, relocation).await?, part(taker, relocation).await?);
+        let (gives, takes) =
+            (giver.must_have_part(relocation.relocation).await?, taker.must_have_part(relocation.relocation).await?);
         match (gives.state, takes.state) {
             (PartState::Moved, PartState::Owned) => {
                 // Found, not done here: what follows counts on it.
@@ -315,12 +316,18 @@ pub(crate) async fn run(
     }
 }
 
-async fn part(side: &Side, relocation: &Relocation) -> Result<Part> {
-    let gone = || shards::Error::Answer {
-        database: side.database(),
-        reason: format!("its part in relocation {} is gone", relocation.relocation),
-    };
-    Ok(side.part(relocation.relocation).await?.ok_or_else(gone)?)
+/// After a promotion of either side there is no way back: the buckets stay where they went. `false`: they are not there, or
+/// no promotion was seen.
+pub(crate) async fn stay(relocation: &Relocation, pair: &Pair) -> Result<bool> {
+    let (former, owner) = (&pair.source, &pair.target);
+    // In this order: both connections are older than the owner's word.
+    let (owns, awaits) =
+        (owner.must_have_part(relocation.relocation).await?, former.must_have_part(relocation.relocation).await?);
+    if owns.state != PartState::Owned || (owns.is_same_life && awaits.is_same_life) {
+        return Ok(false);
+    }
+    former.query("SELECT therev.forgo_return($1)", &[&relocation.relocation]).await?;
+    Ok(former.must_have_part(relocation.relocation).await?.state == PartState::Moved)
 }
 
 /// After the switch: the stream that fed the new owner ends; the other one begins behind it, where the way back is kept.
@@ -331,7 +338,7 @@ pub(crate) async fn turn_streams(relocation: &Relocation, pair: &Pair) -> Result
     if giver.shard == relocation.target {
         return Ok(());
     }
-    let since = part(taker, relocation).await?.since;
+    let since = taker.must_have_part(relocation.relocation).await?.since;
     // A promotion took over what had been decided: nothing tells from where to stream back.
     let Some(since) = since else { return Ok(()) };
     objects::start_behind(relocation, Stream::from(taker.which), pair, &since).await

@@ -22,6 +22,13 @@ impl Frozen {
         Ok(frozen)
     }
 
+    /// Stops one process.
+    pub fn process(pid: i32) -> io::Result<Frozen> {
+        let mut frozen = Frozen { processes: Vec::new() };
+        frozen.stop(pid)?;
+        Ok(frozen)
+    }
+
     fn stop(&mut self, pid: i32) -> io::Result<()> {
         let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::other("0 is no process"))?;
         match kill_process(pid, Signal::STOP) {

@@ -19,6 +19,7 @@ fn thirty_faults() {
     assert_eq!(summary["faults"].as_u64(), Some(30 - skipped), "{line}");
     assert_eq!(summary["seed"], 1);
     assert!(summary["acknowledged"].as_u64() > Some(100) && summary["reads"].as_u64() > Some(20), "{line}\n{said}");
+    assert!(summary["relocations"].as_u64() > Some(0), "{line}\n{said}");
     if skipped > 0 {
         println!("{skipped} faults were skipped:\n{said}");
     }

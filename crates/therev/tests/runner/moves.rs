@@ -163,6 +163,32 @@ async fn what_the_control_database_has_lost_is_found_on_the_shards() {
 }
 
 #[tokio::test]
+async fn an_undone_relocation_that_is_to_begin_anew_does() {
+    let cluster = TestCluster::new(Layout::Colocated, 4).await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let plan = mover.plan(&request(ShardNo(1), ShardNo(3), vec![authors[1].bucket()])).await.expect("a plan");
+    let control = cluster.stranger("control").await;
+    for state in ["copying", "switching"] {
+        let begun = mover.begin(&plan, Goal::Aborted, "test").await.expect("it begins");
+        // As a worker leaves it who was killed after it had undone everything, and before it could say so.
+        let left = "UPDATE therev.relocations SET state = $2, goal = 'switched', source_life = s.incarnation,
+                           target_life = t.incarnation
+                      FROM therev.incarnations AS s, therev.incarnations AS t
+                     WHERE relocation = $1 AND s.database = 'shard 1' AND t.database = 'shard 3'";
+        let left = control.execute(left, &[&begun.relocation, &state]).await.expect("the control database answers");
+        assert_eq!(left, 1);
+        assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Switched);
+        mover.want(begun.relocation, Goal::Reversed).await.expect("the way back is open");
+        assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Reversed);
+    }
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
 async fn a_control_database_that_was_put_back_learns_the_placement_by_a_repair() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
@@ -183,6 +209,38 @@ async fn a_control_database_that_was_put_back_learns_the_placement_by_a_repair()
     assert!(!node.check().await.expect("check runs").ok, "check sees that it is behind");
     let report = node.repair().await.expect("the repair runs");
     assert!(report.ok && report.repaired[0].repaired == 2, "{report:?}");
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_way_back_that_a_promotion_closes_is_forgone() {
+    let cluster = TestCluster::new(Layout::Colocated, 4).await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let there = request(ShardNo(0), ShardNo(2), vec![authors[0].bucket()]);
+    let plan = mover.plan(&there).await.expect("a plan");
+    let begun = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins");
+    let held = Box::pin(drive(&node, &mover, begun.relocation)).await;
+    assert_eq!(held.state, State::Switched);
+
+    mover.want(begun.relocation, Goal::Reversed).await.expect("the way back is open");
+    // As it is found after a promotion: the part began in another life.
+    let target = cluster.stranger("shard_2").await;
+    target
+        .execute("UPDATE therev.relocation_parts SET incarnation = gen_random_uuid()", &[])
+        .await
+        .expect("the part is there");
+    let kept = Box::pin(drive(&node, &mover, begun.relocation)).await;
+    assert_eq!((kept.state, kept.goal), (State::Switched, Goal::Switched));
+    let open = thread(&node, authors[0], "Where it went").await;
+    post(&node, authors[0], &open, "and stays").await;
+
+    mover.finish(begun.relocation).await.expect("it can be finished");
+    assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Done);
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 5);
+    nothing_left(&cluster).await;
     drop((mover, node));
     cluster.finish().await;
 }

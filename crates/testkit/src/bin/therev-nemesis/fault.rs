@@ -12,12 +12,17 @@ use crate::world::{DISK_SHARD, SHARDS};
 
 /// One fault. Each is healed before the next one.
 ///
-/// Faults to come (a relocation under way) are variants here, an arm in `Saboteur::bring_about`, and one in
-/// `Saboteur::heal`.
+/// Another kind is a variant here, an arm in `Saboteur::bring_about`, and one in `Saboteur::heal`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// A writer is killed, and lives again at once.
     KillWriter { writer: usize },
+    /// A mover is killed, and another one takes its place.
+    KillMover { mover: usize },
+    /// A mover stands still for longer than its work is its own, while other faults go on; then it finds itself overtaken.
+    SleepMover { mover: usize, time: Duration },
+    /// Nothing is broken for a while, and relocations go on: no call may fail.
+    Quiet { time: Duration },
     /// A shard's server crashes, and is started again.
     KillServer { shard: u16 },
     /// A shard's primary crashes, and its standby takes its place.
@@ -36,6 +41,9 @@ impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::KillWriter { writer } => write!(out, "writer {writer} is killed"),
+            Fault::KillMover { mover } => write!(out, "mover {mover} is killed"),
+            Fault::SleepMover { mover, time } => write!(out, "mover {mover} begins to sleep for {time:?}"),
+            Fault::Quiet { time } => write!(out, "nothing for {time:?}"),
             Fault::KillServer { shard } => write!(out, "the server of shard {shard} is killed"),
             Fault::Promote { shard } => write!(out, "the primary of shard {shard} is killed, and its standby promoted"),
             Fault::LoseControl { writer, time } => {
@@ -52,11 +60,12 @@ impl fmt::Display for Fault {
 pub(crate) struct Schedule {
     random: ChaCha8Rng,
     writers: usize,
+    movers: usize,
 }
 
 impl Schedule {
-    pub(crate) fn new(seed: u64, writers: usize) -> Schedule {
-        Schedule { random: ChaCha8Rng::seed_from_u64(seed), writers }
+    pub(crate) fn new(seed: u64, writers: usize, movers: usize) -> Schedule {
+        Schedule { random: ChaCha8Rng::seed_from_u64(seed), writers, movers }
     }
 }
 
@@ -81,15 +90,20 @@ impl Iterator for Schedule {
         };
         // Some stalls outlast the writers' deadline.
         let time = if mode == Mode::Stall { 2 * drawn } else { drawn };
+        let mover = random.random_range(0..self.movers);
         Some(match kind {
-            0..20 => Fault::KillWriter { writer },
-            20..30 => Fault::KillServer { shard },
+            0..10 => Fault::KillWriter { writer },
+            10..18 => Fault::KillMover { mover },
+            // The work is its own for 5 seconds.
+            18..22 => Fault::SleepMover { mover, time: Duration::from_secs(5) + 4 * drawn },
+            22..30 => Fault::KillServer { shard },
             // A standby on this machine cannot have a disk at the same path.
-            30..40 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
-            40..50 => Fault::LoseControl { writer, time },
-            50..86 => Fault::Network { shard, mode, time },
+            30..38 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
+            38..46 => Fault::LoseControl { writer, time },
+            46..80 => Fault::Network { shard, mode, time },
             // Some outlast the writers' deadline and the time for a new connection.
-            86..92 => Fault::Freeze { shard, time: 4 * drawn },
+            80..86 => Fault::Freeze { shard, time: 4 * drawn },
+            86..92 => Fault::Quiet { time: 2 * drawn },
             _ => Fault::FillDisk,
         })
     }
@@ -101,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_seed_repeats_its_faults() {
-        let faults = |seed| Schedule::new(seed, 5).take(200).collect::<Vec<_>>();
+        let faults = |seed| Schedule::new(seed, 5, 2).take(200).collect::<Vec<_>>();
         assert_eq!(faults(1), faults(1));
         assert_ne!(faults(1), faults(2));
     }

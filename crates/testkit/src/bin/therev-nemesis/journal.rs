@@ -15,10 +15,10 @@ use therev::{PostId, UserId};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Event {
-    /// This number is going to be appended to a user's history, under this id. Once for each number.
-    Try { user: UserId, number: u64, post: PostId },
-    /// It was acknowledged.
-    Acknowledged { user: UserId, number: u64 },
+    /// This number is going to be appended to a user's history, under this id, from then on. Once for each number.
+    Try { user: UserId, number: u64, post: PostId, at: u64 },
+    /// It had been acknowledged by then.
+    Acknowledged { user: UserId, number: u64, at: u64 },
     /// A user was registered under this name.
     Registered { user: UserId, name: String },
     /// A call failed, as calls may while something is broken: the kind of the error.
@@ -29,8 +29,16 @@ pub(crate) enum Event {
     Hung { what: String },
     /// A shard refused a row that it does not own.
     Refused,
-    /// A shard took a row that it does not own.
-    LetIn { post: PostId },
+    /// A shard took a row from somebody who did not ask whether it owns it: it must, then.
+    LetIn { user: UserId, post: PostId },
+    /// A relocation was carried on to this state.
+    Brought { state: String },
+}
+
+/// Nanoseconds of a clock that all processes of this machine share and nobody sets.
+pub(crate) fn now() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec)).unwrap_or(0)
 }
 
 /// The end of a journal that is written to.
@@ -57,7 +65,8 @@ impl Journal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Append {
     pub(crate) post: PostId,
-    pub(crate) acknowledged: bool,
+    pub(crate) tried_at: u64,
+    pub(crate) acknowledged_at: Option<u64>,
 }
 
 /// What journals say, read as far as they were written.
@@ -72,7 +81,9 @@ pub(crate) struct Journals {
     pub(crate) odd: Vec<String>,
     pub(crate) hung: Vec<String>,
     pub(crate) refused: u64,
-    pub(crate) let_in: Vec<PostId>,
+    pub(crate) let_in: BTreeMap<UserId, Vec<PostId>>,
+    /// How often movers brought a relocation to a state in which it rests.
+    pub(crate) brought: BTreeMap<String, u64>,
 }
 
 impl Journals {
@@ -106,18 +117,18 @@ impl Journals {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Try { user, number, post } => {
+            Event::Try { user, number, post, at } => {
                 let appends = self.appends.entry(user).or_default();
                 if appends.len() as u64 == number {
-                    appends.push(Append { post, acknowledged: false });
+                    appends.push(Append { post, tried_at: at, acknowledged_at: None });
                 } else {
                     self.odd.push(format!("user {user} has {} numbers, and {number} is tried", appends.len()));
                 }
             }
-            Event::Acknowledged { user, number } => {
+            Event::Acknowledged { user, number, at } => {
                 let appends = self.appends.entry(user).or_default();
                 if let Some(append) = usize::try_from(number).ok().and_then(|at| appends.get_mut(at)) {
-                    append.acknowledged = true;
+                    append.acknowledged_at.get_or_insert(at);
                 } else {
                     self.odd.push(format!("number {number} of user {user} is acknowledged and was never tried"));
                 }
@@ -127,14 +138,15 @@ impl Journals {
             Event::Odd { what } => self.odd.push(what),
             Event::Hung { what } => self.hung.push(what),
             Event::Refused => self.refused += 1,
-            Event::LetIn { post } => self.let_in.push(post),
+            Event::LetIn { user, post } => self.let_in.entry(user).or_default().push(post),
+            Event::Brought { state } => *self.brought.entry(state).or_default() += 1,
         }
     }
 
     /// How many numbers of a user are acknowledged: the first ones, since each waits for the one before it.
     pub(crate) fn acknowledged(&self, user: UserId) -> u64 {
         let appends = self.appends.get(&user).map_or(&[][..], Vec::as_slice);
-        let open = appends.iter().rev().take_while(|append| !append.acknowledged).count();
+        let open = appends.iter().rev().take_while(|append| append.acknowledged_at.is_none()).count();
         (appends.len() - open) as u64
     }
 }

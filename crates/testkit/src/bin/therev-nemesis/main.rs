@@ -5,9 +5,12 @@
 //! meanwhile is told on standard error. The seed repeats the faults, not the writers' progress.
 
 mod fault;
+mod history;
 mod journal;
+mod mover;
 mod reader;
 mod saboteur;
+mod settle;
 mod verify;
 mod world;
 mod writer;
@@ -24,9 +27,12 @@ use tokio::sync::watch;
 
 use crate::fault::Schedule;
 use crate::journal::Journals;
+use crate::reader::Seen;
 use crate::saboteur::{Known, Outcome, Saboteur};
+use crate::settle::Switches;
 use crate::verify::Verdict;
-use crate::world::World;
+use crate::world::{MOVERS, World};
+use crate::writer::{Kind, Spec};
 
 /// How many examples of a kind are named.
 const EXAMPLES: usize = 10;
@@ -74,6 +80,8 @@ struct Summary {
     lost: usize,
     doubled: usize,
     left_over: usize,
+    relocations: usize,
+    switches: Switches,
     seconds: u64,
     /// Faults that could not be brought about here.
     #[serde(skip_serializing_if = "is_none")]
@@ -110,7 +118,11 @@ async fn main() -> ExitCode {
 }
 
 async fn write(spec: &str) -> Result<ExitCode, Box<dyn Error>> {
-    writer::live(serde_json::from_str(spec)?).await?;
+    let spec: Spec = serde_json::from_str(spec)?;
+    match spec.kind {
+        Kind::Mover => Box::pin(mover::live(spec)).await?,
+        _ => writer::live(spec).await?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -144,15 +156,19 @@ async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box
     let known = Known::new(Journals::of(world.specs.iter().map(|spec| spec.journal.clone())));
     let (tell_end, end) = watch::channel(false);
     let (users, threads) = reader::what(world);
-    let reader = tokio::spawn(reader::read(world.node().await?, known.clone(), users, threads, end));
+    let nodes = [(world.node().await?, false), (world.node().await?, true)];
     let mut saboteur = Saboteur::new(world, known.clone())?;
+    let readers = nodes.map(|(node, is_stale)| {
+        let (users, threads, failures) = (users.clone(), threads.clone(), saboteur.failed_reads.clone());
+        tokio::spawn(reader::read(node, is_stale, failures, users, threads, end.clone()))
+    });
     let begin = Instant::now();
     let enough = |faults: u64| match (run.faults, run.minutes) {
         (Some(wanted), _) => faults >= wanted,
         (None, minutes) => begin.elapsed() >= Duration::from_secs(60 * minutes.unwrap_or(1)),
     };
     let mut faults = 0;
-    for fault in Schedule::new(seed, saboteur.writers()) {
+    for fault in Schedule::new(seed, saboteur.writers(), MOVERS) {
         if enough(faults) {
             break;
         }
@@ -167,30 +183,36 @@ async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box
     }
     let outcome = saboteur.end_writers().await?;
     tell_end.send_replace(true);
-    let seen = reader.await?;
+    let mut seen = Seen::default();
+    for reader in readers {
+        seen.join(reader.await?);
+    }
     let journals = std::mem::take(&mut *known.now()?);
     eprintln!("therev-nemesis: failed calls: {:?}, {} rows refused", journals.failed, journals.refused);
+    eprintln!("therev-nemesis: movers' relocations: {:?}", journals.brought);
     let verdict = verify::verify(world, &journals).await?;
-    let Outcome { crashed, stuck, skipped } = outcome;
-    let Verdict { acknowledged, lost, doubled, check, left_over } = verdict;
+    let Outcome { disturbed, crashed, stuck, skipped } = outcome;
+    let Verdict { acknowledged, lost, doubled, check, left_over, relocations, switches, stuck: open } = verdict;
+    seen.judge(&journals);
     let never_refused = (journals.refused == 0).then(|| "no row was ever refused".to_owned());
     let wrong = named("read back in time", &seen.back)
         + named("odd", &[seen.odd, journals.odd.clone()].concat())
         + named("hung", &[seen.hung, journals.hung.clone()].concat())
         + named("ended", &crashed)
-        + named("stuck", &stuck)
+        + named("stuck", &[stuck, open].concat())
+        + named("failed with nothing broken", &disturbed)
         + named("wrong", &check)
         + named("wrong", never_refused.as_slice());
-    let let_in: Vec<String> =
-        journals.let_in.iter().map(|post| format!("{post} was let in on a wrong shard")).collect();
     Ok(Summary {
         seed,
         faults: faults - skipped.len() as u64,
         acknowledged,
         reads: seen.reads,
         lost: named("lost", &lost),
-        doubled: named("doubled", &[doubled, let_in].concat()),
+        doubled: named("doubled", &doubled),
         left_over: named("left over", &left_over),
+        relocations,
+        switches,
         seconds: 0,
         skipped: named("skipped", &skipped),
         wrong,

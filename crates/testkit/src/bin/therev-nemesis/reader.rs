@@ -1,20 +1,24 @@
 //! Readers: no read goes back in time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use therev::{Cursor, Therev, ThreadId, UserId};
+use therev::{Cursor, Layout, Map, Therev, ThreadId, UserId};
 use tokio::sync::watch;
 
-use crate::journal::Event;
-use crate::saboteur::Known;
+use crate::history::{Read, contradictions};
+use crate::journal::{Event, Journals, now};
 use crate::world::World;
-use crate::writer::{HANGS, Kind, failed, number_in};
+use crate::writer::{HANGS, failed, number_in};
 
 /// How many posts a read takes.
 const PAGE: usize = 40;
 /// Between two reads.
 const PACE: Duration = Duration::from_millis(15);
+/// How often a stale reader's placement is wrong again.
+const FORGETS_EVERY: usize = 5;
 
 /// What readers saw.
 #[derive(Default)]
@@ -24,8 +28,8 @@ pub(crate) struct Seen {
     pub(crate) back: Vec<String>,
     pub(crate) odd: Vec<String>,
     pub(crate) hung: Vec<String>,
-    /// By user, how many numbers a read showed.
-    shown: BTreeMap<UserId, u64>,
+    /// By user, what was read when.
+    pub(crate) histories: BTreeMap<UserId, Vec<Read>>,
     windows: BTreeMap<ThreadId, Window>,
 }
 
@@ -37,10 +41,11 @@ struct Window {
     post_count: i64,
 }
 
-/// Reads histories and threads in turn until the end.
+/// Reads histories and threads in turn until the end. A stale reader asks wrong shards first.
 pub(crate) async fn read(
     node: Therev,
-    known: Known,
+    is_stale: bool,
+    failures: Arc<AtomicU64>,
     histories: Vec<UserId>,
     threads: Vec<ThreadId>,
     end: watch::Receiver<bool>,
@@ -53,6 +58,9 @@ pub(crate) async fn read(
         if *end.borrow() {
             break;
         }
+        if is_stale && turn.is_multiple_of(FORGETS_EVERY) {
+            node.shards().forget_placement(Map::first(Layout::Colocated, if turn % 2 == 0 { 1 } else { 2 }));
+        }
         let user = histories[turn % histories.len()];
         let thread = threads[turn % threads.len()];
         // A thread now and then: its pages are asked of all shards.
@@ -60,12 +68,13 @@ pub(crate) async fn read(
             if turn.is_multiple_of(4) {
                 seen.read_thread(&node, thread).await
             } else {
-                seen.read_history(&node, &known, user).await
+                seen.read_history(&node, user).await
             }
         };
         match tokio::time::timeout(HANGS, read).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
+                failures.fetch_add(1, Ordering::Relaxed);
                 if let Event::Odd { what } = failed(&error) {
                     seen.odd.push(format!("a reader: {what}"));
                 }
@@ -77,19 +86,35 @@ pub(crate) async fn read(
 }
 
 impl Seen {
-    /// The newest numbers of a history: none missing that was acknowledged or shown before, and none in between.
-    async fn read_history(&mut self, node: &Therev, known: &Known, user: UserId) -> therev::Result<()> {
-        // Before the read begins.
-        let acknowledged = known.now().map_or(0, |known| known.acknowledged(user));
+    /// Adds what another reader saw.
+    pub(crate) fn join(&mut self, other: Seen) {
+        self.reads += other.reads;
+        self.back.extend(other.back);
+        self.odd.extend(other.odd);
+        self.hung.extend(other.hung);
+        for (user, reads) in other.histories {
+            self.histories.entry(user).or_default().extend(reads);
+        }
+    }
+
+    /// Whether what all readers saw of each history can have happened one after the other.
+    pub(crate) fn judge(&mut self, journals: &Journals) {
+        for (user, reads) in &self.histories {
+            let appends = journals.appends.get(user).map_or(&[][..], Vec::as_slice);
+            let found = contradictions(appends, reads);
+            self.back.extend(found.into_iter().map(|what| format!("user {user}: {what}")));
+        }
+    }
+
+    /// The newest numbers of a history, none of them missing in between. What was read when is judged in the end.
+    async fn read_history(&mut self, node: &Therev, user: UserId) -> therev::Result<()> {
+        let began = now();
         let posts = node.posts_by_author(user, None, i64::try_from(PAGE).unwrap_or(i64::MAX)).await?;
+        let ended = now();
         self.reads += 1;
         let numbers: Vec<u64> = posts.iter().filter_map(|post| number_in(post.body.as_deref())).collect();
         let count = numbers.first().map_or(0, |newest| newest + 1);
-        let shown = self.shown.entry(user).or_default();
-        if count < acknowledged || count < *shown {
-            self.back.push(format!("user {user}: {count} numbers, after {acknowledged} and {shown} before"));
-        }
-        *shown = count.max(*shown);
+        self.histories.entry(user).or_default().push(Read { began, ended, count });
         let expected = (0..count).rev().take(PAGE);
         if !numbers.iter().copied().eq(expected) {
             self.back.push(format!("user {user}: not one after the other: {numbers:?}"));
@@ -129,7 +154,7 @@ impl Seen {
 
 /// What there is to read.
 pub(crate) fn what(world: &World) -> (Vec<UserId>, Vec<ThreadId>) {
-    let specs = || world.specs.iter().filter(|spec| spec.kind != Kind::Intruder);
+    let specs = || world.specs.iter().filter(|spec| spec.kind.appends());
     let users = specs().flat_map(|spec| spec.histories.iter().map(|history| history.user)).collect();
     let mut threads: Vec<ThreadId> = specs().flat_map(|spec| spec.histories.iter().map(|h| h.thread)).collect();
     threads.sort_unstable();

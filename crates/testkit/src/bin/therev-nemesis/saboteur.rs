@@ -1,17 +1,20 @@
 //! Brings faults about, heals them, and keeps the writers alive.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use testkit::{Frozen, Mode};
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 
 use crate::fault::Fault;
 use crate::journal::Journals;
-use crate::world::World;
-use crate::writer::{History, Kind};
+use crate::world::{MOVERS, World};
+use crate::writer::History;
 
 /// How long anything may take to be as it was after a fault was healed.
 const HEALS_WITHIN: Duration = Duration::from_secs(60);
@@ -19,6 +22,8 @@ const HEALS_WITHIN: Duration = Duration::from_secs(60);
 const DISK_IS_MET_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks at a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// After a fault: the lease of a dead mover runs out, and a switch that it left is ended.
+const CALMS_WITHIN: Duration = Duration::from_secs(7);
 
 /// What all journals say, shared with the readers.
 #[derive(Clone)]
@@ -40,7 +45,14 @@ impl Known {
 pub(crate) struct Saboteur<'a> {
     world: &'a mut World,
     known: Known,
+    /// Writers, then movers.
     writers: Vec<Child>,
+    /// Movers that sleep, with who wakes them.
+    sleepers: BTreeMap<usize, JoinHandle<()>>,
+    /// How many reads failed.
+    pub(crate) failed_reads: Arc<AtomicU64>,
+    /// Calls that failed while nothing was broken.
+    pub(crate) disturbed: Vec<String>,
     /// Writers that ended by themselves: a panic, or an error that they cannot go on with.
     pub(crate) crashed: Vec<String>,
     /// Histories that did not go on after a fault was healed.
@@ -52,8 +64,17 @@ pub(crate) struct Saboteur<'a> {
 impl<'a> Saboteur<'a> {
     /// Starts the writers.
     pub(crate) fn new(world: &'a mut World, known: Known) -> Result<Saboteur<'a>, Box<dyn Error>> {
-        let mut saboteur =
-            Saboteur { world, known, writers: Vec::new(), crashed: Vec::new(), stuck: Vec::new(), skipped: Vec::new() };
+        let mut saboteur = Saboteur {
+            world,
+            known,
+            writers: Vec::new(),
+            sleepers: BTreeMap::new(),
+            failed_reads: Arc::default(),
+            disturbed: Vec::new(),
+            crashed: Vec::new(),
+            stuck: Vec::new(),
+            skipped: Vec::new(),
+        };
         for number in 0..saboteur.world.specs.len() {
             let writer = saboteur.start_writer(number)?;
             saboteur.writers.push(writer);
@@ -63,7 +84,7 @@ impl<'a> Saboteur<'a> {
 
     /// How many writers there are.
     pub(crate) fn writers(&self) -> usize {
-        self.writers.len()
+        self.writers.len() - MOVERS
     }
 
     fn start_writer(&self, number: usize) -> Result<Child, Box<dyn Error>> {
@@ -88,6 +109,9 @@ impl<'a> Saboteur<'a> {
     async fn bring_about(&mut self, fault: Fault) -> Result<(), Box<dyn Error>> {
         match fault {
             Fault::KillWriter { writer } => self.kill_writer(writer).await?,
+            Fault::KillMover { mover } => self.kill_writer(self.writers() + mover).await?,
+            Fault::SleepMover { mover, time } => self.put_to_sleep(self.writers() + mover, time)?,
+            Fault::Quiet { time } => self.be_quiet(time).await?,
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster()?;
                 tokio::task::block_in_place(|| cluster.kill(cluster.primary(shard)))?;
@@ -132,7 +156,11 @@ impl<'a> Saboteur<'a> {
 
     fn heal(&mut self, fault: Fault) -> Result<(), Box<dyn Error>> {
         match fault {
-            Fault::KillWriter { .. } | Fault::Freeze { .. } => {}
+            Fault::KillWriter { .. }
+            | Fault::KillMover { .. }
+            | Fault::SleepMover { .. }
+            | Fault::Quiet { .. }
+            | Fault::Freeze { .. } => {}
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
                 let primary = cluster.primary(shard);
@@ -156,9 +184,49 @@ impl<'a> Saboteur<'a> {
 
     async fn kill_writer(&mut self, number: usize) -> Result<(), Box<dyn Error>> {
         self.revive_crashed()?;
+        if let Some(waker) = self.sleepers.remove(&number) {
+            waker.abort();
+        }
         self.writers[number].kill().await?;
         self.writers[number] = self.start_writer(number)?;
         Ok(())
+    }
+
+    fn put_to_sleep(&mut self, number: usize, time: Duration) -> Result<(), Box<dyn Error>> {
+        self.revive_crashed()?;
+        if self.sleepers.get(&number).is_some_and(|waker| !waker.is_finished()) {
+            return Ok(());
+        }
+        let pid = self.writers[number].id().ok_or("it has ended")?;
+        let asleep = Frozen::process(i32::try_from(pid)?)?;
+        let waker = tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            drop(asleep);
+        });
+        self.sleepers.insert(number, waker);
+        Ok(())
+    }
+
+    /// Only relocations go on. What is counted begins after who was killed or asleep has nothing in its hands any more.
+    async fn be_quiet(&mut self, time: Duration) -> Result<(), Box<dyn Error>> {
+        for (_, waker) in std::mem::take(&mut self.sleepers) {
+            waker.await?;
+        }
+        tokio::time::sleep(CALMS_WITHIN).await;
+        let before = self.failures()?;
+        tokio::time::sleep(time).await;
+        let after = self.failures()?;
+        let more = after.iter().filter(|(kind, count)| **count > before.get(*kind).copied().unwrap_or(0));
+        self.disturbed.extend(more.map(|(kind, count)| format!("{kind}: {count} after {:?}", before.get(kind))));
+        Ok(())
+    }
+
+    /// How many calls of writers and readers failed.
+    fn failures(&self) -> std::io::Result<BTreeMap<String, u64>> {
+        let mut failures = self.known.now()?.failed.clone();
+        failures.retain(|kind, _| !kind.starts_with("mover"));
+        failures.insert("reads".into(), self.failed_reads.load(Ordering::Relaxed));
+        Ok(failures)
     }
 
     /// A writer that ended by itself is noted and lives on.
@@ -174,7 +242,7 @@ impl<'a> Saboteur<'a> {
 
     /// Waits until something new is acknowledged in every history.
     async fn all_go_on(&mut self, fault: Fault) -> Result<(), Box<dyn Error>> {
-        let specs = self.world.specs.iter().filter(|spec| spec.kind != Kind::Intruder);
+        let specs = self.world.specs.iter().filter(|spec| spec.kind.appends());
         let histories: Vec<&History> = specs.flat_map(|spec| &spec.histories).collect();
         let begin: Vec<u64> = {
             let known = self.known.now()?;
@@ -200,6 +268,9 @@ impl<'a> Saboteur<'a> {
 
     /// Tells the writers to end and waits for that; they try their last appends to the end.
     pub(crate) async fn end_writers(mut self) -> Result<Outcome, Box<dyn Error>> {
+        for (_, waker) in std::mem::take(&mut self.sleepers) {
+            waker.await?;
+        }
         let end = Instant::now() + HEALS_WITHIN;
         self.writers.iter_mut().for_each(|writer| drop(writer.stdin.take()));
         for (number, writer) in self.writers.iter_mut().enumerate() {
@@ -214,13 +285,14 @@ impl<'a> Saboteur<'a> {
                 self.crashed.push(format!("writer {number} ended by itself: {status}"));
             }
         }
-        Ok(Outcome { crashed: self.crashed, stuck: self.stuck, skipped: self.skipped })
+        Ok(Outcome { disturbed: self.disturbed, crashed: self.crashed, stuck: self.stuck, skipped: self.skipped })
     }
 }
 
 /// What a saboteur found while it was at work.
 #[derive(Default)]
 pub(crate) struct Outcome {
+    pub(crate) disturbed: Vec<String>,
     pub(crate) crashed: Vec<String>,
     pub(crate) stuck: Vec<String>,
     pub(crate) skipped: Vec<String>,

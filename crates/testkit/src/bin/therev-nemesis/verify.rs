@@ -8,6 +8,7 @@ use testkit::connect;
 use therev::{PostId, Therev, UserId};
 
 use crate::journal::Journals;
+use crate::settle::{self, Switches};
 use crate::world::{SHARDS, World};
 use crate::writer::{self, number_in};
 
@@ -24,6 +25,10 @@ pub(crate) struct Verdict {
     pub(crate) doubled: Vec<String>,
     pub(crate) check: Vec<String>,
     pub(crate) left_over: Vec<String>,
+    pub(crate) relocations: usize,
+    pub(crate) switches: Switches,
+    /// Relocations that did not come to an end.
+    pub(crate) stuck: Vec<String>,
 }
 
 /// One post as its shard has it.
@@ -37,11 +42,14 @@ struct Stored {
 pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict, Box<dyn Error>> {
     let mut verdict = Verdict { left_over: sessions(world).await?, ..Verdict::default() };
     let node = world.node().await?;
+    (verdict.relocations, verdict.switches, verdict.stuck) = settle::end_relocations(&node).await?;
     relay(&node).await?;
+    verdict.left_over.extend(settle::left_overs(world).await?);
     let mut stored = histories(world).await?;
+    let_in(journals, &mut stored, &mut verdict);
     for (user, appends) in &journals.appends {
         let posts = stored.remove(user).unwrap_or_default();
-        verdict.acknowledged += appends.iter().filter(|append| append.acknowledged).count() as u64;
+        verdict.acknowledged += appends.iter().filter(|append| append.acknowledged_at.is_some()).count() as u64;
         compare(*user, appends, &posts, &mut verdict);
         let shown = shown(&node, *user).await?;
         let ordered: Vec<PostId> = posts.iter().map(|stored| stored.post).collect();
@@ -71,6 +79,25 @@ pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict
     Ok(verdict)
 }
 
+/// What intruders were let in with: the owner's they were, so that each is there, and once.
+fn let_in(journals: &Journals, stored: &mut BTreeMap<UserId, Vec<Stored>>, verdict: &mut Verdict) {
+    for (user, posts) in &journals.let_in {
+        let there = stored.remove(user).unwrap_or_default();
+        for post in posts {
+            match there.iter().filter(|stored| stored.post == *post).count() {
+                0 => verdict.lost.push(format!("{post} of user {user}, which a shard let in")),
+                1 => {}
+                times => verdict.doubled.push(format!("{post} of user {user} is there {times} times")),
+            }
+        }
+        let mut ids: Vec<PostId> = there.iter().map(|stored| stored.post).collect();
+        ids.sort_unstable();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            verdict.doubled.push(format!("user {user}, an intruder, has a post twice"));
+        }
+    }
+}
+
 /// What one user tried to write beside what is there, in the order of time.
 fn compare(user: UserId, appends: &[crate::journal::Append], posts: &[Stored], verdict: &mut Verdict) {
     let mut by_id: BTreeMap<PostId, Vec<&Stored>> = BTreeMap::new();
@@ -79,7 +106,7 @@ fn compare(user: UserId, appends: &[crate::journal::Append], posts: &[Stored], v
     }
     for (number, append) in (0_u64..).zip(appends) {
         match by_id.remove(&append.post).unwrap_or_default().as_slice() {
-            [] if append.acknowledged => verdict.lost.push(format!("number {number} of user {user}")),
+            [] if append.acknowledged_at.is_some() => verdict.lost.push(format!("number {number} of user {user}")),
             [] => {}
             [one] if one.number == Some(number) && one.whole => {}
             [one] => verdict.lost.push(format!("number {number} of user {user} became {:?}", one.number)),

@@ -17,6 +17,8 @@ pub(crate) const SHARDS: u16 = 3;
 pub(crate) const DISK_SHARD: u16 = 1;
 /// The writers. Each has a user on each shard.
 const WRITERS: [Kind; 5] = [Kind::Library, Kind::Library, Kind::Stale, Kind::Stranger, Kind::Intruder];
+/// How many move their users meanwhile: they compete for the work.
+pub(crate) const MOVERS: usize = 2;
 const PASSWORD: &str = "nemesis";
 
 /// Everything that was started. Dropped without [`World::clear`], it is cleared as well as can be.
@@ -29,7 +31,7 @@ pub(crate) struct World {
     pub(crate) servers: Vec<Proxy>,
     /// Absent where nothing can be mounted, and why.
     pub(crate) disk: Result<Disk, String>,
-    /// One for each writer, in the order of `WRITERS`.
+    /// One for each writer, in the order of `WRITERS`, then one for each mover.
     pub(crate) specs: Vec<Spec>,
 }
 
@@ -147,17 +149,25 @@ impl World {
                 let (thread_author, thread) = threads[(shard + number) % threads.len()];
                 histories.push(History { user, thread, thread_author, shard });
             }
-            specs.push(Spec {
-                kind,
-                histories,
-                journal: self.path().join(format!("writer-{number}.journal")),
-                state_file: self.path().join(format!("writer-{number}.placement.json")),
-                control: self.control_address(),
-                password: PASSWORD.into(),
-                shards: self.shard_urls()?,
-            });
+            specs.push(self.spec(kind, &format!("writer-{number}"), histories)?);
+        }
+        let all: Vec<History> = specs.iter().flat_map(|spec| spec.histories.clone()).collect();
+        for number in 0..MOVERS {
+            specs.push(self.spec(Kind::Mover, &format!("mover-{number}"), all.clone())?);
         }
         Ok(specs)
+    }
+
+    fn spec(&self, kind: Kind, name: &str, histories: Vec<History>) -> Result<Spec, Box<dyn Error>> {
+        Ok(Spec {
+            kind,
+            histories,
+            journal: self.path().join(format!("{name}.journal")),
+            state_file: self.path().join(format!("{name}.placement.json")),
+            control: self.control_address(),
+            password: PASSWORD.into(),
+            shards: self.shard_urls()?,
+        })
     }
 
     fn control_address(&self) -> String {

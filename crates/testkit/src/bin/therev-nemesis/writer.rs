@@ -15,7 +15,7 @@ use therev::{Actor, Config, Layout, Map, NewPost, NewUser, PostId, Therev, Threa
 use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
 
-use crate::journal::{Append, Event, Journal, Journals};
+use crate::journal::{Append, Event, Journal, Journals, now};
 
 /// What a writer writes with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,10 +24,19 @@ pub(crate) enum Kind {
     Library,
     /// The library with a placement that is wrong again and again.
     Stale,
-    /// SQL, as psql would: right into the shard that owns the user.
+    /// SQL, as psql would: into the shard where it last found the user, and into the others where it is refused.
     Stranger,
-    /// SQL right into shards that do not own the user. Appends nothing: it must be refused.
+    /// SQL right into one shard after the other, whoever owns the user: all but the owner must refuse it.
     Intruder,
+    /// No writer: it moves the others' users from shard to shard.
+    Mover,
+}
+
+impl Kind {
+    /// Whether it appends numbers to histories.
+    pub(crate) fn appends(self) -> bool {
+        !matches!(self, Kind::Intruder | Kind::Mover)
+    }
 }
 
 /// A user and what it writes to.
@@ -36,11 +45,11 @@ pub(crate) struct History {
     pub(crate) user: UserId,
     pub(crate) thread: ThreadId,
     pub(crate) thread_author: UserId,
-    /// The shard that owns the user.
+    /// The shard that owns the user at first.
     pub(crate) shard: usize,
 }
 
-/// All that a writer is told.
+/// All that a writer or a mover is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Spec {
     pub(crate) kind: Kind,
@@ -55,6 +64,8 @@ pub(crate) struct Spec {
 
 /// How long a writer's call may take: less than some stalls do.
 const DEADLINE_MS: u64 = 1_000;
+/// How long a connection may take.
+const CONNECT_MS: u64 = 2_000;
 /// Longer than anything takes that has a deadline: a create asks three times, each within its deadline.
 pub(crate) const HANGS: Duration = Duration::from_secs(30);
 /// Between two appends to one history.
@@ -74,7 +85,7 @@ const NOT_OWNED: &str = "TR001";
 pub(crate) fn config(control: &str, password: &str) -> Config {
     Config {
         password: Some(password.into()),
-        connect_timeout_ms: 1_000,
+        connect_timeout_ms: CONNECT_MS,
         breaker_ms: 100,
         refresh_ms: 500,
         pool_size: Some(4),
@@ -94,20 +105,16 @@ pub(crate) fn number_in(body: Option<&str>) -> Option<u64> {
 
 /// A writer's whole life. It ends soon after its standard input does, and so never outlives who started it.
 pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn std::error::Error>> {
-    let (tell_end, end) = watch::channel(false);
-    std::thread::spawn(move || {
-        std::io::stdin().read_to_end(&mut Vec::new()).ok();
-        tell_end.send_replace(true);
-    });
+    let end = end_of_input();
     let mut known = Journals::of([spec.journal.clone()]);
     known.read_on()?;
     let journal = Arc::new(Mutex::new(Journal::append_to(&spec.journal)?));
     let node = match spec.kind {
-        Kind::Library | Kind::Stale => match connect(&spec, &end).await {
+        Kind::Library | Kind::Stale => match connect(&spec, &end, CONNECT_MS).await {
             Some(node) => Some(node),
             None => return Ok(()),
         },
-        Kind::Stranger | Kind::Intruder => None,
+        Kind::Stranger | Kind::Intruder | Kind::Mover => None,
     };
     let tasks = spec.histories.iter().map(|history| {
         let writer = Writer {
@@ -122,6 +129,7 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn std::error::Error>> {
         tokio::spawn(async move {
             match writer.kind {
                 Kind::Intruder => writer.intrude().await,
+                Kind::Mover => Ok(()),
                 _ => writer.append_all(appends).await,
             }
         })
@@ -132,9 +140,20 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Told when standard input ends.
+pub(crate) fn end_of_input() -> watch::Receiver<bool> {
+    let (tell_end, end) = watch::channel(false);
+    std::thread::spawn(move || {
+        std::io::stdin().read_to_end(&mut Vec::new()).ok();
+        tell_end.send_replace(true);
+    });
+    end
+}
+
 /// A node, as soon as there is a way to one: with neither control database nor state file there is none.
-async fn connect(spec: &Spec, end: &watch::Receiver<bool>) -> Option<Therev> {
-    let mut config = config(&spec.control, &spec.password);
+pub(crate) async fn connect(spec: &Spec, end: &watch::Receiver<bool>, connect_timeout_ms: u64) -> Option<Therev> {
+    let config = config(&spec.control, &spec.password);
+    let mut config = Config { connect_timeout_ms, ..config };
     config.deadline_ms = DEADLINE_MS;
     config.state_file = Some(spec.state_file.clone());
     while !*end.borrow() {
@@ -162,7 +181,7 @@ impl Writer {
         let mut last = appends.last().map(|append| append.post);
         let mut number = appends.len() as u64;
         // What an earlier life left open comes first.
-        let mut open = appends.last().filter(|append| !append.acknowledged).map(|append| append.post);
+        let mut open = appends.last().filter(|append| append.acknowledged_at.is_none()).map(|append| append.post);
         let mut client = None;
         loop {
             let post = if let Some(post) = open.take() {
@@ -173,13 +192,13 @@ impl Writer {
                     return Ok(());
                 }
                 let post = later_id(user, last).await;
-                self.note(&Event::Try { user, number, post })?;
+                self.note(&Event::Try { user, number, post, at: now() })?;
                 post
             };
             if !self.append(number, post, &mut client).await? {
                 return Ok(());
             }
-            self.note(&Event::Acknowledged { user, number })?;
+            self.note(&Event::Acknowledged { user, number, at: now() })?;
             if number % REGISTERS_EVERY == REGISTERS_EVERY - 1 && !self.register().await? {
                 return Ok(());
             }
@@ -242,17 +261,20 @@ impl Writer {
         Ok(true)
     }
 
-    async fn try_once(&self, number: u64, post: PostId, client: &mut Option<Client>) -> Result<(), Event> {
-        match &self.node {
-            Some(node) => {
-                let History { user, thread, .. } = self.history;
-                let new = NewPost { post_id: Some(post), ..NewPost::new(user, thread, body(number)) };
-                node.create_post(new).await.map(drop).map_err(|error| failed(&error))
-            }
-            None => self.insert(self.history.shard, number, post, client).await.map_err(|error| Event::Failed {
-                kind: error.code().map_or("connection".into(), |code| format!("stranger {}", code.code())),
-            }),
+    async fn try_once(&mut self, number: u64, post: PostId, client: &mut Option<Client>) -> Result<(), Event> {
+        let History { user, thread, shard, .. } = self.history;
+        if let Some(node) = &self.node {
+            let new = NewPost { post_id: Some(post), ..NewPost::new(user, thread, body(number)) };
+            return node.create_post(new).await.map(drop).map_err(|error| failed(&error));
         }
+        self.insert(shard, number, post, client).await.map_err(|error| {
+            if is_refusal(&error) {
+                // The user may have moved.
+                (self.history.shard, *client) = ((shard + 1) % self.shards.len(), None);
+                return Event::Refused;
+            }
+            Event::Failed { kind: error.code().map_or("connection".into(), |code| format!("stranger {}", code.code())) }
+        })
     }
 
     /// Inserts with SQL, over a connection that is kept while it works.
@@ -275,19 +297,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Tries one wrong shard after the other.
+    /// Tries one shard after the other. Who is let in was let in by the owner: in the end the row is there, and once.
     async fn intrude(mut self) -> std::io::Result<()> {
-        let wrong: Vec<usize> = (0..self.shards.len()).filter(|shard| *shard != self.history.shard).collect();
-        for shard in wrong.into_iter().cycle() {
+        let user = self.history.user;
+        for shard in (0..self.shards.len()).cycle() {
             if *self.end.borrow() {
                 break;
             }
-            let post = PostId::new(self.history.user);
+            let post = PostId::new(user);
             match tokio::time::timeout(HANGS, self.insert(shard, 0, post, &mut None)).await {
-                Ok(Ok(())) => self.note(&Event::LetIn { post })?,
-                Ok(Err(error)) if error.code().is_some_and(|code| code.code() == NOT_OWNED) => {
-                    self.note(&Event::Refused)?;
-                }
+                Ok(Ok(())) => self.note(&Event::LetIn { user, post })?,
+                Ok(Err(error)) if is_refusal(&error) => self.note(&Event::Refused)?,
                 // Whatever is broken; nothing is expected of it meanwhile.
                 _ => {}
             }
@@ -304,6 +324,11 @@ impl Writer {
     fn note(&self, event: &Event) -> std::io::Result<()> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).write(event)
     }
+}
+
+/// Whether a shard refused a row because it does not own it.
+fn is_refusal(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == NOT_OWNED)
 }
 
 /// A connection with a deadline for each statement, as therev's own have.

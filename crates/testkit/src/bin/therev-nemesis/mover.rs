@@ -1,0 +1,185 @@
+//! Movers: processes that move users from shard to shard for as long as they live, as operators would: some relocations go
+//! through, some are held at the switch and then reversed or finished, some aborted or paused in the middle. Several movers
+//! take up what others left, and are killed and put to sleep themselves.
+
+use std::error::Error;
+use std::time::Duration;
+
+use futures_util::future::join;
+use rand::RngExt;
+use therev::relocation::{self, Goal, Mover, Options, Relocation, Request, State};
+use therev::{Bucket, Group, Map, ShardNo};
+
+use crate::journal::{Event, Journal};
+use crate::writer::{Spec, connect, end_of_input};
+
+/// Servers, standbys and all others share one machine, and the switch is not to wait until it is calm.
+pub(crate) const OPTIONS: Options = Options { budget: Duration::from_millis(200) };
+/// How many relocations may be open before the next one is begun.
+const OPEN_MAX: usize = 3;
+/// How long a connection may take: a mover is in no hurry.
+const PATIENCE_MS: u64 = 5_000;
+/// How many buckets go beside a writer's.
+const MORE_BUCKETS: u16 = 12;
+/// The longest time before somebody interferes, or rests at the switch.
+const MEDDLES_MS: u64 = 1_500;
+/// Longer than a relocation of so little takes, whatever is broken meanwhile.
+const HANGS: Duration = Duration::from_secs(180);
+/// Between two relocations.
+const REST: Duration = Duration::from_millis(50);
+
+/// Moves until standard input ends, and stops there in the middle of whatever it does.
+pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn Error>> {
+    let mut end = end_of_input();
+    let Some(node) = connect(&spec, &end, PATIENCE_MS).await else { return Ok(()) };
+    let mut journal = Journal::append_to(&spec.journal)?;
+    let mover = Mover::new(node.shards().clone(), OPTIONS);
+    let moves = async {
+        loop {
+            // A user and a map of now.
+            let user = spec.histories[rand::rng().random_range(0..spec.histories.len())].user;
+            let map = node.shards().map();
+            let moved = Box::pin(one(&mover, user.bucket(), &map));
+            let event = match tokio::time::timeout(HANGS, moved).await {
+                Ok(Ok(Some(ended))) => {
+                    let Relocation { relocation, source, target, state, .. } = &ended;
+                    let state = state.name();
+                    eprintln!("therev-nemesis: relocation {relocation} from shard {source} to {target} is {state}");
+                    Event::Brought { state: ended.state.name().to_owned() }
+                }
+                Ok(Ok(None)) => {
+                    tokio::time::sleep(REST).await;
+                    continue;
+                }
+                Ok(Err(error)) => said(&error),
+                Err(_) => Event::Hung { what: "a mover with a relocation".into() },
+            };
+            journal.write(&event)?;
+            tokio::time::sleep(REST).await;
+        }
+    };
+    tokio::select! {
+        outcome = moves => outcome,
+        _ = end.wait_for(|end| *end) => Ok(()),
+    }
+}
+
+/// One relocation, an open one or a new one, until it rests. `None`: there is nothing to do.
+async fn one(mover: &Mover, bucket: Bucket, map: &Map) -> relocation::Result<Option<Relocation>> {
+    let open = mover.list(true).await?;
+    let left: Vec<&Relocation> = open.iter().filter(|one| !one.has_worker).collect();
+    if !left.is_empty() && (open.len() >= OPEN_MAX || rand::rng().random_bool(0.7)) {
+        let number = left[rand::rng().random_range(0..left.len())].relocation;
+        return Box::pin(carry_on(mover, number)).await.map(Some);
+    }
+    if open.len() >= OPEN_MAX {
+        return Ok(None);
+    }
+    let shards = shards_of(map);
+    let source = map.place(Group::Content, bucket).shard;
+    let target = shards[rand::rng().random_range(0..shards.len())];
+    if source == target {
+        return Ok(None);
+    }
+    let mut buckets: Vec<Bucket> = map
+        .places(Group::Content)
+        .filter(|(other, place)| place.shard == source && other.number() % 97 == bucket.number() % 97)
+        .map(|(other, _)| other)
+        .take(usize::from(rand::rng().random_range(0..=MORE_BUCKETS)))
+        .chain([bucket])
+        .collect();
+    buckets.sort_unstable();
+    buckets.dedup();
+    let plan = mover.plan(&Request { groups: Group::ALL.to_vec(), buckets, source, target }).await?;
+    let goal = if rand::rng().random_bool(0.5) { Goal::Done } else { Goal::Switched };
+    let begun = mover.begin(&plan, goal, "nemesis").await?;
+    Box::pin(carry_on(mover, begun.relocation)).await.map(Some)
+}
+
+/// The shards that have something.
+fn shards_of(map: &Map) -> Vec<ShardNo> {
+    let mut shards: Vec<ShardNo> = map.places(Group::Content).map(|(_, place)| place.shard).collect();
+    shards.sort_unstable();
+    shards.dedup();
+    shards
+}
+
+/// Drives a relocation to its end, while somebody may change what is wanted of it.
+async fn carry_on(mover: &Mover, number: i64) -> relocation::Result<Relocation> {
+    loop {
+        let before = mover.show(number).await?;
+        if before.is_paused {
+            mover.pause(number, false).await?;
+        }
+        if before.state == State::Switched && before.goal == Goal::Switched {
+            rest().await;
+            go_either_way(mover, number).await?;
+        }
+        let meddler = async {
+            match rand::rng().random_range(0..10_u32) {
+                0 | 1 => {
+                    rest().await;
+                    mover.want(number, Goal::Aborted).await.map(drop)
+                }
+                2 => {
+                    rest().await;
+                    mover.pause(number, true).await.map(drop)
+                }
+                _ => Ok(()),
+            }
+        };
+        let (driven, meddled) = Box::pin(join(mover.drive(number, &|_| {}), meddler)).await;
+        // It may have been quicker than who interferes.
+        meddled.or_else(|error| if refuses(&error) { Ok(()) } else { Err(error) })?;
+        let driven = driven?;
+        if driven.state.is_over() {
+            return Ok(driven);
+        }
+    }
+}
+
+/// From the switch back or on; where the way back is closed, on.
+pub(crate) async fn go_either_way(mover: &Mover, number: i64) -> relocation::Result<()> {
+    if rand::rng().random_bool(0.5) {
+        match mover.want(number, Goal::Reversed).await {
+            Err(error) if refuses(&error) => {}
+            outcome => return outcome.map(drop),
+        }
+    }
+    match mover.finish(number).await {
+        // Another mover was quicker.
+        Err(error) if refuses(&error) => Ok(()),
+        outcome => outcome.map(drop),
+    }
+}
+
+fn refuses(error: &relocation::Error) -> bool {
+    matches!(error, relocation::Error::Refused { .. })
+}
+
+async fn rest() {
+    let time = Duration::from_millis(rand::rng().random_range(0..MEDDLES_MS));
+    tokio::time::sleep(time).await;
+}
+
+/// What may happen while something is broken, and what may not.
+fn said(error: &relocation::Error) -> Event {
+    let kind = match error {
+        relocation::Error::Refused { .. } => "refused".to_owned(),
+        relocation::Error::Taken(_) => "taken".to_owned(),
+        error if error.is_passing() => "passing".to_owned(),
+        error => return Event::Odd { what: format!("a mover: {}", chain(error)) },
+    };
+    Event::Failed { kind: format!("mover {kind}") }
+}
+
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
