@@ -8,21 +8,27 @@ use crate::objects::{self, Stream};
 use crate::record::Relocation;
 use crate::side::{Pair, Part, PartState, Side};
 use crate::throttle::Progress;
+use crate::verify;
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
 
-/// How long a sentinel may take on its way before a switch is tried.
-const PROBE_ROUND_TRIP: Duration = Duration::from_millis(10);
-/// A transaction that holds the tables for so long would hold a switch up too.
-const PROBE_HOLD: Duration = Duration::from_millis(20);
+/// How long a sentinel may take on its way before a switch is tried: a part of the budget, in fifths.
+const PROBE_ROUND_TRIP: u32 = 2;
+/// A transaction that holds the tables for this part of the budget would hold a switch up too.
+const PROBE_HOLD: u32 = 4;
+/// How often is looked whether it has ended.
+const PROBE_LOOK: Duration = Duration::from_millis(5);
 /// The waits between two tries: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 /// A sentinel that is longer on its way means that the stream does not get on.
 const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
+/// From then on the stream's errors are looked at; one that comes again does not pass.
+const ERRORS_LOOK: Duration = Duration::from_millis(500);
 
 /// Sends the sentinel of the direction that feeds the taking side, and sees it arrive.
 pub(crate) struct Beats<'a> {
     relocation: i64,
+    stream: String,
     from: &'a Side,
     to: &'a Side,
     send: Statement,
@@ -41,7 +47,8 @@ impl<'a> Beats<'a> {
         let seen = "SELECT coalesce(bool_and(s.beat >= $3), false)
                       FROM therev.sentinels AS s WHERE s.relocation = $1 AND s.side = $2";
         let (send, seen) = (from.prepare(send).await?, to.prepare(seen).await?);
-        Ok(Beats { relocation: relocation.relocation, from, to, send, seen })
+        let stream = Stream::from(from.which).name(relocation);
+        Ok(Beats { relocation: relocation.relocation, stream, from, to, send, seen })
     }
 
     async fn send(&self, attempt: i32) -> Result<i64> {
@@ -58,11 +65,17 @@ impl<'a> Beats<'a> {
     /// Everything that was written before this call is on the other side when it returns.
     pub(crate) async fn arrive(&self) -> Result<Duration> {
         let (began, beat) = (Instant::now(), self.send(0).await?);
-        let mut wait = Duration::from_millis(1);
+        let (mut wait, mut errors_at_first) = (Duration::from_millis(1), None);
         while !self.is_seen(beat).await? {
+            let does_not_get_on = |reason| Err(Error::Stream { database: self.to.database(), reason });
             if began.elapsed() > ARRIVAL_LIMIT {
-                let reason = format!("a sentinel did not arrive within {} s", ARRIVAL_LIMIT.as_secs());
-                return Err(Error::Stream { database: self.to.database(), reason });
+                return does_not_get_on(format!("a sentinel did not arrive within {} s", ARRIVAL_LIMIT.as_secs()));
+            }
+            if began.elapsed() > ERRORS_LOOK {
+                let errors = verify::stream_errors(self.to, &self.stream).await?;
+                if errors > *errors_at_first.get_or_insert(errors) + 1 {
+                    return does_not_get_on("a change cannot be applied there; its server's log says which".to_owned());
+                }
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(Duration::from_millis(100));
@@ -125,16 +138,19 @@ impl<'a> Switch<'a> {
 
     /// Whether a switch would be quick now; else why not.
     async fn probe(&self) -> Result<Option<&'static str>> {
-        if self.beats.arrive().await? > PROBE_ROUND_TRIP {
+        if self.beats.arrive().await? > self.budget * PROBE_ROUND_TRIP / 5 {
             return Ok(Some("the stream is slow"));
         }
-        let before = self.writers().await?;
-        if before.is_empty() {
-            return Ok(None);
+        let (began, mut left) = (Instant::now(), self.writers().await?);
+        while !left.is_empty() {
+            if began.elapsed() > self.budget * PROBE_HOLD / 5 {
+                return Ok(Some("a long transaction holds the tables"));
+            }
+            tokio::time::sleep(PROBE_LOOK).await;
+            let now = self.writers().await?;
+            left.retain(|one| now.contains(one));
         }
-        tokio::time::sleep(PROBE_HOLD).await;
-        let still = self.writers().await?;
-        Ok(before.iter().any(|one| still.contains(one)).then_some("a long transaction holds the tables"))
+        Ok(None)
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
