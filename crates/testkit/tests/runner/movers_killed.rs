@@ -126,7 +126,10 @@ impl Scene {
     async fn resume(&self, number: i64) -> Relocation {
         let mover = Mover::new(self.node.shards().clone(), Options { budget: BUDGET });
         let driven = Box::pin(mover.drive(number, &|_| {}));
-        tokio::time::timeout(LIMIT, driven).await.expect("it comes to an end").expect("it goes on")
+        match tokio::time::timeout(LIMIT, driven).await {
+            Ok(ended) => ended.expect("it goes on"),
+            Err(_) => panic!("it comes to no end: {:?}", mover.show(number).await),
+        }
     }
 
     /// Whether the shards have decided that the buckets are the target's.
@@ -141,6 +144,7 @@ impl Scene {
         let number = self.begin(lot, Goal::Done).await;
         self.cut_off(number, point, nth).await;
         assert_eq!(self.resume(number).await.state, State::Done, "{point} {nth}");
+        println!("{point} {nth}, resumed: done");
         lot.here = lot.there();
     }
 
