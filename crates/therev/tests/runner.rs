@@ -30,6 +30,8 @@ mod outbox;
 mod personal;
 #[path = "runner/promotion.rs"]
 mod promotion;
+#[path = "runner/refusals.rs"]
+mod refusals;
 #[path = "runner/repair.rs"]
 mod repair;
 #[path = "runner/routing.rs"]

@@ -126,10 +126,9 @@ impl Scene {
     async fn resume(&self, number: i64) -> Relocation {
         let mover = Mover::new(self.node.shards().clone(), Options { budget: BUDGET });
         let driven = Box::pin(mover.drive(number, &|_| {}));
-        match tokio::time::timeout(LIMIT, driven).await {
-            Ok(ended) => ended.expect("it goes on"),
-            Err(_) => panic!("it comes to no end: {:?}", mover.show(number).await),
-        }
+        let ended = tokio::time::timeout(LIMIT, driven).await;
+        assert!(ended.is_ok(), "it comes to no end: {:?}", mover.show(number).await);
+        ended.expect("in time").expect("it goes on")
     }
 
     /// Whether the shards have decided that the buckets are the target's.

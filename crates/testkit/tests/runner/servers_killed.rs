@@ -1,7 +1,7 @@
 //! `kill -9` of the source's, the target's or the control database's server, at every fail point of a relocation, while
 //! authors write: when the server is back the relocation comes to its end, with nothing lost and nothing left.
 
-use crate::movers_killed::{FILES, OF_ABORTS, points};
+use crate::movers_killed::{OF_ABORTS, points};
 use local::ServerId;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -93,9 +93,7 @@ impl Scene {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "some ten minutes; the full tier runs it"]
-async fn at_each_point_of_a_relocation() {
+async fn at_each_point_of(file: &str) {
     let mut servers = OwnServers::up(3, 0).await;
     let (config, shards) = (servers.config(), servers.shards());
     let config = Config { relay_ms: 50, connect_timeout_ms: 10_000, ..config };
@@ -116,7 +114,7 @@ async fn at_each_point_of_a_relocation() {
     let servers = Arc::new(Mutex::new(servers));
     let mut scene =
         Scene { servers: servers.clone(), node: node.clone(), moving: authors[0], here: ShardNo(1), there: ShardNo(2) };
-    for point in FILES.iter().flat_map(|file| points(file)) {
+    for point in points(file) {
         for victim in [scene.here.0.unsigned_abs(), scene.there.0.unsigned_abs(), CONTROL] {
             scene.at(&point, victim).await;
             for writer in &writers {
@@ -135,4 +133,34 @@ async fn at_each_point_of_a_relocation() {
         }
     };
     tokio::time::timeout(LIMIT, agrees).await.expect("everything agrees in the end");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes; the full tier runs it"]
+async fn between_and_within_states() {
+    at_each_point_of("mover.rs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes; the full tier runs it"]
+async fn in_the_copy() {
+    at_each_point_of("copy.rs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes; the full tier runs it"]
+async fn among_slots_and_subscriptions() {
+    at_each_point_of("objects.rs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes; the full tier runs it"]
+async fn in_the_switch() {
+    at_each_point_of("switch.rs").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "some minutes; the full tier runs it"]
+async fn at_the_end() {
+    at_each_point_of("finish.rs").await;
 }
