@@ -226,8 +226,9 @@ impl Mover {
                 "they can be compared between the copy and the switch",
             ));
         }
-        let pair = Pair::connect(&self.admin()?, &relocation).await?;
-        verify::run(&relocation, &pair, &Progress::default(), repair).await
+        let admin = self.admin()?;
+        let pair = Pair::connect(&admin, &relocation).await?;
+        verify::run(&relocation, &pair, &admin, &Progress::default(), repair).await
     }
 
     /// Carries one relocation on until it rests: done, switched and held, paused, aborted or reversed.
@@ -517,7 +518,8 @@ impl Mover {
     }
 
     async fn catch_up(&self, relocation: &Relocation, progress: &Progress) -> Result<State> {
-        let pair = Pair::connect(&self.admin()?, relocation).await?;
+        let admin = self.admin()?;
+        let pair = Pair::connect(&admin, relocation).await?;
         pair.check_lives(relocation).await?;
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
@@ -536,7 +538,7 @@ impl Mover {
         Beats::new(relocation, &pair).await?.arrive().await?;
         progress.lag_bytes.store(0, Ordering::Relaxed);
         fail::fail_point!("relocation.caught_up");
-        let compared = verify::run(relocation, &pair, progress, false).await?;
+        let compared = verify::run(relocation, &pair, &admin, progress, false).await?;
         tracing::info!(relocation = relocation.relocation, compared, "both sides hold the same rows");
         Ok(State::Verified)
     }

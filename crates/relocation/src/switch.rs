@@ -12,13 +12,15 @@ use crate::side::{Pair, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
 use futures_util::future::try_join;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
 
-/// Which part of a switch's budget a sentinel may take on its way before a switch is tried: two fifths.
-const PROBE_SHARE: (u32, u32) = (2, 5);
-/// A transaction that holds the tables for so long would hold a switch up too.
-const PROBE_HOLD: Duration = Duration::from_millis(20);
+/// How long a sentinel may take on its way before a switch is tried: a part of the budget, in fifths.
+const PROBE_ROUND_TRIP: u32 = 2;
+/// A transaction that holds the tables for this part of the budget would hold a switch up too.
+const PROBE_HOLD: u32 = 4;
+/// How often is looked whether it has ended.
+const PROBE_LOOK: Duration = Duration::from_millis(5);
 /// The waits between two tries: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -104,16 +106,19 @@ impl<'a> Switch<'a> {
 
     /// Whether a switch would be quick now; else why not.
     async fn probe(&self) -> Result<Option<&'static str>> {
-        if self.beats.arrive().await? > self.budget * PROBE_SHARE.0 / PROBE_SHARE.1 {
+        if self.beats.arrive().await? > self.budget * PROBE_ROUND_TRIP / 5 {
             return Ok(Some("the stream is slow"));
         }
-        let before = self.writers().await?;
-        if before.is_empty() {
-            return Ok(None);
+        let (began, mut left) = (Instant::now(), self.writers().await?);
+        while !left.is_empty() {
+            if began.elapsed() > self.budget * PROBE_HOLD / 5 {
+                return Ok(Some("a long transaction holds the tables"));
+            }
+            tokio::time::sleep(PROBE_LOOK).await;
+            let now = self.writers().await?;
+            left.retain(|one| now.contains(one));
         }
-        tokio::time::sleep(PROBE_HOLD).await;
-        let still = self.writers().await?;
-        Ok(before.iter().any(|one| still.contains(one)).then_some("a long transaction holds the tables"))
+        Ok(None)
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.

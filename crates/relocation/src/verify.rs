@@ -4,17 +4,23 @@
 use crate::beats::Beats;
 use crate::error::{Error, Result};
 use crate::record::Relocation;
-use crate::side::{Pair, Side};
+use crate::side::{Pair, Side, Which};
 use crate::throttle::Progress;
 use futures_util::future::try_join;
 use futures_util::{SinkExt, StreamExt};
 use serde::Serialize;
+use shards::Admin;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// How often whole buckets are compared before their rows are looked at one by one.
 const LOOKS_AT_BUCKETS: u32 = 4;
 /// How often a row is looked at before it is named.
 const LOOKS_AT_ROWS: u32 = 5;
+/// More rows than this do not merely change more quickly than they can be looked at.
+const HELD_ROWS: usize = 100;
+/// How long such a row is held at the source while what was written before arrives: at first, and how often twice as long.
+const HOLD: (Duration, u32) = (Duration::from_millis(100), 5);
 /// How many differences are told.
 const EXAMPLES: usize = 5;
 
@@ -54,7 +60,13 @@ type Sums = BTreeMap<i16, (i64, String)>;
 type Hashes = BTreeMap<String, i64>;
 
 /// Compares everything; with `repair`, rows that differ are copied anew. Says how many rows were compared.
-pub(crate) async fn run(relocation: &Relocation, pair: &Pair, progress: &Progress, repair: bool) -> Result<i64> {
+pub(crate) async fn run(
+    relocation: &Relocation,
+    pair: &Pair,
+    admin: &Admin,
+    progress: &Progress,
+    repair: bool,
+) -> Result<i64> {
     let beats = Beats::new(relocation, pair).await?;
     let tables = pair.source.query(TABLES, &[&relocation.group_names()]).await?;
     let (mut compared, mut differences) = (0, BTreeSet::new());
@@ -66,10 +78,10 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, progress: &Progres
         if differing.is_empty() {
             continue;
         }
-        let mut found = rows_of(&table, &differing, pair, &beats).await?;
+        let mut found = rows_of(&table, &differing, pair, admin, &beats).await?;
         if repair && !found.is_empty() {
             copy_anew(&table, &found, pair).await?;
-            found = rows_of(&table, &differing, pair, &beats).await?;
+            found = rows_of(&table, &differing, pair, admin, &beats).await?;
         }
         differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
     }
@@ -113,7 +125,13 @@ async fn sums(side: &Side, sql: &str, buckets: &[i16]) -> Result<Sums> {
 }
 
 /// Looks at single rows: one is named when the other side never comes to hold anything that this side held.
-async fn rows_of(table: &Keyed, buckets: &[i16], pair: &Pair, beats: &Beats<'_>) -> Result<BTreeSet<String>> {
+async fn rows_of(
+    table: &Keyed,
+    buckets: &[i16],
+    pair: &Pair,
+    admin: &Admin,
+    beats: &Beats<'_>,
+) -> Result<BTreeSet<String>> {
     let sql = format!(
         "SELECT concat_ws(', ', {}) AS key, hash_record_extended(t, 0) AS hash FROM {} AS t WHERE t.bucket = ANY ($1)",
         table.key, table.table
@@ -141,7 +159,49 @@ async fn rows_of(table: &Keyed, buckets: &[i16], pair: &Pair, beats: &Beats<'_>)
         }
         suspects = Some(differing);
     }
-    Ok(suspects.unwrap_or_default())
+    hold(table, suspects.unwrap_or_default(), buckets, pair, admin, beats).await
+}
+
+/// A row that is written all the time is never the same on both sides when they are looked at one after the other. Each
+/// suspect is held still at the source until what was written before has arrived. Says which differ all the same.
+async fn hold(
+    table: &Keyed,
+    mut suspects: BTreeSet<String>,
+    buckets: &[i16],
+    pair: &Pair,
+    admin: &Admin,
+    beats: &Beats<'_>,
+) -> Result<BTreeSet<String>> {
+    if suspects.len() > HELD_ROWS {
+        return Ok(suspects);
+    }
+    let holder = Side::connect(admin, Which::Source, pair.source.shard).await?;
+    let look = format!(
+        "SELECT hash_record_extended(t, 0) AS hash FROM {} AS t WHERE t.bucket = ANY ($1) AND concat_ws(', ', {}) = $2",
+        table.table, table.key
+    );
+    let lock = format!("{look} FOR SHARE");
+    let mut limit = HOLD.0;
+    for _ in 0..HOLD.1 {
+        let mut differing = BTreeSet::new();
+        for key in suspects {
+            holder.batch("BEGIN").await?;
+            let here = holder.query(&lock, &[&buckets, &key]).await?;
+            let arrived = tokio::time::timeout(limit, beats.arrive()).await.ok().transpose()?;
+            let there = pair.target.query(&look, &[&buckets, &key]).await?;
+            holder.batch("COMMIT").await?;
+            let hash = |rows: &[tokio_postgres::Row]| rows.first().map(|row| row.get::<_, i64>("hash"));
+            if arrived.is_none() || hash(&here) != hash(&there) {
+                differing.insert(key);
+            }
+        }
+        suspects = differing;
+        if suspects.is_empty() {
+            break;
+        }
+        limit *= 2;
+    }
+    Ok(suspects)
 }
 
 async fn hashes(side: &Side, sql: &str, buckets: &[i16]) -> Result<Hashes> {

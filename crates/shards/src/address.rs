@@ -18,6 +18,9 @@ pub(crate) const MOVER_ROLE: &str = "therev_mover";
 /// half a minute, not the two hours that systems take by themselves. Its locks last until then.
 const KEEPALIVES: &str = "-c tcp_keepalives_idle=15 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
 
+/// The fence counts on a snapshot that is younger than the statement's locks, whatever a server's defaults are.
+const ISOLATION: &str = "-c default_transaction_isolation=read\\ committed";
+
 /// A database by its hosts (`host:port`, several separated by commas) and its name: what the control database keeps.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hosts {
@@ -83,9 +86,12 @@ impl Login {
         let options = match role {
             // Every statement is short: compiling one takes longer than running it.
             LIBRARY_ROLE => {
-                format!("-c role={role} -c jit=off -c statement_timeout={} {KEEPALIVES}", config.deadline_ms)
+                format!(
+                    "-c role={role} -c jit=off -c statement_timeout={} {ISOLATION} {KEEPALIVES}",
+                    config.deadline_ms
+                )
             }
-            _ => format!("-c role={role} {KEEPALIVES}"),
+            _ => format!("-c role={role} {ISOLATION} {KEEPALIVES}"),
         };
         base.options(options);
         Ok(Login { base, passfile, role })

@@ -4,6 +4,8 @@ mod clock;
 mod cluster;
 mod disk;
 mod frozen;
+mod moving;
+mod own_servers;
 mod proxy;
 mod servers;
 
@@ -11,5 +13,7 @@ pub use clock::WrongClock;
 pub use cluster::{PASSWORD, TestCluster, connect};
 pub use disk::Disk;
 pub use frozen::Frozen;
+pub use moving::{Writing, nothing_left};
+pub use own_servers::OwnServers;
 pub use proxy::{At, Mode, Proxy};
 pub use servers::{TestServers, test_servers};

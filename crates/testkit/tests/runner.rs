@@ -6,10 +6,14 @@ mod cut_connections;
 mod cut_off;
 #[path = "runner/disk_full.rs"]
 mod disk_full;
+#[path = "runner/movers_killed.rs"]
+mod movers_killed;
 #[path = "runner/nemesis.rs"]
 mod nemesis;
 #[path = "runner/sequences.rs"]
 mod sequences;
+#[path = "runner/servers_killed.rs"]
+mod servers_killed;
 #[path = "runner/tidy.rs"]
 mod tidy;
 #[cfg(target_os = "linux")]

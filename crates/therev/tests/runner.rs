@@ -4,6 +4,8 @@
 mod agreement;
 #[path = "runner/apart.rs"]
 mod apart;
+#[path = "runner/attacks.rs"]
+mod attacks;
 #[path = "runner/examples.rs"]
 mod examples;
 #[path = "runner/fence.rs"]
@@ -16,6 +18,8 @@ mod journey;
 mod lives;
 #[path = "runner/moves.rs"]
 mod moves;
+#[path = "runner/moves_and_promotions.rs"]
+mod moves_and_promotions;
 #[path = "runner/names.rs"]
 mod names;
 #[path = "runner/outages.rs"]
@@ -26,6 +30,8 @@ mod outbox;
 mod personal;
 #[path = "runner/promotion.rs"]
 mod promotion;
+#[path = "runner/refusals.rs"]
+mod refusals;
 #[path = "runner/repair.rs"]
 mod repair;
 #[path = "runner/routing.rs"]

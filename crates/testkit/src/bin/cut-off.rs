@@ -3,7 +3,9 @@
 //! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use therev::generate::Plan;
+use therev::relocation::{Mover, Options};
 use therev::{Actor, Config, NewPost, NewUser, Therev};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
@@ -54,6 +56,11 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
         ("generate", []) => {
             let plan = Plan { users: 300, threads: 40, posts: 12_000, seed: 5, zipf: 1.1 };
             therev::generate::generate(node, plan, &mut |_| {}).await?;
+        }
+        ("relocate", [number]) => {
+            // A machine that is busy with tests takes longer than the product's budget.
+            let options = Options { budget: Duration::from_secs(1) };
+            Mover::new(node.shards().clone(), options).drive(number.parse()?, &|_| {}).await?;
         }
         _ => return Err(format!("what is {operation}?").into()),
     }

@@ -1,0 +1,123 @@
+//! What tests of relocations share: an author who goes on writing and knows what was acknowledged, and the proof that
+//! nothing of a relocation is left.
+
+use crate::cluster::connect;
+use std::time::{Duration, Instant};
+use therev::{Actor, Error, NewPost, PostId, Therev, ThreadId, UserChange, UserId};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+/// How often an author writes, if nothing holds the write up.
+const WRITE_EVERY: Duration = Duration::from_millis(25);
+
+/// What a relocation could leave on a shard, and rows of buckets that it does not own.
+const LEFT: &str = "
+    SELECT (SELECT count(*) FROM therev.relocation_parts) AS parts,
+           (SELECT count(*) FROM therev.sentinels) AS sentinels,
+           (SELECT count(*) FROM pg_publication) AS publications,
+           (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) AS slots,
+           (SELECT count(*) FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
+             WHERE d.datname = current_database()) AS subscriptions,
+           (SELECT count(*) FROM therev.ownership WHERE state NOT IN ('owned', 'moved')) AS buckets_between";
+
+/// Nothing of any relocation is left on these shards, given by a superuser's addresses.
+pub async fn nothing_left(shards: &[String]) {
+    for address in shards {
+        let client = connect(address).await;
+        let left = client.query_one(LEFT, &[]).await.expect("the catalogs answer");
+        for (n, column) in left.columns().iter().enumerate() {
+            assert_eq!(left.get::<_, i64>(n), 0, "{address}: {} are left of a relocation", column.name());
+        }
+        let tables = "SELECT table_name, colocation_group::text FROM therev.owned_tables";
+        for table in client.query(tables, &[]).await.expect("the tables") {
+            let (table, group): (&str, &str) = (table.get(0), table.get(1));
+            let strays = format!(
+                "SELECT count(*) FROM {table} AS t
+                   JOIN therev.ownership AS o ON o.colocation_group = '{group}' AND o.bucket = t.bucket
+                  WHERE o.state <> 'owned'"
+            );
+            let strays: i64 = client.query_one(&strays, &[]).await.expect("the rows are counted").get(0);
+            assert_eq!(strays, 0, "{address}: rows of {table} are left whose bucket is not owned there");
+        }
+    }
+}
+
+/// An author who goes on writing: posts to a thread, each with an id of its own, and now and then a biography. Each write
+/// is tried until it is acknowledged, then the next one begins.
+pub struct Writing {
+    author: UserId,
+    acknowledged: watch::Receiver<usize>,
+    end: watch::Sender<bool>,
+    task: JoinHandle<(Vec<PostId>, usize)>,
+}
+
+impl Writing {
+    /// Begins to write in the background.
+    pub fn begin(node: Therev, author: UserId, thread: ThreadId) -> Writing {
+        let (count, acknowledged) = watch::channel(0);
+        let (end, ended) = watch::channel(false);
+        let task = tokio::spawn(async move {
+            let (mut posts, actor) = (Vec::new(), Actor::User(author));
+            let mut ticks = tokio::time::interval(WRITE_EVERY);
+            while !*ended.borrow() {
+                ticks.tick().await;
+                let post_id = PostId::new(author);
+                let new = || NewPost { post_id: Some(post_id), ..NewPost::new(author, thread, "on and on") };
+                until_acknowledged(|| node.create_post(new())).await;
+                posts.push(post_id);
+                let bio = || UserChange { bio: Some(Some(posts.len().to_string())), ..UserChange::default() };
+                until_acknowledged(|| node.change_user(author, bio(), &actor)).await;
+                count.send_replace(posts.len());
+            }
+            let written = posts.len();
+            (posts, written)
+        });
+        Writing { author, acknowledged, end, task }
+    }
+
+    /// Waits until something was written that had not begun before this call; says how long that took.
+    pub async fn goes_on(&self, limit: Duration) -> Duration {
+        let (mut acknowledged, began) = (self.acknowledged.clone(), Instant::now());
+        let next = *acknowledged.borrow() + 2;
+        let waited = tokio::time::timeout(limit, acknowledged.wait_for(|count| *count >= next)).await;
+        assert!(matches!(waited, Ok(Ok(_))), "{} wrote nothing for {limit:?}", self.author);
+        began.elapsed()
+    }
+
+    /// Ends it, and looks at the rows themselves: what was acknowledged is there once, and nothing else is.
+    pub async fn prove(self, shards: &[String]) -> usize {
+        self.end.send_replace(true);
+        let (mut expected, bio) = self.task.await.expect("the author wrote to the end");
+        let (mut posts, mut bios) = (Vec::new(), Vec::new());
+        for address in shards {
+            let client = connect(address).await;
+            let found = "SELECT post_id FROM posts WHERE author_id = $1 AND body = 'on and on'";
+            posts.extend(ids(&client, found, self.author).await);
+            let found = client.query("SELECT bio FROM users WHERE user_id = $1", &[&self.author.0]).await;
+            bios.extend(found.expect("users").iter().map(|row| row.get::<_, Option<String>>(0)));
+        }
+        expected.sort_unstable();
+        posts.sort_unstable();
+        assert!(posts == expected, "{} has {} posts, {} were acknowledged", self.author, posts.len(), expected.len());
+        assert_eq!(bios, [Some(bio.to_string())], "the biography of {}", self.author);
+        expected.len()
+    }
+}
+
+async fn ids(client: &Client, sql: &str, author: UserId) -> Vec<PostId> {
+    let rows = client.query(sql, &[&author.0]).await.expect("posts");
+    rows.iter().map(|row| PostId(row.get(0))).collect()
+}
+
+/// A write that failed may have happened: the same again.
+async fn until_acknowledged<T, W: Future<Output = Result<T, Error>>>(write: impl Fn() -> W) {
+    let mut ticks = tokio::time::interval(WRITE_EVERY);
+    loop {
+        match write().await {
+            Ok(_) => return,
+            Err(Error::Store(_)) => drop(ticks.tick().await),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+}

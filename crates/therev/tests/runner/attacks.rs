@@ -1,0 +1,421 @@
+//! Writers that a switch could miss: each of them is refused, waited for, or carried along. None loses a row or doubles one.
+
+use crate::things::{operator, post, thread, user_per_shard};
+use std::time::Duration;
+use testkit::{TestCluster, nothing_left};
+use therev::relocation::{Goal, Mover, Options, Relocation, Request, Result, State};
+use therev::{Config, Error, Group, Layout, ShardNo, Therev, Thread, ThreadId, UserChange, UserId};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const BUDGET: Duration = Duration::from_millis(500);
+
+/// Two shards; `ada`'s bucket is to move from shard 0 to shard 1, `bob`'s stays on shard 0, `cy`'s on shard 1.
+struct Attacked {
+    cluster: TestCluster,
+    node: Therev,
+    mover: std::sync::Arc<Mover>,
+    ada: UserId,
+    bob: UserId,
+    cy: UserId,
+    open: Thread,
+}
+
+impl Attacked {
+    async fn new() -> Attacked {
+        let cluster = TestCluster::new(Layout::Colocated, 2).await;
+        let config = Config { relay_ms: 50, deadline_ms: 20_000, ..cluster.config() };
+        let node = therev::connect(config).await.expect("a node");
+        let [ada, cy, bob, _] = user_per_shard(&node).await;
+        let open = thread(&node, ada, "It moves").await.value;
+        post(&node, cy, &open, "a reply from elsewhere").await;
+        let mover = Mover::new(node.shards().clone(), Options { budget: BUDGET }).into();
+        Attacked { cluster, node, mover, ada, bob, cy, open }
+    }
+
+    async fn begin(&self, goal: Goal) -> i64 {
+        let (source, target) = (ShardNo(0), ShardNo(1));
+        let request = Request { groups: Group::ALL.to_vec(), buckets: vec![self.ada.bucket()], source, target };
+        let plan = self.mover.plan(&request).await.expect("a plan");
+        self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
+    }
+
+    /// Carries it on in the background.
+    fn drive(&self, number: i64) -> JoinHandle<Result<Relocation>> {
+        let mover = self.mover.clone();
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(Box::pin(mover.drive(number, &|_| {}))))
+    }
+
+    /// Brings ada's bucket to shard 1 and stops where the way back is open.
+    async fn switched(&self) -> i64 {
+        let number = self.begin(Goal::Switched).await;
+        rests(self.drive(number), State::Switched).await;
+        number
+    }
+
+    /// Waits until the relocation is so far.
+    async fn until(&self, number: i64, what: &str, is_so: impl Fn(&Relocation) -> bool) {
+        let wait = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            while !is_so(&self.mover.show(number).await.expect("the relocation")) {
+                ticks.tick().await;
+            }
+        };
+        let waited = tokio::time::timeout(LIMIT, wait).await;
+        assert!(waited.is_ok(), "never {what}: {:?}", self.mover.show(number).await);
+    }
+
+    /// Waits until it says that a transaction holds the switch up.
+    async fn until_held_up(&self, number: i64) {
+        self.until(number, "held up", |now| now.note.contains("a long transaction holds the tables")).await;
+    }
+
+    /// Lets a relocation come to its switch and no further, for as long as the connection lives: a transaction that locks
+    /// a table as a writer does, and has written nothing.
+    async fn brake(&self) -> Client {
+        let client = self.cluster.stranger("shard_0").await;
+        let lock = "BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE";
+        client.batch_execute(lock).await.expect("the table is locked");
+        client
+    }
+
+    /// Finishes what is switched, and proves that all of it fits together.
+    async fn finish(self, number: i64) {
+        if self.mover.show(number).await.expect("the relocation").state == State::Switched {
+            self.mover.finish(number).await.expect("it can be finished");
+            rests(self.drive(number), State::Done).await;
+        }
+        nothing_left(&[self.cluster.url("shard_0"), self.cluster.url("shard_1")]).await;
+        assert_eq!(self.node.user(self.ada).await.expect("ada").user_id, self.ada);
+        drop((self.mover, self.node));
+        self.cluster.finish().await;
+    }
+}
+
+async fn rests(driven: JoinHandle<Result<Relocation>>, state: State) -> Relocation {
+    let ended = tokio::time::timeout(LIMIT, driven).await.expect("it comes to an end").expect("no panic");
+    let ended = ended.expect("the relocation goes on");
+    assert_eq!(ended.state, state, "{ended:?}");
+    ended
+}
+
+async fn refused(client: &Client, sql: &str, code: &str) {
+    match client.batch_execute(sql).await {
+        Ok(()) => panic!("this was let through: {sql}"),
+        Err(error) => assert_eq!(error.code().map(SqlState::code), Some(code), "{sql}: {error:?}"),
+    }
+}
+
+fn insert_thread(author: UserId, title: &str) -> String {
+    let id = ThreadId::new(author);
+    format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{author}', '{id}', '{title}', 'b')")
+}
+
+async fn count(client: &Client, sql: &str) -> i64 {
+    client.query_one(&format!("SELECT count(*) FROM {sql}"), &[]).await.expect("rows are counted").get(0)
+}
+
+#[tokio::test]
+async fn a_snapshot_older_than_the_mark_writes_nothing() {
+    let attacked = Attacked::new().await;
+    let mut old = Vec::new();
+    for (level, code) in [("REPEATABLE READ", "TR002"), ("SERIALIZABLE", "TR002"), ("READ COMMITTED", "TR001")] {
+        let client = attacked.cluster.stranger("shard_0").await;
+        client.batch_execute(&format!("BEGIN ISOLATION LEVEL {level}; TABLE therev.fence")).await.expect("a snapshot");
+        old.push((client, code));
+    }
+    let number = attacked.switched().await;
+    for (client, code) in old {
+        client.batch_execute("SAVEPOINT s").await.expect("it is open still");
+        for write in [
+            insert_thread(attacked.ada, "late"),
+            format!("UPDATE users SET bio = 'late' WHERE user_id = '{}'", attacked.ada),
+            format!("DELETE FROM posts WHERE author_id = '{}'; DELETE FROM threads", attacked.ada),
+        ] {
+            refused(&client, &write, code).await;
+            client.batch_execute("ROLLBACK TO s").await.expect("the next one");
+        }
+        client.batch_execute("COMMIT").await.expect("it wrote nothing");
+    }
+    attacked.finish(number).await;
+}
+
+/// A server whose transactions are SERIALIZABLE unless they say otherwise: the library's do.
+#[tokio::test]
+async fn a_servers_default_isolation_does_not_reach_the_library() {
+    let attacked = Attacked::new().await;
+    for part in ["shard_0", "shard_1"] {
+        let client = attacked.cluster.stranger(part).await;
+        let sql =
+            "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = ''repeatable read''',
+                       current_database()); END $$";
+        client.batch_execute(sql).await.expect("another default");
+    }
+    let late = attacked.cluster.node().await;
+    let (holder, looks) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_0").await);
+    let hold = "BEGIN ISOLATION LEVEL READ COMMITTED; UPDATE users SET first_name = 'first' WHERE bucket = $1";
+    let hold = hold.replace("$1", &attacked.ada.bucket().to_string());
+    holder.batch_execute(&hold).await.expect("the row is held");
+    let ada = attacked.ada;
+    let change = tokio::spawn(async move {
+        let bio = UserChange { bio: Some(Some("second".into())), ..UserChange::default() };
+        late.change_user(ada, bio, &operator()).await
+    });
+    until_waiting(&looks, 1).await;
+    holder.batch_execute("COMMIT").await.expect("the row is free");
+    // It saw the row as it is after the wait, and that its version is another one: it could not with an older snapshot.
+    let changed = change.await.expect("no panic").expect_err("somebody was quicker");
+    assert!(matches!(changed, Error::Changed { .. }), "{changed:?}");
+    let number = attacked.switched().await;
+    attacked.finish(number).await;
+}
+
+/// Waits until so many wait for a lock in this database.
+///
+/// Not asked through a transaction of its own: that would see the same activity all the while.
+async fn until_waiting(client: &Client, waiters: i64) {
+    let sql = "pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let wait = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while count(client, sql).await != waiters {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.expect("somebody waits");
+}
+
+#[tokio::test]
+async fn a_generic_plan_asks_the_fence_each_time() {
+    let attacked = Attacked::new().await;
+    let sql = "WITH fence AS (SELECT FROM therev.fence
+                              WHERE colocation_group = 'content' AND get_bit(writable, $1::smallint) = 1)
+               UPDATE threads AS t SET score = t.score + 1 FROM fence
+                WHERE t.bucket = $1 AND t.author_id = $2";
+    let mut prepared = Vec::new();
+    for part in ["shard_0", "shard_1"] {
+        let client = attacked.cluster.stranger(part).await;
+        client.batch_execute("SET ROLE therev; SET plan_cache_mode = force_generic_plan").await.expect("the library");
+        let update = client.prepare(sql).await.expect("it is prepared");
+        prepared.push((client, update));
+    }
+    let bucket = attacked.ada.bucket().sql();
+    let run = async |n: usize| {
+        let (client, update): &(Client, tokio_postgres::Statement) = &prepared[n];
+        client.execute(update, &[&bucket, &attacked.ada.0]).await.expect("an answer")
+    };
+    for _ in 0..8 {
+        assert_eq!((run(0).await, run(1).await), (1, 0));
+    }
+    let number = attacked.switched().await;
+    assert_eq!((run(0).await, run(1).await), (0, 1), "the rows are on both sides, and one of them owns them");
+    attacked.mover.want(number, Goal::Reversed).await.expect("the way back");
+    rests(attacked.drive(number), State::Reversed).await;
+    assert_eq!((run(0).await, run(1).await), (1, 0));
+    let thread = attacked.cluster.stranger("shard_0").await;
+    let score = "threads WHERE score = 10";
+    assert_eq!(count(&thread, score).await, 1, "each update counted once");
+    drop((prepared, thread));
+    attacked.finish(number).await;
+}
+
+#[tokio::test]
+async fn an_update_that_waits_for_a_row_is_waited_for() {
+    let attacked = Attacked::new().await;
+    let brake = attacked.brake().await;
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+    // A lock on the row alone is none of a writer; who waits for it has passed the fence.
+    let (holder, looks) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_0").await);
+    let hold = format!("BEGIN; SELECT FROM users WHERE user_id = '{}' FOR UPDATE", attacked.ada);
+    holder.batch_execute(&hold).await.expect("the row is held");
+    let (node, ada) = (attacked.node.clone(), attacked.ada);
+    let change = tokio::spawn(async move {
+        let bio = UserChange { bio: Some(Some("over the mark".into())), ..UserChange::default() };
+        node.change_user(ada, bio, &operator()).await
+    });
+    until_waiting(&looks, 1).await;
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    attacked.until_held_up(number).await;
+    // A mark that comes all the same, from a mover that asked nobody, finds it among the writers.
+    let mark = "SELECT therev.drain($1, 1000)";
+    assert!(holder.query_one(mark, &[&number]).await.is_ok());
+    holder.batch_execute("COMMIT").await.expect("the row is free");
+    change.await.expect("no panic").expect("the change is made");
+    rests(driven, State::Switched).await;
+    assert_eq!(attacked.node.user(ada).await.expect("ada").bio.as_deref(), Some("over the mark"));
+    let target = attacked.cluster.stranger("shard_1").await;
+    assert_eq!(count(&target, "users WHERE bio = 'over the mark'").await, 1);
+    drop((brake, holder, looks, target));
+    attacked.finish(number).await;
+}
+
+#[tokio::test]
+async fn prepared_transactions_are_waited_for() {
+    let attacked = Attacked::new().await;
+    let prepare = async |name: &str| {
+        let client = attacked.cluster.stranger("shard_0").await;
+        let gid = format!("{name}-{}", std::process::id());
+        let begin = format!("BEGIN; {}; PREPARE TRANSACTION '{gid}'", insert_thread(attacked.ada, name));
+        client.batch_execute(&begin).await.expect("it is prepared");
+        gid
+    };
+    let end = async |what: &str, gid: &str| {
+        let client = attacked.cluster.stranger("shard_0").await;
+        client.batch_execute(&format!("{what} PREPARED '{gid}'")).await.expect("it ends");
+    };
+    // One that was there before: the slot, and so the copy, begins behind it.
+    let first = prepare("before the slot").await;
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    let looks = attacked.cluster.stranger("shard_0").await;
+    until_waiting(&looks, 1).await;
+    assert_eq!(attacked.mover.show(number).await.expect("the relocation").state, State::Copying);
+    let brake = attacked.brake().await;
+    end("COMMIT", &first).await;
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+    // One that comes later: the switch waits for it, and carries it along.
+    let second = prepare("before the switch").await;
+    let third = prepare("never to be").await;
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    attacked.until_held_up(number).await;
+    end("ROLLBACK", &third).await;
+    attacked.until_held_up(number).await;
+    assert!(!driven.is_finished());
+    end("COMMIT", &second).await;
+    rests(driven, State::Switched).await;
+    let target = attacked.cluster.stranger("shard_1").await;
+    for (title, times) in [("before the slot", 1), ("before the switch", 1), ("never to be", 0)] {
+        assert_eq!(count(&target, &format!("threads WHERE title = '{title}'")).await, times, "{title}");
+    }
+    drop((looks, brake, target));
+    attacked.finish(number).await;
+}
+
+#[tokio::test]
+async fn strangers_are_carried_along_or_refused() {
+    let attacked = Attacked::new().await;
+    let Attacked { ada, bob, cy, .. } = attacked;
+    let (source, target) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_1").await);
+    let brake = attacked.brake().await;
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+
+    // Before the switch: into the buckets that move and out of them, on the source; nothing on the target.
+    for (owner, title) in [(ada, "to bob"), (bob, "to ada")] {
+        source.batch_execute(&insert_thread(owner, title)).await.expect("a thread");
+    }
+    for (owner, title) in [(bob, "to bob"), (ada, "to ada")] {
+        let update = format!("UPDATE threads SET author_id = '{owner}' WHERE title = '{title}'");
+        source.batch_execute(&update).await.expect("another owner");
+    }
+    refused(&target, &insert_thread(ada, "too early"), "TR001").await;
+    let steal = format!("UPDATE posts SET author_id = '{ada}' WHERE author_id = '{cy}'");
+    refused(&target, &steal, "TR001").await;
+    for client in [&source, &target] {
+        refused(client, "TRUNCATE threads CASCADE", "TR003").await;
+    }
+
+    // A copy that is under way when the mark is to come: it has passed the guard, so it is waited for.
+    let columns = "COPY threads (author_id, thread_id, title, body) FROM STDIN";
+    let slow = attacked.cluster.stranger("shard_0").await;
+    let mut sink = Box::pin(slow.copy_in::<_, bytes::Bytes>(columns).await.expect("a copy begins"));
+    let line = |title: &str| bytes::Bytes::from(format!("{ada}\t{}\t{title}\tb\n", ThreadId::new(ada)));
+    futures_util::SinkExt::send(&mut sink, line("copied over the mark")).await.expect("a line");
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    attacked.until_held_up(number).await;
+    futures_util::SinkExt::send(&mut sink, line("copied over the mark")).await.expect("a line");
+    assert_eq!(sink.as_mut().finish().await.expect("the copy ends"), 2);
+    rests(driven, State::Switched).await;
+
+    // After it: the source takes nothing more, and what came before is where its owner is.
+    let mut sink = Box::pin(source.copy_in::<_, bytes::Bytes>(columns).await.expect("a copy begins"));
+    futures_util::SinkExt::send(&mut sink, line("too late")).await.expect("a line");
+    let error = sink.as_mut().finish().await.expect_err("the copy is refused");
+    assert_eq!(error.code().map(SqlState::code), Some("TR001"));
+    refused(&source, &insert_thread(ada, "too late"), "TR001").await;
+    refused(&source, &format!("UPDATE threads SET author_id = '{ada}' WHERE title = 'to bob'"), "TR001").await;
+    refused(&source, &format!("UPDATE threads SET author_id = '{bob}' WHERE title = 'to ada'"), "TR001").await;
+    for client in [&source, &target] {
+        refused(client, "TRUNCATE posts", "TR003").await;
+    }
+    let titles = [("to bob", 0), ("to ada", 1), ("copied over the mark", 2), ("too late", 0), ("too early", 0)];
+    for (title, times) in titles {
+        assert_eq!(count(&target, &format!("threads WHERE title = '{title}'")).await, times, "{title}");
+    }
+    assert_eq!(count(&source, "threads WHERE title = 'to bob'").await, 1);
+    // Their ids say another bucket than their owners', which only a stranger brings about.
+    source.batch_execute("DELETE FROM threads WHERE title = 'to bob'").await.expect("deleted");
+    target.batch_execute("DELETE FROM threads WHERE title = 'to ada'").await.expect("deleted");
+    drop((sink, slow, brake, source, target));
+    attacked.finish(number).await;
+}
+
+#[tokio::test]
+async fn a_huge_transaction_is_decoded_before_the_switch_not_in_it() {
+    let attacked = Attacked::new().await;
+    let brake = attacked.brake().await;
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+    let huge = attacked.cluster.stranger("shard_0").await;
+    let rows = format!(
+        "BEGIN; SET LOCAL logical_decoding_work_mem = '64kB';
+         INSERT INTO user_sessions (user_id, session_id, token_hash, expires_at)
+         SELECT u.id::uuid, gen_random_uuid(), sha256(n::text::bytea), now() + interval '1 day'
+           FROM generate_series(1, 10000) AS n, (VALUES ('{}'), ('{}')) AS u (id)",
+        attacked.ada, attacked.bob
+    );
+    huge.batch_execute(&rows).await.expect("many rows");
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    attacked.until_held_up(number).await;
+    // The stream has it all to do from here on, while the switch is tried again and again.
+    huge.batch_execute("COMMIT").await.expect("it is committed");
+    let switched = rests(driven, State::Switched).await;
+    assert!(switched.pause_ms.is_some_and(|ms| ms <= BUDGET.as_secs_f64() * 1_000.0), "{switched:?}");
+    let target = attacked.cluster.stranger("shard_1").await;
+    assert_eq!(count(&target, &format!("user_sessions WHERE user_id = '{}'", attacked.ada)).await, 10_000);
+    assert_eq!(count(&target, &format!("user_sessions WHERE user_id = '{}'", attacked.bob)).await, 0);
+    drop((huge, brake, target));
+    attacked.finish(number).await;
+}
+
+/// Somebody has put a row where the stream wants to put one: it stops, and all is copied anew.
+#[tokio::test]
+async fn a_stream_that_stops_on_a_conflict_is_begun_anew() {
+    let attacked = Attacked::new().await;
+    let brake = attacked.brake().await;
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+    let session = uuid::Uuid::new_v4();
+    let insert = |token: &str| {
+        format!(
+            "INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, expires_at)
+             VALUES ({}, '{}', '{session}', sha256('{token}'), now() + interval '1 day')",
+            attacked.ada.bucket(),
+            attacked.ada
+        )
+    };
+    let target = attacked.cluster.stranger("shard_1").await;
+    target
+        .batch_execute(&format!("SET session_replication_role = replica; {}", insert("an intruder")))
+        .await
+        .expect("past all guards");
+    let source = attacked.cluster.stranger("shard_0").await;
+    source.batch_execute(&insert("the true one")).await.expect("a session");
+    // And what comes behind it.
+    post(&attacked.node, attacked.ada, &attacked.open, "behind the conflict").await;
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    rests(driven, State::Switched).await;
+    let held = "user_sessions WHERE token_hash = sha256('the true one')";
+    assert_eq!(count(&target, held).await, 1);
+    assert_eq!(count(&target, "user_sessions").await, 1, "the intruder is gone");
+    assert_eq!(attacked.node.posts_by_author(attacked.ada, None, 9).await.expect("an answer").len(), 1);
+    drop((brake, source, target));
+    attacked.finish(number).await;
+}

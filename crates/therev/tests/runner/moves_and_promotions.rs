@@ -1,0 +1,160 @@
+//! A server of a relocation is promoted in the middle of it: before the switch it begins anew by itself, after the switch the
+//! way back is closed and says so. Authors write all the while, and lose nothing.
+
+use crate::things::operator;
+use std::sync::Arc;
+use std::time::Duration;
+use testkit::{OwnServers, Writing, connect, nothing_left};
+use therev::relocation::{Error, Goal, Mover, Options, Relocation, Request, Result, State};
+use therev::{Config, Group, NewThread, NewUser, ShardNo, Therev, UserId};
+use tokio::task::JoinHandle;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// Shard 0 has the control database, the directory, and nothing that moves.
+const SHARDS: u16 = 3;
+const SOURCE: u16 = 1;
+const TARGET: u16 = 2;
+
+struct Scene {
+    servers: OwnServers,
+    node: Therev,
+    mover: Arc<Mover>,
+    moving: UserId,
+    writers: Vec<Writing>,
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let mut servers = OwnServers::up(SHARDS, 1).await;
+        let config = Config { connect_timeout_ms: 10_000, relay_ms: 50, ..servers.config() };
+        let node = therev::connect(config).await.expect("a node");
+        let mut authors = Vec::new();
+        for shard in [SOURCE, TARGET] {
+            let id = std::iter::repeat_with(UserId::new).find(|id| id.bucket().number() % SHARDS == shard);
+            let id = id.expect("one of many");
+            let new = NewUser { user_id: Some(id), user_name: format!("user-{shard}"), ..NewUser::default() };
+            node.register(new, &operator()).await.expect("registered");
+            authors.push(id);
+        }
+        let mut writers = Vec::new();
+        for (author, at) in [(0, 1), (1, 0)] {
+            let open = node.create_thread(NewThread::new(authors[at], "A thread", "text")).await.expect("a thread");
+            writers.push(Writing::begin(node.clone(), authors[author], open.thread_id));
+        }
+        let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1) });
+        Scene { servers, node, mover: mover.into(), moving: authors[0], writers }
+    }
+
+    async fn begin(&self, goal: Goal) -> i64 {
+        let (source, target) = (ShardNo(SOURCE.cast_signed()), ShardNo(TARGET.cast_signed()));
+        let request = Request { groups: Group::ALL.to_vec(), buckets: vec![self.moving.bucket()], source, target };
+        let plan = self.mover.plan(&request).await.expect("a plan");
+        self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
+    }
+
+    fn drive(&self, number: i64) -> JoinHandle<Result<Relocation>> {
+        let (mover, runtime) = (self.mover.clone(), tokio::runtime::Handle::current());
+        tokio::task::spawn_blocking(move || runtime.block_on(Box::pin(mover.drive(number, &|_| {}))))
+    }
+
+    /// A standby takes a shard's place.
+    fn promote(&mut self, shard: u16) {
+        let servers = self.servers.servers();
+        tokio::task::block_in_place(|| servers.promote(shard, &mut |_| {})).expect("promoted");
+    }
+
+    async fn writers_go_on(&self) {
+        for writer in &self.writers {
+            writer.goes_on(LIMIT).await;
+        }
+    }
+
+    async fn finish(mut self) {
+        let shards = self.servers.shards();
+        nothing_left(&shards).await;
+        for writer in self.writers {
+            println!("{} posts were acknowledged, and are there", writer.prove(&shards).await);
+        }
+        let agrees = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            while !self.node.check().await.is_ok_and(|report| report.ok) {
+                ticks.tick().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, agrees).await.expect("everything agrees in the end");
+    }
+}
+
+async fn rests(driven: JoinHandle<Result<Relocation>>, state: State) {
+    let ended = tokio::time::timeout(LIMIT, driven).await.expect("it comes to an end").expect("no panic");
+    let ended = ended.expect("it goes on");
+    assert_eq!(ended.state, state, "{ended:?}");
+}
+
+/// The relocation stands before its switch, held up by a transaction, when a server of it is promoted.
+async fn before_the_switch(promoted: u16) {
+    let mut scene = Scene::new().await;
+    let brake = connect(&scene.servers.shards()[usize::from(SOURCE)]).await;
+    brake.batch_execute("BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE").await.expect("the brake is on");
+    let number = scene.begin(Goal::Done).await;
+    let driven = scene.drive(number);
+    let switching = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while scene.mover.show(number).await.expect("the relocation").state != State::Switching {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, switching).await.expect("it comes to its switch");
+    scene.promote(promoted);
+    drop(brake);
+    rests(driven, State::Done).await;
+    let (place, control) = (scene.moving.bucket(), scene.servers.servers().control_url().expect("an address"));
+    let rounds = "SELECT copy_round FROM therev.relocations";
+    let rounds: i32 = connect(&control).await.query_one(rounds, &[]).await.expect("a relocation").get(0);
+    assert!(rounds >= 2, "it was copied anew");
+    assert_eq!(scene.node.shards().believed_shard(Group::Content, place), ShardNo(TARGET.cast_signed()));
+    scene.writers_go_on().await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_of_the_source_before_the_switch_copies_anew() {
+    before_the_switch(SOURCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_of_the_target_before_the_switch_copies_anew() {
+    before_the_switch(TARGET).await;
+}
+
+/// The relocation is switched, and stands where the way back is open, when a server of it is promoted.
+async fn after_the_switch(promoted: u16) {
+    let mut scene = Scene::new().await;
+    let number = scene.begin(Goal::Switched).await;
+    rests(scene.drive(number), State::Switched).await;
+    scene.promote(promoted);
+    scene.writers_go_on().await;
+    match scene.mover.want(number, Goal::Reversed).await {
+        Err(Error::Refused { reason, next }) => {
+            let said = format!("the way back is closed: shard {promoted} was promoted since the switch");
+            assert_eq!(reason, said);
+            assert!(next.contains("finish this relocation"), "{next}");
+        }
+        other => panic!("the way back is a stream, which is gone: {other:?}"),
+    }
+    assert_eq!(scene.mover.show(number).await.expect("the relocation").state, State::Switched);
+    scene.mover.finish(number).await.expect("it can be finished");
+    rests(scene.drive(number), State::Done).await;
+    scene.writers_go_on().await;
+    scene.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_of_the_source_after_the_switch_closes_the_way_back() {
+    after_the_switch(SOURCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_of_the_target_after_the_switch_closes_the_way_back() {
+    after_the_switch(TARGET).await;
+}
