@@ -130,9 +130,7 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
     fail::fail_point!("relocation.undone_at_source");
     match Side::connect(admin, Which::Target, relocation.target).await {
         Ok(target) => {
-            objects::drop_at(&target, &relocation.tag).await?;
-            objects::drop_at(&source, &relocation.tag).await?;
-            objects::drop_at(&target, &relocation.tag).await?;
+            objects::drop_between(&source, &target, &relocation.tag).await?;
             fail::fail_point!("relocation.undone_streams");
             delete_rows(relocation, &target, &["incoming", "ready"]).await?;
             target.query("SELECT therev.end_part($1, '{incoming,ready}')", &[&relocation.relocation]).await?;
