@@ -180,9 +180,7 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
     fail::fail_point!("relocation.undone_at_source");
     match Side::connect(admin, Which::Target, relocation.target).await {
         Ok(target) => {
-            objects::drop_at(&target, &relocation.tag).await?;
-            objects::drop_at(&source, &relocation.tag).await?;
-            objects::drop_at(&target, &relocation.tag).await?;
+            objects::drop_between(&source, &target, &relocation.tag).await?;
             fail::fail_point!("relocation.undone_streams");
             // A copier that slept finds another round.
             let round = round_of(relocation, &target, 1).await?;

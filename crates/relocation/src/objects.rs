@@ -199,8 +199,14 @@ async fn stop_at(to: &Side, name: &str) -> Result<()> {
     to.until("the stream's worker did not end", WORKER_WAIT, gone, &[&oid]).await
 }
 
-/// Removes what one side has of a relocation's streams: the end that takes, then the slot and the publication that give.
+/// Removes what one side has of a relocation's streams, the other side being out of reach.
 pub(crate) async fn drop_at(side: &Side, tag: &str) -> Result<()> {
+    unsubscribe(side, tag).await?;
+    drop_slots(side, tag).await
+}
+
+/// Removes the ends of a relocation's streams that take.
+async fn unsubscribe(side: &Side, tag: &str) -> Result<()> {
     let prefix = format!("therev_{tag}_");
     let here = "SELECT s.subname FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
                  WHERE starts_with(s.subname, $1) AND d.datname = current_database()";
@@ -212,6 +218,12 @@ pub(crate) async fn drop_at(side: &Side, tag: &str) -> Result<()> {
         side.batch(&format!("DROP SUBSCRIPTION {name}")).await?;
     }
     fail::fail_point!("relocation.unsubscribed");
+    Ok(())
+}
+
+/// Removes the slots and the publications that give.
+async fn drop_slots(side: &Side, tag: &str) -> Result<()> {
+    let prefix = format!("therev_{tag}_");
     let slots = "SELECT slot_name FROM pg_replication_slots
                   WHERE starts_with(slot_name, $1) AND database = current_database()";
     for row in side.query(slots, &[&prefix]).await? {
@@ -230,10 +242,16 @@ pub(crate) async fn drop_at(side: &Side, tag: &str) -> Result<()> {
     Ok(())
 }
 
+/// Removes the streams between two sides: first what takes, on both, for a subscription that is left comes back to its slot
+/// as often as it is sent away.
+pub(crate) async fn drop_between(source: &Side, target: &Side, tag: &str) -> Result<()> {
+    unsubscribe(target, tag).await?;
+    unsubscribe(source, tag).await?;
+    drop_slots(target, tag).await?;
+    drop_slots(source, tag).await
+}
+
 /// Removes the streams on both sides.
 pub(crate) async fn drop_all(relocation: &Relocation, pair: &Pair) -> Result<()> {
-    drop_at(&pair.target, &relocation.tag).await?;
-    drop_at(&pair.source, &relocation.tag).await?;
-    // A slot that was in use by a subscription that is gone by now.
-    drop_at(&pair.target, &relocation.tag).await
+    drop_between(&pair.source, &pair.target, &relocation.tag).await
 }

@@ -23,8 +23,8 @@ pub(crate) const OF_ABORTS: [&str; 2] = ["relocation.undone_at_source", "relocat
 const PASSED_OFTEN: [(&str, &[u32]); 4] = [
     ("relocation.stepped", &[1, 2, 3, 4, 5, 6]),
     ("relocation.before_advance", &[1, 2, 5, 7]),
-    ("relocation.unsubscribed", &[1, 4]),
-    ("relocation.slots_dropped", &[1, 5]),
+    ("relocation.unsubscribed", &[1, 3]),
+    ("relocation.slots_dropped", &[1, 4]),
 ];
 
 /// The files of the crate that have fail points.

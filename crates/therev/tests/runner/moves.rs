@@ -13,22 +13,8 @@ fn request(source: ShardNo, target: ShardNo, buckets: Vec<therev::Bucket>) -> Re
 
 /// Nothing of any relocation is left on the servers of a cluster.
 async fn nothing_left(cluster: &TestCluster) {
-    for n in 0..cluster.shards() {
-        let client = cluster.stranger(&format!("shard_{n}")).await;
-        let left = client
-            .query_one(
-                "SELECT (SELECT count(*) FROM therev.relocation_parts) + (SELECT count(*) FROM therev.sentinels)
-                      + (SELECT count(*) FROM pg_publication)
-                      + (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())
-                      + (SELECT count(*) FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
-                          WHERE d.datname = current_database())
-                      + (SELECT count(*) FROM therev.ownership WHERE state NOT IN ('owned', 'moved'))",
-                &[],
-            )
-            .await
-            .expect("the catalogs answer");
-        assert_eq!(left.get::<_, i64>(0), 0, "shard {n} has something left of a relocation");
-    }
+    let shards: Vec<String> = (0..cluster.shards()).map(|n| cluster.url(&format!("shard_{n}"))).collect();
+    testkit::nothing_left(&shards).await;
 }
 
 /// Carries a relocation on as far as it goes, while a relay delivers what the former owner has to tell.
