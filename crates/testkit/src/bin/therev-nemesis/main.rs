@@ -162,6 +162,7 @@ async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box
         let (users, threads, failures) = (users.clone(), threads.clone(), saboteur.failed_reads.clone());
         tokio::spawn(reader::read(node, is_stale, failures, users, threads, end.clone()))
     });
+    saboteur.all_begin().await?;
     let begin = Instant::now();
     let enough = |faults: u64| match (run.faults, run.minutes) {
         (Some(wanted), _) => faults >= wanted,

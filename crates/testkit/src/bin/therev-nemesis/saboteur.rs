@@ -18,6 +18,8 @@ use crate::writer::History;
 
 /// How long anything may take to be as it was after a fault was healed.
 const HEALS_WITHIN: Duration = Duration::from_secs(60);
+/// How long all writers may take to begin.
+const BEGINS_WITHIN: Duration = Duration::from_secs(180);
 /// How long a full disk waits for somebody who wants to write on it.
 const DISK_IS_MET_WITHIN: Duration = Duration::from_secs(5);
 /// Between two looks at a condition.
@@ -80,6 +82,17 @@ impl<'a> Saboteur<'a> {
             saboteur.writers.push(writer);
         }
         Ok(saboteur)
+    }
+
+    /// Waits until every history has begun: on a busy machine that takes longer than anything after a fault.
+    pub(crate) async fn all_begin(&mut self) -> Result<(), Box<dyn Error>> {
+        let specs = self.world.specs.iter().filter(|spec| spec.kind.appends());
+        let users: Vec<_> = specs.flat_map(|spec| spec.histories.iter().map(|history| history.user)).collect();
+        let all = || {
+            let known = self.known.now()?;
+            Ok(users.iter().all(|user| known.acknowledged(*user) > 0))
+        };
+        if wait_for(BEGINS_WITHIN, all).await? { Ok(()) } else { Err("not every history has begun".into()) }
     }
 
     /// How many writers there are.
