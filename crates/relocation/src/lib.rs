@@ -15,14 +15,17 @@ mod finish;
 mod mover;
 mod objects;
 mod plan;
+mod rebalance;
 mod record;
 mod side;
+mod survey;
 mod switch;
 mod throttle;
 mod verify;
 
 pub use error::{Error, Result};
 pub use mover::{Mover, Options};
-pub use plan::{Plan, Request};
+pub use plan::{Obstacle, Plan, Request};
+pub use rebalance::{Aim, Part, Rebalance, Step};
 pub use record::{Goal, Relocation, State};
 pub use verify::Difference;

@@ -3,8 +3,11 @@
 //! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use testkit::PASSWORD;
 use therev::generate::Plan;
-use therev::{Actor, Config, NewPost, NewUser, Therev};
+use therev::planner::By;
+use therev::relocation::{Aim, Mover, Options};
+use therev::{Actor, AddPlan, Config, NewPost, NewUser, RolePasswords, ShardNo, Therev, add_shard};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -54,6 +57,18 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
         ("generate", []) => {
             let plan = Plan { users: 300, threads: 40, posts: 12_000, seed: 5, zipf: 1.1 };
             therev::generate::generate(node, plan, &mut |_| {}).await?;
+        }
+        ("add-shard", [address]) => {
+            let word = || PASSWORD.to_owned();
+            let passwords = RolePasswords { library: word(), admin: word(), mover: word() };
+            add_shard(node.shards(), &AddPlan { address: address.clone(), weight: 1.0, passwords }).await?;
+        }
+        ("remove-shard", [shard]) => {
+            therev::remove_shard(node.shards(), ShardNo(shard.parse()?)).await?;
+        }
+        ("rebalance", []) => {
+            let aim = Aim::Balance { by: By::Size, moves_max: None };
+            Mover::new(node.shards().clone(), Options::default()).rebalance(aim, "cut-off", &|_| {}).await?;
         }
         _ => return Err(format!("what is {operation}?").into()),
     }
