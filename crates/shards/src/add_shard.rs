@@ -151,7 +151,7 @@ async fn find_place(shards: &Shards, plan: &AddPlan) -> Result<Target, Error> {
     if catalog.shards.len() >= SHARDS_MAX {
         return Err(Error::in_the_way(format!("a cluster has {SHARDS_MAX} shards at the most"), "remove one first"));
     }
-    let next = (0..).find(|number| is_free(*number)).unwrap_or(i16::MAX);
+    let next = (0..i16::MAX).find(|number| is_free(*number)).unwrap_or(i16::MAX);
     let new = |number| Target::new(Database::Shard(ShardNo(number)), Kind::Shard, &plan.address);
     let target = new(next)?;
     if let Some(entry) = catalog.shards.iter().find(|entry| entry.at == target.at) {

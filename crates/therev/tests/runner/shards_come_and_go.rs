@@ -125,7 +125,8 @@ async fn balance(cluster: &TestCluster, traffic: &Traffic, mover: &Mover, aim: A
 async fn grow(cluster: &TestCluster, traffic: &Traffic, mover: &Mover, shards: std::ops::Range<i16>) {
     for shard in shards {
         let address = cluster.empty_database(&format!("shard_{shard}")).await;
-        let added = traffic.under(add_shard(traffic.node.shards(), &plan(&address))).await.expect("a shard more");
+        let added =
+            traffic.under(Box::pin(add_shard(traffic.node.shards(), &plan(&address)))).await.expect("a shard more");
         assert_eq!(added.shard, ShardNo(shard));
     }
     balance(cluster, traffic, mover, BY_SIZE).await;
@@ -137,7 +138,7 @@ async fn shrink(cluster: &TestCluster, traffic: &Traffic, mover: &Mover, shards:
     }
     balance(cluster, traffic, mover, Aim::Empty(ShardNo(shards.end - 1))).await;
     for shard in shards.rev().map(ShardNo) {
-        traffic.under(remove_shard(traffic.node.shards(), shard)).await.expect("an empty shard goes");
+        traffic.under(Box::pin(remove_shard(traffic.node.shards(), shard))).await.expect("an empty shard goes");
     }
     cluster.prove().await;
 }
