@@ -45,7 +45,7 @@ fn a_local_cluster_grows_and_shrinks() {
     let text = String::from_utf8(desk.run(&["rebalance", "--plan"]).stdout).unwrap();
     assert!(text.contains("In all 2 relocations") && text.contains("of share"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
-    let output = desk.run(&["rebalance"]);
+    let output = desk.run(&["rebalance", "--budget-ms", "2000"]);
     let (text, talk) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(text.contains("in 2 relocations") && text.contains("within 10 %"), "{text}\n{talk}");
     assert!(talk.contains("1 of 2: relocation 1,") && talk.contains("copying: "), "{talk}");
@@ -58,7 +58,7 @@ fn a_local_cluster_grows_and_shrinks() {
     assert!(refused(&desk, &["shard", "remove", "7"]).contains("there is no shard 7"));
     assert!(refused(&desk, &["shard", "add", "--url", "nowhere"]).contains("an address looks like"));
     assert_eq!(desk.json_of(&["shard", "drain", "2", "--plan"])["relocations"].as_array().unwrap().len(), 2);
-    let drained = desk.json_of(&["shard", "drain", "2"]);
+    let drained = desk.json_of(&["shard", "drain", "2", "--budget-ms", "2000"]);
     assert_eq!(drained["relocations"].as_array().unwrap().len(), 2, "{drained}");
     assert_eq!(desk.json_of(&["shard", "remove", "2"]), json!({ "shard": 2, "server_removed": true }));
     let left = numbers(&desk.json_of(&["shard", "list"]));

@@ -9,9 +9,10 @@ use crate::tables::{bytes, count, table};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::sync::Mutex;
-use therev::Therev;
+use std::time::Duration;
 use therev::planner::{By, Reached, ShardShare, Why};
 use therev::relocation::{Aim, Mover, Options, Part, Plan, Rebalance, Relocation, Step};
+use therev::{ShardNo, Therev};
 
 /// Move buckets until every shard holds its weight's share, within 10 %
 ///
@@ -34,6 +35,22 @@ pub(crate) struct Args {
     /// Only say what would move, how long it takes, and what stands in the way
     #[arg(long)]
     plan: bool,
+    #[command(flatten)]
+    pace: Pace,
+}
+
+/// How relocations go.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Pace {
+    /// How long a try of a switch may have writes wait, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    budget_ms: u64,
+}
+
+impl Pace {
+    fn mover(self, therev: &Therev) -> Mover {
+        Mover::new(therev.shards().clone(), Options { budget: Duration::from_millis(self.budget_ms) })
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -64,10 +81,11 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let therev = app.open_relaying().await?;
     let aim = Aim::Balance { by, moves_max: args.max_moves.map(usize::from) };
     if args.plan {
-        return show_plan(app, &therev, aim).await;
+        return show_plan(app, &args.pace.mover(&therev), aim).await;
     }
-    let ended = moved(app, &therev, aim, "rebalance", "cluster").await?;
-    let now = mover(&therev).plan_rebalance(aim).await?;
+    let mover = args.pace.mover(&therev);
+    let ended = moved(app, &therev, &mover, aim, ("rebalance", "cluster")).await?;
+    let now = mover.plan_rebalance(aim).await?;
     app.out.fact(&Done { relocations: &ended, parts: &now.parts }, || {
         let moved: usize = ended.iter().map(|one| one.buckets.len()).sum();
         let first = if ended.is_empty() {
@@ -88,13 +106,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     })
 }
 
-fn mover(therev: &Therev) -> Mover {
-    Mover::new(therev.shards().clone(), Options::default())
-}
-
 /// Says what an aim would move.
-pub(crate) async fn show_plan(app: &App, therev: &Therev, aim: Aim) -> Result<()> {
-    let mover = mover(therev);
+async fn show_plan(app: &App, mover: &Mover, aim: Aim) -> Result<()> {
     let open = mover.list(true).await?;
     let rebalance = mover.plan_rebalance(aim).await?;
     let plans = mover.plan_each(&rebalance).await?;
@@ -110,7 +123,13 @@ pub(crate) async fn show_plan(app: &App, therev: &Therev, aim: Aim) -> Result<()
 }
 
 /// Brings an aim about, and shows how far it is.
-pub(crate) async fn moved(app: &App, therev: &Therev, aim: Aim, action: &str, target: &str) -> Result<Vec<Relocation>> {
+async fn moved(
+    app: &App,
+    therev: &Therev,
+    mover: &Mover,
+    aim: Aim,
+    (action, target): (&str, &str),
+) -> Result<Vec<Relocation>> {
     let shown = Mutex::new((0, Shown::new()));
     let seen = |step: &Step<'_>| {
         let mut shown = shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -125,11 +144,27 @@ pub(crate) async fn moved(app: &App, therev: &Therev, aim: Aim, action: &str, ta
         shown.1.show(one);
     };
     let operator = app.operator();
-    let outcome = mover(therev).rebalance(aim, &operator.to_string(), &seen).await;
+    let outcome = mover.rebalance(aim, &operator.to_string(), &seen).await;
     shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1.end();
     let outcome = outcome.map_err(|error| CliError::from(error).also("the same command goes on from there"));
     let after = |ended: &Vec<Relocation>| serde_json::json!({ "relocations": ended.len() });
     app.noted(therev, action, target, outcome, after).await
+}
+
+/// Empties a shard, or says what that would take: then nothing.
+pub(crate) async fn drain(
+    app: &App,
+    therev: &Therev,
+    shard: ShardNo,
+    plan: bool,
+    pace: Pace,
+) -> Result<Option<Vec<Relocation>>> {
+    let (mover, aim) = (pace.mover(therev), Aim::Empty(shard));
+    if plan {
+        return show_plan(app, &mover, aim).await.map(|()| None);
+    }
+    therev::set_weight(therev.shards(), shard, 0.0).await?;
+    moved(app, therev, &mover, aim, ("shard drain", &format!("shard {shard}"))).await.map(Some)
 }
 
 fn relocations(number: usize) -> String {

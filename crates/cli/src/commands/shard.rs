@@ -3,13 +3,12 @@
 mod here;
 
 use crate::app::App;
-use crate::commands::rebalance::{moved, show_plan};
+use crate::commands::rebalance::{self, Pace};
 use crate::error::{CliError, Result};
 use crate::output::talk;
 use crate::passfile::Passwords;
 use crate::tables::{bytes, count, number, table};
 use clap::Subcommand;
-use therev::relocation::Aim;
 use therev::{AddPlan, Added, RolePasswords, SecretString, ShardListing, ShardNo, Therev};
 
 /// Add shards to a cluster that runs, empty and remove them
@@ -40,6 +39,8 @@ enum Command {
         /// Only say what would move, how long it takes, and what stands in the way
         #[arg(long)]
         plan: bool,
+        #[command(flatten)]
+        pace: Pace,
     },
     /// Take a shard that owns nothing out of the cluster
     ///
@@ -98,7 +99,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
             app.out.fact(&found, || listed(app, &found))
         }
         Command::Add(args) => add(app, args).await,
-        Command::Drain { shard, plan } => drain(app, shard, plan).await,
+        Command::Drain { shard, plan, pace } => drain(app, shard, plan, pace).await,
         Command::Remove { shard } => remove(app, shard).await,
         Command::Weight { shard, weight } => {
             let therev = app.open().await?;
@@ -175,13 +176,9 @@ fn said(added: &Added) -> String {
     )
 }
 
-async fn drain(app: &App, shard: ShardNo, plan: bool) -> Result<()> {
+async fn drain(app: &App, shard: ShardNo, plan: bool, pace: Pace) -> Result<()> {
     let therev = app.open_relaying().await?;
-    if plan {
-        return show_plan(app, &therev, Aim::Empty(shard)).await;
-    }
-    therev::set_weight(therev.shards(), shard, 0.0).await?;
-    let ended = moved(app, &therev, Aim::Empty(shard), "shard drain", &format!("shard {shard}")).await?;
+    let Some(ended) = rebalance::drain(app, &therev, shard, plan, pace).await? else { return Ok(()) };
     app.out.fact(&serde_json::json!({ "shard": shard, "relocations": ended }), || {
         let moved: usize = ended.iter().map(|one| one.buckets.len()).sum();
         let moved = count(i64::try_from(moved).unwrap_or(i64::MAX), "bucket");
@@ -196,6 +193,8 @@ async fn remove(app: &App, shard: ShardNo) -> Result<()> {
     let mut empty_for = None;
     // An interrupted run may have got as far as the server.
     if is_member || server.is_none() {
+        // What it has to tell others is told before it goes.
+        app.settle(&therev).await;
         let removed = therev::remove_shard(therev.shards(), shard).await?;
         note(app, &therev, "shard remove", shard, serde_json::json!({})).await?;
         empty_for = removed.empty_for;

@@ -2,6 +2,7 @@
 //! be.
 
 use crate::cut_off::cut_off;
+use std::time::Duration;
 use testkit::{PASSWORD, TestCluster};
 use therev::generate::Plan;
 use therev::planner::By;
@@ -47,12 +48,13 @@ async fn balancing_and_removing() {
     let node = cluster.node().await;
     let people = Plan { users: 400, threads: 40, posts: 1_000, seed: 3, zipf: 0.2 };
     therev::generate::generate(&node, people, &mut |_| {}).await.expect("a community");
+    cluster.prove().await;
     let address = cluster.empty_database("shard_1").await;
     add_shard(node.shards(), &plan(&address)).await.expect("a shard");
     for point in ["rebalance.begun", "relocation.copied_some", "relocation.recorded", "relocation.streams_dropped"] {
         assert!(cut_off(&cluster, point, 1, &["rebalance"]), "{point}");
     }
-    let mover = Mover::new(node.shards().clone(), Options::default());
+    let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(2) });
     let aim = Aim::Balance { by: By::Size, moves_max: None };
     let ended = Box::pin(mover.rebalance(aim, "test", &|_| {})).await.expect("it goes on");
     assert_eq!(ended.len(), 1, "what was under way, and nothing besides: {ended:?}");
