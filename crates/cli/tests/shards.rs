@@ -26,7 +26,7 @@ fn a_local_cluster_grows_and_shrinks() {
     let config = desk.dir().join("therev.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, format!("{text}refresh_ms = 200\n")).unwrap();
-    desk.json_of(&["generate", "--users", "300", "--threads", "30", "--posts", "600", "--zipf", "0.2"]);
+    desk.json_of(&["generate", "--users", "300", "--threads", "30", "--posts", "600", "--zipf", "0.2", "--seed", "1"]);
 
     assert_eq!(desk.json_of(&["shard", "add", "--local", "--plan"])["shard"], 2);
     // An interrupted run had made the server, and no more.
