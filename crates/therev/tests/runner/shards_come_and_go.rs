@@ -38,7 +38,9 @@ struct Traffic {
     threads: Vec<ThreadId>,
     /// Held by who looks at the cluster: nobody writes meanwhile.
     gate: RwLock<()>,
+    /// What was acknowledged. A call that is dropped when the work beside it is done may have written or not.
     written: Mutex<BTreeSet<PostId>>,
+    tried: Mutex<BTreeSet<PostId>>,
     read: AtomicU64,
 }
 
@@ -56,7 +58,15 @@ impl Traffic {
             let found = shard.query("SELECT thread_id FROM threads LIMIT 20", &[]).await.expect("threads");
             threads.extend(found.iter().map(|row| ThreadId(row.get(0))));
         }
-        Traffic { node, authors, threads, gate: RwLock::new(()), written: Mutex::default(), read: AtomicU64::new(0) }
+        Traffic {
+            node,
+            authors,
+            threads,
+            gate: RwLock::new(()),
+            written: Mutex::default(),
+            tried: Mutex::default(),
+            read: AtomicU64::new(0),
+        }
     }
 
     async fn write(&self) {
@@ -65,7 +75,10 @@ impl Traffic {
             ticks.tick().await;
             let _open = self.gate.read().await;
             let (author, thread) = (self.authors[n * 7 % self.authors.len()], self.threads[n * 3 % self.threads.len()]);
-            let post = self.node.create_post(NewPost::new(author, thread, "on the way")).await;
+            let id = PostId::new(author);
+            self.tried.lock().expect("a list").insert(id);
+            let new = NewPost { post_id: Some(id), ..NewPost::new(author, thread, "on the way") };
+            let post = self.node.create_post(new).await;
             self.written.lock().expect("a list").insert(post.expect("a write succeeds").post_id);
         }
     }
@@ -102,9 +115,11 @@ impl Traffic {
             let posts = client.query(mine, &[]).await.expect("posts");
             found.extend(posts.iter().map(|row| PostId(row.get(0))));
         }
-        let written = self.written.lock().expect("a list").clone();
+        let (written, tried) = (self.written.lock().expect("a list"), self.tried.lock().expect("a list"));
         let once: BTreeSet<PostId> = found.iter().copied().collect();
-        assert_eq!((found.len(), &once), (written.len(), &written));
+        assert_eq!(found.len(), once.len(), "nothing is in two places");
+        assert_eq!(written.difference(&once).collect::<Vec<_>>(), Vec::<&PostId>::new(), "nothing is lost");
+        assert_eq!(once.difference(&tried).collect::<Vec<_>>(), Vec::<&PostId>::new(), "nothing comes from nowhere");
     }
 }
 
