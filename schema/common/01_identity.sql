@@ -9,7 +9,7 @@ CREATE FUNCTION therev.current_timeline() RETURNS integer
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::integer
     END;
 
--- Written by shards/init.rs.
+-- Written by shards/fresh.rs.
 CREATE TABLE therev.identity (
     singleton           boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     cluster_id          uuid    NOT NULL,

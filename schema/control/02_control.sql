@@ -1,12 +1,15 @@
 -- The catalog: where everything is. The shards alone decide whether.
 
--- Written by shards/init.rs. Hosts, no passwords: the roles are the same on all servers.
+-- Written by shards/init.rs, shards/add_shard.rs and shards/remove_shard.rs. Hosts, no passwords: the roles are the same on
+-- all servers.
 CREATE TABLE therev.shards (
     shard     smallint PRIMARY KEY CHECK (shard >= 0),
     -- host:port, several separated by commas; the one that accepts writes is found by asking.
     hosts     text     NOT NULL CHECK (hosts <> ''),
     database  text     NOT NULL,
-    pool_size smallint NOT NULL DEFAULT 16 CHECK (pool_size > 0)
+    pool_size smallint NOT NULL DEFAULT 16 CHECK (pool_size > 0),
+    -- How much it should hold beside the others; 0: nothing, it is being drained.
+    weight    real     NOT NULL DEFAULT 1 CHECK (weight BETWEEN 0 AND 1000)
 );
 
 -- Written by shards/init.rs.
@@ -20,7 +23,8 @@ CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHE
 
 -- Which life of each shard and of the directory's writer counts. A server of another one is closed until it has been
 -- granted a life here; of several that ask, the first one is, and the others are refused for good.
--- Written by shards/init.rs and community/settle.rs, and through the functions below.
+-- Written by shards/init.rs, shards/add_shard.rs, shards/remove_shard.rs and community/settle.rs, and through the functions
+-- below.
 CREATE TABLE therev.incarnations (
     database            text    PRIMARY KEY,
     incarnation         uuid    NOT NULL,
@@ -71,8 +75,9 @@ CREATE TABLE therev.relocations (
     tag          text        NOT NULL UNIQUE DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 16),
     groups       text[]      NOT NULL CHECK (cardinality(groups) > 0 AND groups <@ ARRAY['account', 'content']),
     buckets      smallint[]  NOT NULL CHECK (cardinality(buckets) > 0),
-    source       smallint    NOT NULL REFERENCES therev.shards,
-    target       smallint    NOT NULL REFERENCES therev.shards,
+    -- A shard that was removed since is still named here.
+    source       smallint    NOT NULL CHECK (source >= 0),
+    target       smallint    NOT NULL CHECK (target >= 0),
     state        text        NOT NULL DEFAULT 'planned'
                  CHECK (state IN ('planned', 'copying', 'catching_up', 'verified', 'switching', 'switched', 'finishing',
                                   'done', 'aborted', 'reversed')),

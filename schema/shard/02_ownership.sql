@@ -29,7 +29,7 @@ INSERT INTO therev.owned_tables (table_name, colocation_group, owner_column) VAL
     ('therev.thread_totals', 'content', 'author_id');
 
 -- A row for every bucket of every group on every shard, so that each of them can point the way.
--- Written by shards/init.rs; a relocation changes it by the functions of chapter 8 alone.
+-- Written by shards/fresh.rs; a relocation changes it by the functions of chapter 8 alone.
 CREATE TABLE therev.ownership (
     colocation_group therev.colocation_group NOT NULL,
     bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
@@ -41,7 +41,7 @@ CREATE TABLE therev.ownership (
 );
 
 -- The same as bitmaps, one row a group: what every statement on owned rows tests, in its own snapshot.
--- Written by shards/init.rs, then kept by the trigger below in the transaction that changes the ownership.
+-- Written by shards/fresh.rs, then kept by the trigger below in the transaction that changes the ownership.
 CREATE TABLE therev.fence (
     colocation_group therev.colocation_group PRIMARY KEY,
     readable         bit(4096) NOT NULL DEFAULT 0::bit(4096),

@@ -141,7 +141,7 @@ impl From<therev::relocation::Error> for CliError {
         use therev::relocation::Error;
         match error {
             Error::Refused { reason, next } => CliError::new("refused", reason, next),
-            Error::Store(error) => CliError::from(therev::Error::from(error)),
+            Error::Store(error) => CliError::from(error),
             Error::Unknown(_) => {
                 CliError::new("not_found", error.to_string(), "`therev relocation list --all` lists all")
             }
@@ -153,6 +153,12 @@ impl From<therev::relocation::Error> for CliError {
             ),
             _ => CliError::new("relocation", chain(&error), "see to that server"),
         }
+    }
+}
+
+impl From<therev::StoreError> for CliError {
+    fn from(error: therev::StoreError) -> CliError {
+        CliError::from(therev::Error::from(error))
     }
 }
 
@@ -187,6 +193,7 @@ impl From<therev::import::ImportError> for CliError {
 /// What to do about an error of the library.
 fn next_step(error: &therev::Error) -> String {
     let text = match error {
+        therev::Error::Store(therev::StoreError::InTheWay { next, .. }) => next,
         therev::Error::Store(store) => match (store.kind(), store.database()) {
             ("down", Some(Database::Control)) => "start it (a local cluster: `therev cluster up`)",
             ("down", _) => "`therev status` shows what is down; a local cluster is repaired by `therev cluster up`",

@@ -2,11 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod desk;
 mod exit_codes;
 mod help;
 mod moving;
 mod on_a_cluster;
 mod promotion;
+mod shards;
 
 use std::process::{Command, Output, Stdio};
 

@@ -124,6 +124,38 @@ impl Cluster {
         Ok(new)
     }
 
+    /// Adds servers for shards until there are so many, each with as many standbys as the others have, and starts what is
+    /// down. Killed in between, the same call or [`Cluster::up`] goes on.
+    pub fn grow(&mut self, shards: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let _lock = Lock::take(&self.place.dir, say)?;
+        let standbys = u16::try_from(self.standbys()).unwrap_or(u16::MAX);
+        Options { shards, standbys, ..Options::new(&self.place.dir) }.check()?;
+        self.place.make(self.account)?;
+        let missing = usize::from(shards).saturating_sub(self.state.shard_ports.len());
+        self.state.shard_ports.extend(ports::free(missing)?);
+        self.settle_standbys(standbys, say)?;
+        self.settle_ports(say)?;
+        self.state.save(&self.place.dir)?;
+        self.start_all(say)
+    }
+
+    /// Stops the servers of the last shard, and removes them with their data. Does nothing where it is not there any more.
+    pub fn shrink(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let _lock = Lock::take(&self.place.dir, say)?;
+        if usize::from(shard) + 1 != self.state.shard_ports.len() || shard == 0 {
+            return Ok(());
+        }
+        let members: Vec<ServerId> = self.state.members(shard).collect();
+        side_by_side(&members, say, |id, to| {
+            tell(to, id, "removing it");
+            let server = self.server(id);
+            server.running().stop()?;
+            remove(&server.data())
+        })?;
+        self.state.forget_last();
+        self.state.save(&self.place.dir)
+    }
+
     /// The cluster in this folder, running or not.
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let no_cluster = || Error::NoCluster { dir: dir.to_owned() };

@@ -109,6 +109,13 @@ impl State {
         crate::account::remove(&file_in(dir))
     }
 
+    /// Forgets the last shard, its standbys with it.
+    pub(crate) fn forget_last(&mut self) {
+        self.shard_ports.pop();
+        self.standby_ports.truncate(self.shard_ports.len());
+        self.promoted.truncate(self.shard_ports.len());
+    }
+
     /// The shards' numbers.
     pub(crate) fn shards(&self) -> impl Iterator<Item = u16> {
         (0_u16..).take(self.shard_ports.len())

@@ -47,7 +47,7 @@ const CAUGHT_UP_BYTES: i64 = 16 << 20;
 
 /// Carries relocations on. Any number may run, in any processes.
 pub struct Mover {
-    shards: Shards,
+    pub(crate) shards: Shards,
     worker: Uuid,
     options: Options,
     on_try: Box<dyn Fn(&Try) + Send + Sync>,
@@ -65,7 +65,7 @@ impl Mover {
         Mover { on_try: Box::new(told), ..self }
     }
 
-    fn admin(&self) -> Result<Admin> {
+    pub(crate) fn admin(&self) -> Result<Admin> {
         Ok(Admin::mover(self.config(), self.shards.catalog())?)
     }
 
@@ -93,7 +93,14 @@ impl Mover {
                 return Err(Error::refused(format!("there is no shard {shard}"), "`therev status` lists the shards"));
             }
         }
-        let colocated = self.shards.catalog().layout == placement::Layout::Colocated;
+        let catalog = self.shards.catalog();
+        if catalog.shards.iter().any(|entry| entry.shard == request.target && entry.weight == 0.0) {
+            return Err(Error::refused(
+                format!("shard {} is being drained", request.target),
+                "name another shard, or give this one a weight (`therev shard weight`)",
+            ));
+        }
+        let colocated = catalog.layout == placement::Layout::Colocated;
         if colocated && request.groups.len() < Group::ALL.len() {
             return Err(Error::refused(
                 "in the colocated layout both groups of a bucket move together",
@@ -113,6 +120,7 @@ impl Mover {
         let buckets: Vec<i16> = plan.buckets.iter().map(|bucket| bucket.sql()).collect();
         // Of two that begin at once the later one sees the earlier one: the lock is held to the end.
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
+        may_begin(&control, plan).await?;
         let params: [&(dyn ToSql + Sync); 7] =
             [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor, &plan.last_part];
         let begun = control
@@ -597,6 +605,25 @@ impl Mover {
         let kept = records.set_goal(relocation.relocation, Goal::Switched, &[relocation.state]).await?;
         kept.ok_or(Error::Taken(relocation.relocation))
     }
+}
+
+/// Within the transaction that begins a relocation: no schema is being changed, and both shards are there still.
+async fn may_begin(control: &Client, plan: &Plan) -> Result<()> {
+    let row = control
+        .query_one(
+            "SELECT pg_try_advisory_xact_lock_shared(hashtext('therev.schema_change')) AS is_still,
+                    (SELECT count(*) FROM therev.shards AS s WHERE s.shard IN ($1, $2)) AS shards",
+            &[&plan.source.0, &plan.target.0],
+        )
+        .await
+        .map_err(at)?;
+    if !row.get::<_, bool>("is_still") {
+        return Err(Error::refused("the schema is being changed", "run this again when `therev schema apply` is done"));
+    }
+    if row.get::<_, i64>("shards") < 2 {
+        return Err(Error::refused("one of the two shards was removed", "`therev shard list` lists them"));
+    }
+    Ok(())
 }
 
 fn at(source: tokio_postgres::Error) -> Error {

@@ -38,6 +38,22 @@ impl Admin {
         Ok(Admin { login: Login::new(config, MOVER_ROLE)?, catalog })
     }
 
+    /// The right to change schemas, for as long as the connection lives: while a relocation is under way nobody has it, and
+    /// while somebody has it none begins.
+    pub async fn begin_schema_change(&self) -> Result<Client, Error> {
+        let control = self.connect(Database::Control).await?;
+        let sql = |source| Error::of_statement(Database::Control, false, source);
+        control.batch_execute("SELECT pg_advisory_lock(hashtext('therev.schema_change'))").await.map_err(sql)?;
+        let open = "SELECT min(r.relocation) FROM therev.relocations AS r WHERE r.ended_at IS NULL";
+        match control.query_one(open, &[]).await.map_err(sql)?.get::<_, Option<i64>>(0) {
+            None => Ok(control),
+            Some(number) => Err(Error::in_the_way(
+                format!("relocation {number} is under way, and schemas do not change meanwhile"),
+                format!("wait until it is done (`therev relocation show {number}`), then run this again"),
+            )),
+        }
+    }
+
     /// A connection of its own to one of them.
     pub async fn connect(&self, database: Database) -> Result<Client, Error> {
         connect(database, &self.config(database)?).await

@@ -41,6 +41,14 @@ pub struct ShardEntry {
     pub life: Life,
     /// The most connections that a node opens to it.
     pub pool_size: usize,
+    /// How much it should hold beside the others; 0: it is being drained.
+    #[serde(default = "even")]
+    pub weight: f32,
+}
+
+/// Every shard's weight at first.
+fn even() -> f32 {
+    1.0
 }
 
 /// Where a node's placement came from when it started.
@@ -55,7 +63,8 @@ pub enum FoundPlacement {
 const CLUSTER: &str = "
     SELECT i.cluster_id, i.layout, clock_timestamp() AS now,
            (SELECT json_agg(json_build_object('shard', s.shard, 'hosts', s.hosts, 'database', s.database,
-                                              'pool_size', s.pool_size, 'life', to_jsonb(l)) ORDER BY s.shard)
+                                              'pool_size', s.pool_size, 'weight', s.weight,
+                                              'life', to_jsonb(l)) ORDER BY s.shard)
               FROM therev.shards AS s
               JOIN therev.incarnations AS l ON l.database = 'shard ' || s.shard) AS shards,
            (SELECT to_jsonb(l) FROM therev.incarnations AS l WHERE l.database = 'the directory') AS directory_life,
@@ -72,6 +81,7 @@ struct ShardRow {
     hosts: String,
     database: String,
     pool_size: usize,
+    weight: f32,
     life: Life,
 }
 
@@ -107,6 +117,7 @@ impl Catalog {
                     at: Hosts { hosts: s.hosts, database: s.database },
                     life: s.life,
                     pool_size: s.pool_size,
+                    weight: s.weight,
                 })
                 .collect(),
             directory: directories.remove(0),
@@ -129,6 +140,14 @@ impl Catalog {
         let fresh = path.with_extension(format!("{}.new", std::process::id()));
         std::fs::write(&fresh, serde_json::to_vec(self)?)?;
         std::fs::rename(&fresh, path)
+    }
+
+    /// Whether a later catalog has another database under a shard's number. A promoted server is the same one.
+    pub(crate) fn is_another(&self, later: &Catalog, shard: ShardNo) -> bool {
+        match (self.find(Database::Shard(shard)), later.find(Database::Shard(shard))) {
+            (Some((at, life)), Some((later_at, later_life))) => at != later_at && life != later_life,
+            _ => false,
+        }
     }
 
     /// Where a shard or the directory's writer is, and which life of it counts.

@@ -96,6 +96,14 @@ pub enum Error {
         /// What is odd.
         reason: String,
     },
+    /// Something stands in the way of what was asked for; nothing was changed.
+    #[error("{reason}")]
+    InTheWay {
+        /// What it is.
+        reason: String,
+        /// What to do about it.
+        next: String,
+    },
     /// The configuration cannot be used.
     #[error("configuration: {0}")]
     Config(String),
@@ -121,7 +129,7 @@ impl Error {
             | Error::Sql { database, .. }
             | Error::Answer { database, .. }
             | Error::Schema { database, .. } => Some(*database),
-            Error::Deadline { .. } | Error::Config(_) => None,
+            Error::Deadline { .. } | Error::Config(_) | Error::InTheWay { .. } => None,
         }
     }
 
@@ -136,9 +144,14 @@ impl Error {
             Error::Closed { .. } => "closed",
             Error::Sql { .. } => "sql",
             Error::Answer { .. } => "answer",
+            Error::InTheWay { .. } => "in_the_way",
             Error::Config(_) => "config",
             Error::Schema { .. } => "schema",
         }
+    }
+
+    pub(crate) fn in_the_way(reason: impl Into<String>, next: impl Into<String>) -> Error {
+        Error::InTheWay { reason: reason.into(), next: next.into() }
     }
 
     /// The SQLSTATE and constraint of a failed statement.

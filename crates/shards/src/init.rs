@@ -3,13 +3,12 @@
 //! Every step compares what should be with what is, so that a run which was cut off is run again.
 
 use crate::address::{ADMIN_ROLE, Hosts, LIBRARY_ROLE, MOVER_ROLE, parse};
-use crate::admin::connect;
 use crate::error::{Database, Error};
+use crate::fresh::{Found, RolePasswords, Target, first_ownership};
 use crate::life::Life;
 use futures_util::future::try_join_all;
-use placement::{Bucket, Group, Layout, ShardNo};
+use placement::{Bucket, Group, Layout, Place, ShardNo};
 use schema::Kind;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 /// What `init` is told: addresses with a role that may create roles (a superuser), and the passwords to set.
@@ -53,50 +52,9 @@ impl Initialized {
     }
 }
 
-/// The oldest major version that therev runs on.
-const OLDEST: u32 = 15;
 /// What later versions can do besides, and since when.
 const LATER: [(u32, &str); 1] =
     [(17, "That replication slots survive a promotion, so that what follows a server by one need not begin anew,")];
-
-/// Why a server of this `server_version_num` is refused.
-fn too_old(version: u32) -> Option<String> {
-    let major = version / 10_000;
-    (major < OLDEST).then(|| format!("it runs PostgreSQL {major}, version {OLDEST} or later is needed"))
-}
-
-struct Target {
-    database: Database,
-    kind: Kind,
-    config: tokio_postgres::Config,
-    at: Hosts,
-}
-
-impl Target {
-    fn new(database: Database, kind: Kind, address: &str) -> Result<Target, Error> {
-        let config = parse(address)?;
-        let at = Hosts::of(&config)?;
-        Ok(Target { database, kind, config, at })
-    }
-
-    fn shard(&self) -> Option<i16> {
-        match self.database {
-            Database::Shard(ShardNo(number)) => Some(number),
-            _ => None,
-        }
-    }
-
-    fn sql(&self, source: tokio_postgres::Error) -> Error {
-        Error::Sql { database: self.database, source }
-    }
-
-    /// Connects as the schema's owner, by the plan's own login.
-    async fn as_owner(&self) -> Result<Client, Error> {
-        let mut config = self.config.clone();
-        config.options(format!("-c role={ADMIN_ROLE}"));
-        connect(self.database, &config).await
-    }
-}
 
 /// Makes the cluster, or finishes what an earlier run began.
 pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
@@ -114,169 +72,72 @@ pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
             return Err(Error::Config(format!("{} is named twice, each database has one use", target.at)));
         }
     }
+    let passwords = RolePasswords {
+        library: plan.password.clone(),
+        admin: plan.admin_password.clone(),
+        mover: plan.mover_password.clone(),
+    };
     // Before anything is changed anywhere.
     let mut oldest_postgres = u32::MAX;
     for target in std::iter::once(&control).chain(&all) {
-        oldest_postgres = oldest_postgres.min(inspect(target).await?);
+        let found = target.inspect().await?;
+        is_what_it_was(target, &found)?;
+        oldest_postgres = oldest_postgres.min(found.major);
     }
     // Roles belong to a server, and several databases may share one: one after the other.
     for target in std::iter::once(&control).chain(&all) {
-        prepare(target, plan).await?;
-        log_in(target, LIBRARY_ROLE, &plan.password).await?;
-        log_in(target, ADMIN_ROLE, &plan.admin_password).await?;
-        log_in(target, MOVER_ROLE, &plan.mover_password).await?;
+        target.prepare(&passwords).await?;
     }
     let (cluster_id, _) = set_up(&control, None, plan).await?;
+    has_these_shards(&control, plan).await?;
     let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
     let lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
     fill_catalog(&control, &all, &lives, plan).await?;
     Ok(Initialized { cluster_id, oldest_postgres })
 }
 
-/// Refuses a server that is too old and a database that holds something else. Says the server's major version.
-async fn inspect(target: &Target) -> Result<u32, Error> {
-    let database = target.database;
-    let client = connect(database, &target.config).await?;
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version_num')::integer AS version,
-                    to_regclass('therev.schema_versions') IS NOT NULL AS is_ours,
-                    (SELECT count(*) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-                      WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p', 'v', 'm')
-                        AND NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')) AS tables",
-            &[],
-        )
-        .await
-        .map_err(|e| target.sql(e))?;
-    let wrong = |reason: String| Err(Error::WrongDatabase { database, reason });
-    let version = row.get::<_, i32>("version").unsigned_abs();
-    if let Some(reason) = too_old(version) {
-        return wrong(reason);
-    }
-    if !row.get::<_, bool>("is_ours") && row.get::<_, i64>("tables") > 0 {
-        return wrong("it holds tables that are not therev's; init takes empty databases".into());
-    }
-    // An earlier init made it something: that it must be.
-    let identity = client.query_opt("SELECT i.kind, i.shard FROM therev.identity AS i", &[]).await;
-    if let Ok(Some(row)) = identity {
-        let (kind, shard): (String, Option<i16>) = (row.get("kind"), row.get("shard"));
-        if kind != target.kind.name() || shard != target.shard() {
-            let number = shard.map_or(String::new(), |n| format!(" {n}"));
-            return wrong(format!("it is the {kind}{number} database already"));
-        }
-    }
-    Ok(version / 10_000)
-}
-
-/// Whether a role logs in with the password that this cluster will use.
-async fn log_in(target: &Target, role: &str, password: &str) -> Result<(), Error> {
-    let mut config = target.config.clone();
-    config.user(role).password(password);
-    match connect(target.database, &config).await {
-        Ok(_) => Ok(()),
-        Err(Error::Refused { .. }) => Err(Error::Config(format!(
-            "role {role} is on the server of {} already, with another password: give the passfile that has it",
-            target.database
-        ))),
-        Err(error) => Err(error),
+/// An earlier init made it something: that it must be.
+fn is_what_it_was(target: &Target, found: &Found) -> Result<(), Error> {
+    match &found.identity {
+        Some(it) if it.kind != target.kind.name() || it.shard != target.shard() => Err(Error::WrongDatabase {
+            database: target.database,
+            reason: format!("it is the {} database already", it.name()),
+        }),
+        _ => Ok(()),
     }
 }
 
-/// Roles, extensions and ownership of one database, by a role that may.
-async fn prepare(target: &Target, plan: &InitPlan) -> Result<(), Error> {
-    let client = connect(target.database, &target.config).await?;
-    let setup = include_str!("roles.sql");
-    // The names are constants; the passwords travel as parameters of set_config and are quoted by the server.
-    client
-        .query(
-            "SELECT set_config('therev.password', $1, false), set_config('therev.admin_password', $2, false),
-                    set_config('therev.mover_password', $3, false)",
-            &[&plan.password, &plan.admin_password, &plan.mover_password],
-        )
-        .await
-        .map_err(|e| target.sql(e))?;
-    client.batch_execute(setup).await.map_err(|e| target.sql(e))
+/// A cluster that is there already gets no more shards: first ownership is given out once. Fewer are readdressed.
+async fn has_these_shards(control: &Target, plan: &InitPlan) -> Result<(), Error> {
+    let client = control.as_owner().await?;
+    let row = client.query_one("SELECT count(*) FROM therev.shards", &[]).await.map_err(|e| control.sql(e))?;
+    let (has, asked) = (row.get::<_, i64>(0), plan.shards.len());
+    if has == 0 || usize::try_from(has).is_ok_and(|has| asked <= has) {
+        return Ok(());
+    }
+    Err(Error::in_the_way(
+        format!("the cluster has {has} shards, not {asked}"),
+        "`therev shard add` makes a database one of its shards, `therev shard remove` the reverse",
+    ))
 }
 
 /// Schema, identity and, on a shard, the first ownership.
 async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> Result<(Uuid, Life), Error> {
-    let database = target.database;
     let mut client = target.as_owner().await?;
-    schema::apply(&mut client, target.kind).await.map_err(|source| Error::Schema { database, source })?;
-    let number = target.shard();
-    let wanted = cluster_id.unwrap_or_else(Uuid::new_v4);
-    client
-        .execute(
-            "INSERT INTO therev.identity (cluster_id, kind, shard, layout) VALUES ($1, $2, $3, $4)
-             ON CONFLICT DO NOTHING",
-            &[&wanted, &target.kind.name(), &number, &plan.layout.name()],
-        )
-        .await
-        .map_err(|e| target.sql(e))?;
-    let row = client
-        .query_one("SELECT cluster_id, kind, shard, layout, incarnation, incarnation_counter FROM therev.identity", &[])
-        .await
-        .map_err(|e| target.sql(e))?;
-    let found: Uuid = row.get("cluster_id");
-    let layout: &str = row.get("layout");
-    if found_is_ours(cluster_id, found) && layout != plan.layout.name() {
-        let reason = format!("its cluster has the {layout} layout, which cannot be changed");
-        return Err(Error::WrongDatabase { database, reason });
+    let made = target.identify(&mut client, cluster_id, plan.layout).await?;
+    if let Database::Shard(shard) = target.database {
+        first_ownership(&client, shard, first_places(plan)).await.map_err(|e| target.sql(e))?;
     }
-    let same = found_is_ours(cluster_id, found)
-        && row.get::<_, &str>("kind") == target.kind.name()
-        && row.get::<_, Option<i16>>("shard") == number;
-    if !same {
-        let reason = "it already is another database of a cluster; init takes empty ones".into();
-        return Err(Error::WrongDatabase { database, reason });
-    }
-    if let Database::Shard(shard) = database {
-        first_ownership(&client, shard, plan).await.map_err(|e| target.sql(e))?;
-    }
-    Ok((found, Life::of(&row)))
+    Ok(made)
 }
 
-/// Whether a database's cluster is the one that is being made; the first one asked says which that is.
-fn found_is_ours(cluster_id: Option<Uuid>, found: Uuid) -> bool {
-    cluster_id.is_none_or(|id| id == found)
-}
-
-/// Marks every bucket of every group as owned here or moved to its first owner, unless the shard knows already.
-async fn first_ownership(client: &Client, shard: ShardNo, plan: &InitPlan) -> Result<(), tokio_postgres::Error> {
-    let (groups, buckets, owners) = first_places(plan);
-    client
-        .batch_execute(
-            "INSERT INTO therev.fence (colocation_group, version_floor)
-             SELECT g, i.incarnation_counter << 40
-               FROM therev.identity AS i, unnest(enum_range(NULL::therev.colocation_group)) AS g
-             ON CONFLICT DO NOTHING",
-        )
-        .await?;
-    client
-        .execute(
-            "INSERT INTO therev.ownership (colocation_group, bucket, state, peer)
-             SELECT p.colocation_group::therev.colocation_group, p.bucket,
-                    CASE WHEN p.owner = $4 THEN 'owned' ELSE 'moved' END::therev.ownership_state,
-                    nullif(p.owner, $4)
-               FROM unnest($1::text[], $2::smallint[], $3::smallint[]) AS p (colocation_group, bucket, owner)
-             ON CONFLICT DO NOTHING",
-            &[&groups, &buckets, &owners, &shard.0],
-        )
-        .await?;
-    Ok(())
-}
-
-fn first_places(plan: &InitPlan) -> (Vec<&'static str>, Vec<i16>, Vec<i16>) {
-    let count = u16::try_from(plan.shards.len()).unwrap_or(u16::MAX);
-    let mut columns = (Vec::new(), Vec::new(), Vec::new());
-    for group in Group::ALL {
-        for bucket in Bucket::all() {
-            columns.0.push(group.name());
-            columns.1.push(bucket.sql());
-            columns.2.push(plan.layout.first_shard(group, bucket, count).0);
-        }
-    }
-    columns
+/// Where everything is before anything was moved.
+fn first_places(plan: &InitPlan) -> impl Iterator<Item = ((Group, Bucket), Place)> {
+    let (layout, count) = (plan.layout, u16::try_from(plan.shards.len()).unwrap_or(u16::MAX));
+    let place = move |group, bucket| Place { shard: layout.first_shard(group, bucket, count), epoch: 1 };
+    Group::ALL
+        .into_iter()
+        .flat_map(move |group| Bucket::all().map(move |bucket| ((group, bucket), place(group, bucket))))
 }
 
 /// Hosts and placement, last: with them the cluster exists. Hosts are brought up to date, places never.
@@ -319,7 +180,12 @@ async fn fill_catalog(control: &Target, all: &[Target], lives: &[Life], plan: &I
             .await
             .map_err(sql)?;
     }
-    let (groups, buckets, owners) = first_places(plan);
+    let (mut groups, mut buckets, mut owners) = (Vec::new(), Vec::new(), Vec::new());
+    for ((group, bucket), place) in first_places(plan) {
+        groups.push(group.name());
+        buckets.push(bucket.sql());
+        owners.push(place.shard.0);
+    }
     transaction
         .execute(
             "INSERT INTO therev.placement (colocation_group, bucket, shard)
@@ -361,8 +227,6 @@ mod tests {
 
     #[test]
     fn says_which_versions_are_needed() {
-        assert_eq!(too_old(140_023).unwrap(), "it runs PostgreSQL 14, version 15 or later is needed");
-        assert!(too_old(150_000).is_none() && too_old(180_006).is_none());
         let on = |oldest_postgres| Initialized { cluster_id: Uuid::nil(), oldest_postgres }.needs_later_postgres();
         let sentences = on(16);
         assert!(sentences.len() == 1 && sentences[0].ends_with("needs PostgreSQL 17, a server here runs 16."));

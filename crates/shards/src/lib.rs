@@ -4,6 +4,7 @@
 //! [`ReadMany`] or a [`WriteMany`], each of which carries the fence in its SQL; bulk rows go through
 //! [`Bulk`], which locks, checks, then copies. What touches only machinery is [`Unfenced`] and says why.
 
+mod add_shard;
 mod address;
 mod admin;
 mod breaker;
@@ -14,27 +15,35 @@ mod directory;
 mod doubt;
 mod error;
 mod fan_out;
+mod fresh;
 mod init;
 mod late;
 mod life;
+mod listing;
 mod load;
+mod owners;
 mod pool;
+mod remove_shard;
 mod slot;
 mod statement;
 mod store;
 
+pub use add_shard::{AddPlan, Added, add_shard, look_at_shard, set_weight};
 pub use address::{Hosts, passfile_line};
 pub use admin::Admin;
 pub use bulk::Bulk;
-pub use catalog::{Catalog, FoundPlacement};
+pub use catalog::{Catalog, FoundPlacement, ShardEntry};
 pub use config::Config;
 pub use directory::{Directory, InvalidToken, Token};
 pub use error::{Database, Error};
 pub use fan_out::{Item, Many};
+pub use fresh::RolePasswords;
 pub use init::{InitPlan, Initialized, init};
 pub use life::Life;
+pub use listing::ShardListing;
 pub use load::{HotUser, HotUsers};
 pub use pool::Pool;
+pub use remove_shard::{Removed, remove_shard};
 pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;

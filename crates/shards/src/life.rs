@@ -5,11 +5,11 @@ use crate::address::Login;
 use crate::admin::connect;
 use crate::catalog::Catalog;
 use crate::error::{Database, Error};
+use crate::owners::{self, Highest};
 use crate::pool::Pool;
 use futures_util::future::{join_all, try_join_all};
 use placement::{Bucket, Group, Place, ShardNo};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -40,11 +40,6 @@ pub(crate) struct Lives {
 const IDENTITY: &str = "
     SELECT i.incarnation, i.incarnation_counter, i.timeline = therev.current_timeline() AS is_known
       FROM therev.identity AS i";
-
-const OWNERS: &str = "
-    SELECT array_agg(coalesce(o.peer, i.shard) ORDER BY o.colocation_group, o.bucket) AS owners,
-           array_agg(o.epoch ORDER BY o.colocation_group, o.bucket) AS epochs
-      FROM therev.ownership AS o, therev.identity AS i";
 
 /// What was delivered since then is delivered again, oldest first, like anything that was never delivered.
 const DELIVER_AGAIN: &str = "UPDATE therev.outbox SET delivered_at = NULL WHERE delivered_at > $1";
@@ -111,18 +106,9 @@ impl Lives {
             })
         }))
         .await?;
-        let mut highest: BTreeMap<(Group, Bucket), Place> = catalog.places().collect();
-        for (key, place) in known.into_iter().flatten() {
-            let highest = highest.entry(key).or_insert(place);
-            if place.epoch > highest.epoch {
-                *highest = place;
-            }
-        }
-        let groups: Vec<&str> = highest.keys().map(|(group, _)| group.name()).collect();
-        let buckets: Vec<i16> = highest.keys().map(|(_, bucket)| bucket.sql()).collect();
-        let owners: Vec<i16> = highest.values().map(|place| place.shard.0).collect();
-        let epochs: Vec<i64> = highest.values().map(|place| place.epoch).collect();
-        let params: [&(dyn ToSql + Sync); 6] = [&life.incarnation, &life.counter, &groups, &buckets, &owners, &epochs];
+        let highest = Highest::of(catalog.places().chain(known.into_iter().flatten()));
+        let owners::Columns { groups, buckets, owners, epochs } = &highest.columns();
+        let params: [&(dyn ToSql + Sync); 6] = [&life.incarnation, &life.counter, groups, buckets, owners, epochs];
         client
             .query("SELECT therev.begin_shard_life($1, $2, $3, $4, $5, $6)", &params)
             .await
@@ -133,14 +119,7 @@ impl Lives {
     /// Who owns what, as one shard knows it.
     async fn owners(&self, catalog: &Catalog, shard: ShardNo) -> Result<Vec<((Group, Bucket), Place)>, Error> {
         let database = Database::Shard(shard);
-        let client = self.connect(catalog, database).await?;
-        let sql = |source| Error::of_statement(database, false, source);
-        let row = client.query_one(OWNERS, &[]).await.map_err(sql)?;
-        let owners: Vec<i16> = row.get::<_, Option<_>>("owners").unwrap_or_default();
-        let epochs: Vec<i64> = row.get::<_, Option<_>>("epochs").unwrap_or_default();
-        let keys = Group::ALL.into_iter().flat_map(|group| Bucket::all().map(move |bucket| (group, bucket)));
-        let places = owners.into_iter().zip(epochs).map(|(owner, epoch)| Place { shard: ShardNo(owner), epoch });
-        Ok(keys.zip(places).collect())
+        owners::known_to(&self.connect(catalog, database).await?, database).await
     }
 
     /// What a database has lost of the derived rows it was told last, it is told again. A shard that cannot be asked now

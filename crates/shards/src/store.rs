@@ -115,9 +115,14 @@ impl Shards {
         self.inner.map.store(Arc::new(map));
     }
 
+    /// Reads the control database anew, now.
+    pub async fn refresh(&self) -> Result<(), Error> {
+        self.inner.refresh().await
+    }
+
     /// The numbers of all shards.
     pub fn numbers(&self) -> Vec<ShardNo> {
-        self.inner.shards.load().keys().copied().collect()
+        self.inner.catalog.load().shards.iter().map(|entry| entry.shard).collect()
     }
 
     /// The directory.
@@ -320,10 +325,16 @@ impl Inner {
     /// Reads the catalog anew, opens pools to new shards, and keeps what was learned.
     pub(crate) async fn refresh(&self) -> Result<(), Error> {
         let catalog = Catalog::read(&self.control).await?;
-        let known = self.shards.load_full();
-        if catalog.shards.iter().any(|entry| !known.contains_key(&entry.shard)) {
-            self.shards.store(Arc::new(pools(&catalog, &self.lives, &self.config, &known)?));
-        }
+        let (before, mut known) = (self.catalog.load_full(), BTreeMap::clone(&self.shards.load()));
+        // A number that another database has by now begins anew.
+        known.retain(|shard, _| !before.is_another(&catalog, *shard));
+        let mut pools = pools(&catalog, &self.lives, &self.config, &known)?;
+        // Calls that are on their way to a shard that was removed are sent on by it; the next refresh lets it go.
+        let leaving = before.shards.iter().filter_map(|entry| Some((entry.shard, known.get(&entry.shard)?.clone())));
+        leaving.for_each(|(shard, pool)| {
+            pools.entry(shard).or_insert(pool);
+        });
+        self.shards.store(Arc::new(pools));
         for entry in &catalog.shards {
             if let Some(pool) = known.get(&entry.shard) {
                 pool.know(entry.life);

@@ -19,9 +19,15 @@ pub struct TestCluster {
 
 /// Which database of a cluster is on which server: shards go around, control and directory are on the first.
 fn parts(shards: u16) -> Vec<(String, usize)> {
-    let servers = test_servers().servers.len();
-    let shard = |n: u16| (format!("shard_{n}"), usize::from(n) % servers);
-    [("control".to_owned(), 0), ("directory".to_owned(), 0)].into_iter().chain((0..shards).map(shard)).collect()
+    let shards = (0..shards).map(|n| format!("shard_{n}"));
+    let all = ["control".to_owned(), "directory".to_owned()].into_iter().chain(shards);
+    all.map(|part| (part.clone(), server_of(&part))).collect()
+}
+
+/// On which server a database is.
+fn server_of(part: &str) -> usize {
+    let number = part.strip_prefix("shard_").and_then(|number| number.parse::<usize>().ok());
+    number.unwrap_or(0) % test_servers().servers.len()
 }
 
 /// The address of a database on one of the shared servers, by the superuser.
@@ -86,9 +92,15 @@ impl TestCluster {
 
     /// A superuser's address of one database: `control`, `directory`, `shard_0` and so on. To the guards a stranger.
     pub fn url(&self, part: &str) -> String {
-        let all = parts(self.shards);
-        let (_, server) = all.iter().find(|(name, _)| name == part).expect("a part of the cluster");
-        address(&test_servers().servers[*server], &format!("{}_{part}", self.name))
+        address(&test_servers().servers[server_of(part)], &format!("{}_{part}", self.name))
+    }
+
+    /// An empty database that the cluster does not know, with a superuser's address; `finish` drops it.
+    pub async fn empty_database(&self, part: &str) -> String {
+        let admin = connect(&test_servers().servers[server_of(part)]).await;
+        let make = format!("CREATE DATABASE {}_{part}", self.name);
+        admin.batch_execute(&make).await.expect("an empty database is made");
+        self.url(part)
     }
 
     /// A superuser's connection to one database.
@@ -150,10 +162,13 @@ impl TestCluster {
     /// What every test ends with: the relay has run, `check` is clean, and the databases are gone.
     pub async fn finish(self) {
         self.prove().await;
-        for (part, server) in parts(self.shards) {
-            let admin = connect(&test_servers().servers[server]).await;
-            let drop = format!("DROP DATABASE {}_{part} WITH (FORCE)", self.name);
-            admin.batch_execute(&drop).await.expect("a test's database is dropped");
+        for server in &test_servers().servers {
+            let admin = connect(server).await;
+            let mine = "SELECT datname::text FROM pg_database WHERE starts_with(datname::text, $1 || '_')";
+            for row in admin.query(mine, &[&self.name]).await.expect("the catalog answers") {
+                let drop = format!("DROP DATABASE {} WITH (FORCE)", row.get::<_, &str>(0));
+                admin.batch_execute(&drop).await.expect("a test's database is dropped");
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 mod cut_connections;
 #[path = "runner/cut_off.rs"]
 mod cut_off;
+#[path = "runner/cut_off_shards.rs"]
+mod cut_off_shards;
 #[path = "runner/disk_full.rs"]
 mod disk_full;
 #[path = "runner/movers_killed.rs"]

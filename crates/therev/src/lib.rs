@@ -40,9 +40,11 @@ pub use placement::{
     planner,
 };
 pub use schema::Kind as DatabaseKind;
-pub use secrecy::SecretString;
+pub use secrecy::{ExposeSecret, SecretString};
 pub use shards::{
-    Admin, AnyFenced, Config, Database, FoundPlacement, InitPlan, Initialized, Shards, Token, init, passfile_line,
+    AddPlan, Added, Admin, AnyFenced, Config, Database, Error as StoreError, FoundPlacement, Hosts, InitPlan,
+    Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, look_at_shard, passfile_line,
+    remove_shard, set_weight,
 };
 pub use tasks::*;
 

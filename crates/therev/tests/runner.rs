@@ -36,6 +36,8 @@ mod refusals;
 mod repair;
 #[path = "runner/routing.rs"]
 mod routing;
+#[path = "runner/shards_come_and_go.rs"]
+mod shards_come_and_go;
 #[path = "runner/statements.rs"]
 mod statements;
 #[path = "runner/strangers.rs"]

@@ -13,9 +13,11 @@ mod maintain;
 mod man;
 mod move_rows;
 mod post;
+mod rebalance;
 mod relay;
 mod relocation;
 mod schema;
+mod shard;
 mod simulate;
 mod status;
 mod thread;
@@ -44,6 +46,8 @@ pub(crate) enum Command {
     Simulate(simulate::Args),
     Maintain(maintain::Args),
     Relay(relay::Args),
+    Shard(shard::Args),
+    Rebalance(rebalance::Args),
     Move(move_rows::Args),
     Relocation(relocation::Args),
     Hot(hot::Args),
@@ -70,6 +74,8 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Post(args) => post::run(app, args).await?,
         Command::Import(args) => import::run(app, args).await?,
         Command::Generate(args) => generate::run(app, args).await?,
+        Command::Shard(args) => Box::pin(shard::run(app, args)).await?,
+        Command::Rebalance(args) => Box::pin(rebalance::run(app, args)).await?,
         Command::Move(args) => Box::pin(move_rows::run(app, args)).await?,
         Command::Relocation(args) => Box::pin(relocation::run(app, args)).await?,
         Command::Simulate(args) => simulate::run(app, args)?,

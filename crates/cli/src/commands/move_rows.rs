@@ -165,11 +165,11 @@ fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: Shard
     Ok(all)
 }
 
-fn count_buckets(number: usize) -> String {
+pub(crate) fn count_buckets(number: usize) -> String {
     count(i64::try_from(number).unwrap_or(i64::MAX), "bucket")
 }
 
-fn planned(plans: &[Plan], out: &Output) -> String {
+pub(crate) fn planned(plans: &[Plan], out: &Output) -> String {
     let rows = plans.iter().map(|plan| {
         vec![
             plan.source.to_string(),

@@ -8,7 +8,7 @@ use crate::tables::{bytes, minute, number, table};
 use clap::Subcommand;
 use std::sync::Mutex;
 use std::time::Instant;
-use therev::relocation::{self, Goal, Mover, Options, Relocation, State};
+use therev::relocation::{Goal, Mover, Options, Relocation, State};
 
 /// Show relocations, and pause, resume, abort, reverse or finish one
 #[derive(Debug, clap::Args)]
@@ -101,28 +101,14 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
 pub(crate) async fn driven(mover: &Mover, number: i64, shown: &mut Shown) -> Result<Relocation> {
     let shown = Mutex::new(shown);
     let show = |now: &Relocation| shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).show(now);
-    loop {
-        match mover.drive(number, &show).await {
-            Err(relocation::Error::Taken(_)) => {
-                let now = mover.show(number).await?;
-                show(&now);
-                if now.state.is_over() || now.is_paused {
-                    return Ok(now);
-                }
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            }
-            outcome => {
-                shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).end();
-                let ended = outcome.map_err(|error| {
-                    CliError::from(error).also(&format!(
-                        "the relocation stays where it is: `therev relocation resume {number}` goes on, \
-                         `therev relocation abort {number}` undoes it"
-                    ))
-                });
-                return ended;
-            }
-        }
-    }
+    let outcome = mover.see_through(number, &show).await;
+    shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).end();
+    outcome.map_err(|error| {
+        CliError::from(error).also(&format!(
+            "the relocation stays where it is: `therev relocation resume {number}` goes on, \
+             `therev relocation abort {number}` undoes it"
+        ))
+    })
 }
 
 /// The bar, or the lines.
@@ -137,7 +123,7 @@ impl Shown {
         Shown { shown: progress::Shown::new(template), began: None }
     }
 
-    fn show(&mut self, now: &Relocation) {
+    pub(crate) fn show(&mut self, now: &Relocation) {
         let mut parts = Vec::new();
         if now.state == State::Copying && now.bytes_copied > 0 {
             let (began, at_first) = *self.began.get_or_insert((Instant::now(), now.bytes_copied));
@@ -159,7 +145,7 @@ impl Shown {
         self.shown.show(now.state.name(), row(now.rows_copied), row(now.rows_total), &parts.join(", "));
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         self.shown.end();
     }
 }

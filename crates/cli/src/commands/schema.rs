@@ -22,7 +22,8 @@ pub(crate) struct Args {
 enum Command {
     /// Apply what is missing on all databases side by side; exit 1 if one could not be brought up to date
     ///
-    /// What was applied before a failure stays, and the next run continues.
+    /// What was applied before a failure stays, and the next run continues. While a relocation is under way it is refused,
+    /// and meanwhile none begins.
     Apply,
     /// Show every database's version; exit 1 if one is not this program's
     Status,
@@ -86,8 +87,15 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
 /// Looks at every database side by side, and applies what is missing when asked to.
 pub(crate) async fn versions(shards: &Shards, applies: bool) -> Result<Vec<SchemaOf>> {
     let admin = Admin::new(shards.config(), shards.catalog()).map_err(therev::Error::from)?;
-    let asked = admin.databases().into_iter().map(|(database, kind)| one(&admin, database, kind, applies));
-    Ok(join_all(asked).await)
+    // Where there is nothing to change, nothing stands in the way.
+    let behind = applies && look(&admin, false).await.iter().any(|one| one.error.is_none() && !one.is_current());
+    let _changing = if behind { Some(admin.begin_schema_change().await?) } else { None };
+    Ok(look(&admin, applies && behind).await)
+}
+
+async fn look(admin: &Admin, applies: bool) -> Vec<SchemaOf> {
+    let asked = admin.databases().into_iter().map(|(database, kind)| one(admin, database, kind, applies));
+    join_all(asked).await
 }
 
 async fn one(admin: &Admin, database: Database, kind: DatabaseKind, applies: bool) -> SchemaOf {

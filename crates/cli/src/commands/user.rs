@@ -138,7 +138,7 @@ struct Edit {
 
 pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     match args.command {
-        Command::Show(who) => show(app, &who.user).await,
+        Command::Show(who) => Box::pin(show(app, &who.user)).await,
         Command::List(list) => list_by_prefix(app, list).await,
         Command::Add(new) => add(app, *new).await,
         Command::Edit(edit) => change(app, *edit).await,

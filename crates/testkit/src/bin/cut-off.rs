@@ -4,9 +4,11 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use testkit::PASSWORD;
 use therev::generate::Plan;
-use therev::relocation::{Mover, Options};
-use therev::{Actor, Config, NewPost, NewUser, Therev};
+use therev::planner::By;
+use therev::relocation::{Aim, Mover, Options};
+use therev::{Actor, AddPlan, Config, NewPost, NewUser, RolePasswords, ShardNo, Therev, add_shard};
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,6 +63,20 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
             // A machine that is busy with tests takes longer than the product's budget.
             let options = Options { budget: Duration::from_secs(1) };
             Mover::new(node.shards().clone(), options).drive(number.parse()?, &|_| {}).await?;
+        }
+        ("add-shard", [address]) => {
+            let word = || PASSWORD.to_owned();
+            let passwords = RolePasswords { library: word(), admin: word(), mover: word() };
+            add_shard(node.shards(), &AddPlan { address: address.clone(), weight: 1.0, passwords }).await?;
+        }
+        ("remove-shard", [shard]) => {
+            therev::remove_shard(node.shards(), ShardNo(shard.parse()?)).await?;
+        }
+        ("rebalance", []) => {
+            let aim = Aim::Balance { by: By::Size, moves_max: None };
+            // Tests make the machine slow: a switch may take as long as it does.
+            let options = Options { budget: std::time::Duration::from_secs(2) };
+            Mover::new(node.shards().clone(), options).rebalance(aim, "cut-off", &|_| {}).await?;
         }
         _ => return Err(format!("what is {operation}?").into()),
     }

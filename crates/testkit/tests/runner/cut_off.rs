@@ -11,7 +11,7 @@ fn operator() -> Actor {
 }
 
 /// Runs an operation in a process that is killed at the nth pass of a point. Says whether it came there.
-fn cut_off(cluster: &TestCluster, point: &str, nth: u32, operation: &[&str]) -> bool {
+pub(crate) fn cut_off(cluster: &TestCluster, point: &str, nth: u32, operation: &[&str]) -> bool {
     let status = Command::new(env!("CARGO_BIN_EXE_cut-off"))
         .args([point, &nth.to_string(), &cluster.config().control, testkit::PASSWORD])
         .args(operation)

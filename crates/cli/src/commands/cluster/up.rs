@@ -51,11 +51,11 @@ pub(super) async fn run(app: &App, dir: &Path, wanted: &Up) -> Result<()> {
     write(dir, LAYOUT_FILE, layout.name())?;
     let cluster = Cluster::up(&options, &mut |line| talk(line))?;
     let passwords = Passwords::read_or_make(&dir.join(PASSFILE))?;
-    let plan = plan(&cluster, layout, &passwords)?;
+    let mut plan = plan(&cluster, layout, &passwords)?;
     if passwords.are_new {
         Passwords::add_lines(&dir.join(PASSFILE), &plan.passfile())?;
     }
-    let initialized = !is_current(dir, &plan).await?;
+    let initialized = !is_current(dir, &mut plan).await?;
     if initialized {
         talk("Setting the cluster up: roles, schemas, addresses");
         therev::init(&plan).await.map_err(therev::Error::from)?;
@@ -125,7 +125,9 @@ fn plan(cluster: &Cluster, layout: Layout, passwords: &Passwords) -> Result<Init
 
 /// Whether the cluster on these servers is whole: the control database has the servers' addresses, and every schema is
 /// this program's.
-async fn is_current(dir: &Path, plan: &InitPlan) -> Result<bool> {
+///
+/// A server that `shard add` has not made a shard yet is none: it leaves the plan.
+async fn is_current(dir: &Path, plan: &mut InitPlan) -> Result<bool> {
     let config =
         Config { passfile: Some(dir.join(PASSFILE)), relay_ms: 0, ..Config::new(library_address(&plan.control)) };
     let therev = match therev::connect(config).await {
@@ -137,7 +139,19 @@ async fn is_current(dir: &Path, plan: &InitPlan) -> Result<bool> {
     };
     let catalog = therev.shards().catalog();
     same_layout(dir, catalog.layout, plan.layout)?;
-    let there = catalog.shards.iter().map(|shard| &shard.at).chain([&catalog.directory]).chain(&catalog.replicas);
+    if plan.shards.len() > catalog.shards.len() {
+        let number = catalog.shards.len();
+        talk(&format!("shard-{number} is not part of the cluster yet: `therev shard add --local` goes on with it"));
+        plan.shards.truncate(number);
+    }
+    // Others may be elsewhere.
+    let there = catalog
+        .shards
+        .iter()
+        .take(plan.shards.len())
+        .map(|shard| &shard.at)
+        .chain([&catalog.directory])
+        .chain(&catalog.replicas);
     let there: Vec<String> = there.map(ToString::to_string).collect();
     let wanted = plan.shards.iter().chain([&plan.directory]).chain(&plan.replicas);
     let wanted: Vec<String> = wanted.map(|url| place(url).to_owned()).collect();

@@ -1,0 +1,134 @@
+//! What every bucket holds and how much is written to it, asked of all shards: what a plan goes by.
+
+use crate::error::{Error, Result};
+use crate::side::{Side, Which};
+use futures_util::future::try_join_all;
+use placement::planner::Item;
+use placement::{BUCKETS, Bucket, Group, ShardNo};
+use shards::Admin;
+use std::collections::BTreeMap;
+
+/// The tables, what they take on disk with their indexes, and when a row was last written, where its columns say that.
+const TABLES: &str = "
+    SELECT t.table_name, t.colocation_group::text AS in_group,
+           (SELECT coalesce(sum(pg_total_relation_size(p.relid)), 0) FROM pg_partition_tree(t.table_name::regclass) AS p)
+               ::bigint AS bytes,
+           (SELECT 'greatest(' || string_agg('t.' || quote_ident(a.attname), ', ') || ')'
+              FROM pg_attribute AS a
+             WHERE a.attrelid = t.table_name::regclass AND a.attname IN ('created_at', 'updated_at')) AS written_at
+      FROM therev.owned_tables AS t
+     ORDER BY t.table_name";
+
+const OWNED: &str = "
+    SELECT o.colocation_group::text AS in_group, o.bucket
+      FROM therev.ownership AS o
+     WHERE o.state IN ('owned', 'draining')";
+
+/// One table on one shard.
+struct TableOn {
+    name: String,
+    group: String,
+    bytes: i64,
+    /// By bucket: how many rows, and how many of them were written in the last day.
+    rows: Vec<(i16, i64, i64)>,
+}
+
+/// One shard.
+struct ShardHolds {
+    shard: ShardNo,
+    owned: Vec<(String, i16)>,
+    tables: Vec<TableOn>,
+}
+
+/// What the buckets of each group hold, and where they are.
+pub(crate) struct Survey {
+    items: BTreeMap<(Group, Bucket), Item>,
+}
+
+impl Survey {
+    /// Asks all shards. Refuses while buckets change hands.
+    pub(crate) async fn take(admin: &Admin, shards: &[ShardNo]) -> Result<Survey> {
+        let asked = try_join_all(shards.iter().map(|shard| ask(admin, *shard))).await?;
+        let mut items = BTreeMap::new();
+        for held in &asked {
+            for (group, bucket) in &held.owned {
+                let (Ok(group), Ok(bucket)) = (group.parse::<Group>(), Bucket::try_from(*bucket)) else { continue };
+                items.insert((group, bucket), Item { bucket, shard: held.shard, bytes: 0, load: 0 });
+            }
+        }
+        if items.len() != Group::ALL.len() * usize::from(BUCKETS) {
+            return Err(Error::refused(
+                "some buckets are owned by no shard just now",
+                "run this again in a moment; if it stays so, `therev check` says what is wrong",
+            ));
+        }
+        let mut survey = Survey { items };
+        survey.weigh(&asked);
+        Ok(survey)
+    }
+
+    /// A bucket weighs its rows by their table's mean over the whole cluster: what deleted rows still take on one shard is not
+    /// held against the buckets that are left there.
+    fn weigh(&mut self, asked: &[ShardHolds]) {
+        let mut means: BTreeMap<&str, (i128, i128)> = BTreeMap::new();
+        for table in asked.iter().flat_map(|held| &held.tables) {
+            let (bytes, rows) = means.entry(&table.name).or_default();
+            *bytes += i128::from(table.bytes);
+            *rows += table.rows.iter().map(|(_, rows, _)| i128::from(*rows)).sum::<i128>();
+        }
+        for held in asked {
+            for table in &held.tables {
+                let Ok(group) = table.group.parse::<Group>() else { continue };
+                let (bytes, all_rows) = means.get(table.name.as_str()).copied().unwrap_or_default();
+                for (bucket, rows, written) in &table.rows {
+                    let Ok(bucket) = Bucket::try_from(*bucket) else { continue };
+                    // Rows that another shard owns are what a relocation has not taken away yet.
+                    let item = self.items.get_mut(&(group, bucket)).filter(|item| item.shard == held.shard);
+                    let Some(item) = item else { continue };
+                    let share = i128::from(*rows) * bytes / all_rows.max(1);
+                    item.bytes = item.bytes.saturating_add(u64::try_from(share).unwrap_or(0));
+                    item.load = item.load.saturating_add(u64::try_from(*written).unwrap_or(0));
+                }
+            }
+        }
+    }
+
+    /// The buckets of these groups, of which those of one number lie together.
+    pub(crate) fn of(&self, groups: &[Group]) -> Vec<Item> {
+        let mut together: BTreeMap<Bucket, Item> = BTreeMap::new();
+        for ((_, bucket), item) in self.items.iter().filter(|((group, _), _)| groups.contains(group)) {
+            let sum = together.entry(*bucket).or_insert(Item { bytes: 0, load: 0, ..*item });
+            sum.bytes = sum.bytes.saturating_add(item.bytes);
+            sum.load = sum.load.saturating_add(item.load);
+        }
+        together.into_values().collect()
+    }
+
+    /// Whether a shard has buckets of a group.
+    pub(crate) fn holds(&self, shard: ShardNo, group: Group) -> bool {
+        self.items.iter().any(|((of, _), item)| *of == group && item.shard == shard)
+    }
+}
+
+async fn ask(admin: &Admin, shard: ShardNo) -> Result<ShardHolds> {
+    let side = Side::connect(admin, Which::Source, shard).await?;
+    let owned = side.query(OWNED, &[]).await?;
+    let mut tables = Vec::new();
+    for row in side.query(TABLES, &[]).await? {
+        let (name, written_at): (String, Option<&str>) = (row.get("table_name"), row.get("written_at"));
+        // A table whose rows do not say when they were written is not counted as written.
+        let written = written_at.map_or_else(|| "false".to_owned(), |at| format!("{at} > now() - interval '1 day'"));
+        let sql = format!(
+            "SELECT t.bucket, count(*) AS rows, count(*) FILTER (WHERE {written}) AS written FROM {name} AS t
+              GROUP BY t.bucket"
+        );
+        let rows = side.query(&sql, &[]).await?;
+        tables.push(TableOn {
+            group: row.get("in_group"),
+            bytes: row.get("bytes"),
+            rows: rows.iter().map(|row| (row.get("bucket"), row.get("rows"), row.get("written"))).collect(),
+            name,
+        });
+    }
+    Ok(ShardHolds { shard, owned: owned.iter().map(|row| (row.get("in_group"), row.get("bucket"))).collect(), tables })
+}
