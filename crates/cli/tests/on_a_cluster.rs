@@ -203,7 +203,8 @@ async fn init_says_what_an_older_server_cannot_do() {
     let folder = tempfile::tempdir().unwrap();
     let passfile = folder.path().join("pass");
     let password = testkit::PASSWORD;
-    std::fs::write(&passfile, format!("*:*:*:therev:{password}\n*:*:*:therev_admin:{password}\n")).unwrap();
+    let lines = ["therev", "therev_admin", "therev_mover"].map(|role| format!("*:*:*:{role}:{password}\n"));
+    std::fs::write(&passfile, lines.concat()).unwrap();
     let passfile = passfile.to_str().unwrap();
     let base =
         ["--control", &control, "init", "--directory", &directory, "--shard", &shard, "--passfile", passfile].to_vec();
