@@ -174,6 +174,26 @@ BEGIN
 END
 $$;
 
+-- The side that gave the buckets away does not want them back any more. `try` is what was seen of its part before the other side
+-- was seen to own them, with no smaller attempt: a try of before is over, and a later one gets no ready here.
+CREATE FUNCTION therev.call_off_return(of_relocation bigint, try integer) RETURNS boolean
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+BEGIN
+    UPDATE therev.relocation_parts AS p
+       SET state = 'moved'
+     WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt = try
+    RETURNING * INTO part;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM therev.set_ownership(part, '{incoming}', 'moved', 0);
+    RETURN true;
+END
+$$;
+
 -- Whether this server lives the life that the part began in.
 CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolean
     LANGUAGE sql STABLE

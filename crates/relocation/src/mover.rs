@@ -24,16 +24,17 @@ use uuid::Uuid;
 pub struct Options {
     /// How long a try of the switch may have writes wait before it is given up.
     pub budget: Duration,
+    /// How long the work is a worker's after it was last heard of: so long it takes until another one takes what a dead one
+    /// left. It is heard of twice a second.
+    pub lease: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { budget: Duration::from_millis(25) }
+        Options { budget: Duration::from_millis(25), lease: Duration::from_secs(5) }
     }
 }
 
-/// How long the work is a worker's after it was last heard of.
-const LEASE_S: f64 = 5.0;
 /// How often it is heard of.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long after an error that passes the next try begins.
@@ -245,7 +246,7 @@ impl Mover {
     /// and the relocation stays where it is.
     pub async fn drive(&self, number: i64, seen: &(dyn Fn(&Relocation) + Sync)) -> Result<Relocation> {
         let control = self.control().await?;
-        let taken = Records(&control).take(number, self.worker, LEASE_S).await?;
+        let taken = Records(&control).take(number, self.worker, self.options.lease.as_secs_f64()).await?;
         drop(control);
         seen(&taken);
         let progress = Progress::default();
@@ -334,14 +335,15 @@ impl Mover {
         };
         let (total, rows) = (progress.rows_total.load(Ordering::Relaxed), progress.rows.load(Ordering::Relaxed));
         let (bytes, lag) = (progress.bytes.load(Ordering::Relaxed), progress.lag_bytes.load(Ordering::Relaxed));
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&number, &self.worker, &total, &rows, &bytes, &(lag >= 0).then_some(lag), &progress.note()];
+        let lease_s = self.options.lease.as_secs_f64();
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&number, &self.worker, &total, &rows, &bytes, &(lag >= 0).then_some(lag), &progress.note(), &lease_s];
         let told = client
             .execute(
                 "UPDATE therev.relocations
                     SET rows_total = greatest(rows_total, $3), rows_copied = greatest($4, rows_copied),
                         bytes_copied = greatest($5, bytes_copied), lag_bytes = $6, note = $7, updated_at = now(),
-                        leased_until = now() + interval '5 seconds'
+                        leased_until = now() + make_interval(secs => $8)
                   WHERE relocation = $1 AND worker = $2",
                 &params,
             )

@@ -313,6 +313,11 @@ pub(crate) async fn run(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(BACK_OFF.1);
             }
+            // Something else is wanted before the buckets went back. The other side was looked at last.
+            (PartState::Incoming | PartState::Ready, PartState::Owned) if takes.attempt >= gives.attempt => {
+                let call_off = "SELECT therev.call_off_return($1, $2)";
+                giver.query(call_off, &[&relocation.relocation, &gives.attempt]).await?;
+            }
             (gives, takes) => {
                 let reason = format!("its part is {gives:?} while the other side's is {takes:?}");
                 return Err(shards::Error::Answer { database: giver.database(), reason }.into());

@@ -104,7 +104,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
 async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
     let therev = app.open_relaying().await?;
     let target = ShardNo(i16::try_from(args.to).unwrap_or(i16::MAX));
-    let options = Options { budget: Duration::from_millis(args.budget_ms) };
+    let options = Options { budget: Duration::from_millis(args.budget_ms), ..Options::default() };
     let mover = Mover::new(therev.shards().clone(), options);
     let mut plans = Vec::new();
     for request in requests(&therev, &args.numbers.0, &args.group.groups(), target)? {

@@ -10,6 +10,9 @@ use therev::planner::By;
 use therev::relocation::{Aim, Mover, Options};
 use therev::{Actor, AddPlan, Config, NewPost, NewUser, RolePasswords, ShardNo, Therev, add_shard};
 
+/// Whoever comes after a death need not wait as long as in earnest.
+const LEASE: Duration = Duration::from_secs(2);
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,7 +64,7 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
         }
         ("relocate", [number]) => {
             // A machine that is busy with tests takes longer than the product's budget.
-            let options = Options { budget: Duration::from_secs(1) };
+            let options = Options { budget: Duration::from_secs(1), lease: LEASE };
             Mover::new(node.shards().clone(), options).drive(number.parse()?, &|_| {}).await?;
         }
         ("add-shard", [address]) => {
@@ -75,7 +78,7 @@ async fn run(node: &Therev, operation: &str, rest: &[String]) -> Result<(), Box<
         ("rebalance", []) => {
             let aim = Aim::Balance { by: By::Size, moves_max: None };
             // Tests make the machine slow: a switch may take as long as it does.
-            let options = Options { budget: std::time::Duration::from_secs(2) };
+            let options = Options { budget: Duration::from_secs(2), lease: LEASE };
             Mover::new(node.shards().clone(), options).rebalance(aim, "cut-off", &|_| {}).await?;
         }
         _ => return Err(format!("what is {operation}?").into()),

@@ -54,7 +54,7 @@ async fn balancing_and_removing() {
     for point in ["rebalance.begun", "relocation.copied_some", "relocation.recorded", "relocation.streams_dropped"] {
         assert!(cut_off(&cluster, point, 1, &["rebalance"]), "{point}");
     }
-    let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(2) });
+    let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(2), ..Options::default() });
     let aim = Aim::Balance { by: By::Size, moves_max: None };
     let ended = Box::pin(mover.rebalance(aim, "test", &|_| {})).await.expect("it goes on");
     assert_eq!(ended.len(), 1, "what was under way, and nothing besides: {ended:?}");

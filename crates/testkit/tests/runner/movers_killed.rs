@@ -78,7 +78,7 @@ impl Scene {
             let open = node.create_thread(NewThread::new(authors[at], "A thread", "text")).await.expect("a thread");
             writers.push(Writing::begin(node.clone(), authors[author], open.thread_id));
         }
-        let mover = Mover::new(node.shards().clone(), Options { budget: BUDGET });
+        let mover = Mover::new(node.shards().clone(), Options { budget: BUDGET, ..Options::default() });
         let lot = |author: UserId| {
             let last = (author.bucket().number() ^ 2).try_into().expect("a bucket");
             Lot { buckets: BTreeSet::from([author.bucket(), last]).into_iter().collect(), here: ShardNo(0) }
@@ -124,7 +124,7 @@ impl Scene {
 
     /// Another process carries it on as far as it goes.
     async fn resume(&self, number: i64) -> Relocation {
-        let mover = Mover::new(self.node.shards().clone(), Options { budget: BUDGET });
+        let mover = Mover::new(self.node.shards().clone(), Options { budget: BUDGET, ..Options::default() });
         let driven = Box::pin(mover.drive(number, &|_| {}));
         let ended = tokio::time::timeout(LIMIT, driven).await;
         assert!(ended.is_ok(), "it comes to no end: {:?}", mover.show(number).await);

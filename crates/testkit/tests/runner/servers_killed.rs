@@ -50,7 +50,7 @@ impl Scene {
             source: self.here,
             target: self.there,
         };
-        let mover = Arc::new(Mover::new(self.node.shards().clone(), Options { budget: BUDGET }));
+        let mover = Arc::new(Mover::new(self.node.shards().clone(), Options { budget: BUDGET, ..Options::default() }));
         let plan = mover.plan(&request).await.expect("a plan");
         let number = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
         let is_undone = OF_ABORTS.contains(&point);

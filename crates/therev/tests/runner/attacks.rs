@@ -31,7 +31,7 @@ impl Attacked {
         let [ada, cy, bob, _] = user_per_shard(&node).await;
         let open = thread(&node, ada, "It moves").await.value;
         post(&node, cy, &open, "a reply from elsewhere").await;
-        let mover = Mover::new(node.shards().clone(), Options { budget: BUDGET }).into();
+        let mover = Mover::new(node.shards().clone(), Options { budget: BUDGET, ..Options::default() }).into();
         Attacked { cluster, node, mover, ada, bob, cy, open }
     }
 

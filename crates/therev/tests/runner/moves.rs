@@ -230,3 +230,30 @@ async fn a_way_back_that_a_promotion_closes_is_forgone() {
     drop((mover, node));
     cluster.finish().await;
 }
+
+#[tokio::test]
+async fn a_reversal_can_be_called_off() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+    mover.want(number, Goal::Reversed).await.expect("the way back is open");
+    // As a worker leaves it who did not get on with the switch back.
+    let source = cluster.stranger("shard_0").await;
+    source.query("SELECT therev.await_return($1)", &[&number]).await.expect("it awaits the buckets");
+    let control = cluster.stranger("control").await;
+    control.batch_execute("UPDATE therev.relocations SET state = 'switching'").await.expect("it is at the switch");
+
+    mover.want(number, Goal::Switched).await.expect("it is called off");
+    let kept = Box::pin(drive(&node, &mover, number)).await;
+    assert_eq!((kept.state, kept.goal), (State::Switched, Goal::Switched));
+    let open = thread(&node, authors[0], "Where it went").await;
+    post(&node, authors[0], &open, "and stays").await;
+    // The way back is open still.
+    mover.want(number, Goal::Reversed).await.expect("the way back is open");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Reversed);
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 5);
+    drop((mover, node));
+    cluster.finish().await;
+}

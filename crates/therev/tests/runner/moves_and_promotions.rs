@@ -41,7 +41,7 @@ impl Scene {
             let open = node.create_thread(NewThread::new(authors[at], "A thread", "text")).await.expect("a thread");
             writers.push(Writing::begin(node.clone(), authors[author], open.thread_id));
         }
-        let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1) });
+        let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1), ..Options::default() });
         Scene { servers, node, mover: mover.into(), moving: authors[0], writers }
     }
 

@@ -6,7 +6,7 @@ use therev::relocation::{Error, Goal, Mover, Options, Plan, Request, State};
 use therev::{Bucket, Database, Group, Layout, ShardNo, Therev};
 
 fn mover(node: &Therev) -> Mover {
-    Mover::new(node.shards().clone(), Options { budget: std::time::Duration::from_secs(1) })
+    Mover::new(node.shards().clone(), Options { budget: std::time::Duration::from_secs(1), ..Options::default() })
 }
 
 fn request(bucket: Bucket, source: i16, target: i16) -> Request {

@@ -28,7 +28,7 @@ fn plan(address: &str) -> AddPlan {
 
 fn mover(node: &Therev) -> Mover {
     // Machines that run all tests at once make a switch wait for the processor.
-    Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1) })
+    Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1), ..Options::default() })
 }
 
 /// People who write and read all the time, each call of which must succeed.

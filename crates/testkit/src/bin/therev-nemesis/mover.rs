@@ -14,7 +14,7 @@ use crate::journal::{Event, Journal};
 use crate::writer::{Spec, connect, end_of_input};
 
 /// Servers, standbys and all others share one machine, and the switch is not to wait until it is calm.
-pub(crate) const OPTIONS: Options = Options { budget: Duration::from_millis(200) };
+pub(crate) const OPTIONS: Options = Options { budget: Duration::from_millis(200), lease: Duration::from_secs(5) };
 /// How many relocations may be open before the next one is begun.
 const OPEN_MAX: usize = 3;
 /// How long a connection may take: a mover is in no hurry.
