@@ -145,7 +145,9 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
 
 /// A full disk says so only to who writes.
 async fn write_probe(target: &Side) -> Result<()> {
-    target.batch("BEGIN; INSERT INTO therev.sentinels (relocation, side) VALUES (0, 'source'); ROLLBACK").await
+    let tried = target.batch("BEGIN; INSERT INTO therev.sentinels (relocation, side) VALUES (0, 'source')").await;
+    let undone = target.batch("ROLLBACK").await;
+    tried.and(undone)
 }
 
 /// How much log a server writes in a minute, by a short look.

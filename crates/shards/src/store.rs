@@ -38,7 +38,7 @@ pub(crate) struct Inner {
 
 /// A short wait while a switch is decided elsewhere; doubled each time up to the second value once it takes longer than one
 /// should.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(8));
 /// How long a switch takes at most, budget included, unless something is wrong.
 const SWITCH: Duration = Duration::from_millis(40);
 
