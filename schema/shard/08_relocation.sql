@@ -154,28 +154,9 @@ BEGIN
 END
 $$;
 
--- The side that gave the buckets away does not get them back: a promotion has closed the way. Only where the other side was
--- seen to own them after that promotion: no try that began before it can be decided any more.
-CREATE FUNCTION therev.forgo_return(of_relocation bigint) RETURNS boolean
-    LANGUAGE plpgsql AS
-$$
-DECLARE
-    part therev.relocation_parts;
-BEGIN
-    UPDATE therev.relocation_parts AS p
-       SET state = 'moved'
-     WHERE p.relocation = of_relocation AND p.side = 'source' AND p.state IN ('incoming', 'ready')
-    RETURNING * INTO part;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    PERFORM therev.set_ownership(part, '{incoming}', 'moved', 0);
-    RETURN true;
-END
-$$;
-
--- The side that gave the buckets away does not want them back any more. `try` is what was seen of its part before the other side
--- was seen to own them, with no smaller attempt: a try of before is over, and a later one gets no ready here.
+-- The side that gave the buckets away does not get them back: nobody wants it any more, or a promotion has closed the way. `try`
+-- is what was seen of its part before the other side was seen to own them, with no smaller attempt: a try of before is over,
+-- and a later one gets no ready here. NULL: the other side was seen to own them after a promotion, which ended every try.
 CREATE FUNCTION therev.call_off_return(of_relocation bigint, try integer) RETURNS boolean
     LANGUAGE plpgsql AS
 $$
@@ -184,7 +165,8 @@ DECLARE
 BEGIN
     UPDATE therev.relocation_parts AS p
        SET state = 'moved'
-     WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt = try
+     WHERE p.relocation = of_relocation AND p.side = 'source' AND p.state IN ('incoming', 'ready')
+       AND (try IS NULL OR p.attempt = try)
     RETURNING * INTO part;
     IF NOT FOUND THEN
         RETURN false;
@@ -282,6 +264,7 @@ $$
 DECLARE
     part therev.relocation_parts;
 BEGIN
+    PERFORM set_config('synchronous_commit', 'on', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'owned', since = pg_current_wal_insert_lsn()
      WHERE p.relocation = of_relocation AND p.state = 'ready' AND p.attempt = try

@@ -4,7 +4,7 @@ use crate::copy::delete_rows;
 use crate::error::Result;
 use crate::objects;
 use crate::record::{Goal, Relocation, State};
-use crate::side::{Pair, PartState, Side, Which};
+use crate::side::{Pair, Part, PartState, Side, Which};
 use crate::switch::hands;
 use crate::throttle::Progress;
 use futures_util::future::join_all;
@@ -134,7 +134,9 @@ pub(crate) async fn by_the_parts(relocation: &Relocation, pair: &Pair, admin: &A
         return ended(relocation, pair, admin).await;
     }
     Ok(match relocation.state {
-        State::Copying | State::CatchingUp | State::Verified if gives == Some(PartState::Moved) => {
+        State::Copying | State::CatchingUp | State::Verified
+            if matches!(gives, Some(PartState::Moved | PartState::Incoming | PartState::Ready)) =>
+        {
             Some(State::Switching)
         }
         State::Switched | State::Finishing if takes.is_some_and(|state| state != PartState::Owned) => {
@@ -142,6 +144,13 @@ pub(crate) async fn by_the_parts(relocation: &Relocation, pair: &Pair, admin: &A
         }
         _ => None,
     })
+}
+
+/// Whether the buckets have gone there and come back: whatever is wanted by now, there is only the end of that left to do.
+pub(crate) async fn has_gone_back(relocation: &Relocation, pair: &Pair) -> Result<bool> {
+    let is = |part: Option<Part>, state| part.is_some_and(|part| part.state == state);
+    Ok(is(pair.target.part(relocation.relocation).await?, PartState::Moved)
+        && is(pair.source.part(relocation.relocation).await?, PartState::Owned))
 }
 
 /// How one ended that has no part on either side any more.
@@ -193,5 +202,15 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
             objects::drop_at(&source, &relocation.tag).await?;
             Err(error)
         }
+    }
+}
+
+/// Removes what a worker that slept past the end of a relocation has made after it: nothing where it goes on.
+pub(crate) async fn clear(relocation: &Relocation, admin: &Admin) -> Result<()> {
+    match relocation.state {
+        // The source owns the buckets, so that a part could begin there once more.
+        State::Aborted | State::Reversed => undo(relocation, admin).await.map(drop),
+        State::Done => objects::drop_all(relocation, &Pair::connect(admin, relocation).await?).await,
+        _ => Ok(()),
     }
 }

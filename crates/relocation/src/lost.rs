@@ -2,7 +2,9 @@
 //! and streams that a worker made which slept past the relocation's end.
 
 use crate::error::{Error, Result};
+use crate::finish;
 use crate::objects;
+use crate::record::Records;
 use crate::side::{Side, Which};
 use shards::{Admin, Database, Shards};
 use tokio_postgres::Client;
@@ -10,7 +12,9 @@ use tokio_postgres::types::ToSql;
 
 const PARTS: &str = "
     SELECT p.relocation, p.tag, p.side, p.peer, p.groups::text[] AS groups, p.buckets,
-           (p.side = 'source' AND p.state = 'moved') OR (p.side = 'target' AND p.state = 'owned') AS is_decided
+           -- The side that was to give takes, or has given; the side that was to take gives, or has taken.
+           p.state = ANY (CASE p.side WHEN 'source' THEN '{moved,incoming,ready}'::text[]
+                                      ELSE '{owned,draining,moved}' END) AS is_decided
       FROM therev.relocation_parts AS p";
 
 /// Tags in the names of streams that belong to no part here.
@@ -50,6 +54,10 @@ pub(crate) async fn find(shards: &Shards) -> Result<()> {
         };
         asked.push(shard.0);
         lost.extend(unknown_parts(&side, &control).await?);
+        for number in ended_parts(&side, &control).await? {
+            tracing::warn!(relocation = number, "what was begun of it after its end is taken back");
+            finish::clear(&Records(&control).get(number).await?, &admin).await?;
+        }
         remove_strays(&side, &control).await?;
     }
     // The source's part says more; the target's counts where the source has none.
@@ -79,6 +87,13 @@ async fn unknown_parts(side: &Side, control: &Client) -> Result<Vec<Lost>> {
         }
     }
     Ok(lost)
+}
+
+/// The relocations that are over and have a part here: begun by a worker that slept past the end.
+async fn ended_parts(side: &Side, control: &Client) -> Result<Vec<i64>> {
+    let tags: Vec<String> = side.query(PARTS, &[]).await?.iter().map(|part| part.get("tag")).collect();
+    let over = "SELECT r.relocation FROM therev.relocations AS r WHERE r.tag = ANY ($1) AND r.ended_at IS NOT NULL";
+    Ok(control.query(over, &[&tags]).await.map_err(at)?.iter().map(|row| row.get("relocation")).collect())
 }
 
 async fn remove_strays(side: &Side, control: &Client) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::beats::Beats;
 use crate::error::{Error, Result};
-use crate::objects::{self, Stream};
+use crate::objects::Stream;
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::{Pair, Which};
@@ -268,14 +268,11 @@ impl Mover {
         outcome
     }
 
-    /// A worker that slept until others had ended its relocation may have made a slot meanwhile, which no transaction guards.
+    /// A worker that slept until others had ended its relocation may have made a slot or begun a part meanwhile.
     async fn clear_after(&self, number: i64) {
         let clear = async {
             let now = self.show(number).await?;
-            if now.state.is_over() {
-                objects::drop_all(&now, &Pair::connect(&self.admin()?, &now).await?).await?;
-            }
-            Ok::<(), Error>(())
+            finish::clear(&now, &self.admin()?).await
         };
         if let Err(error) = clear.await {
             tracing::warn!(error = %chain(&error), "relocation {number} ended elsewhere; `check` names what is left of it");
@@ -428,12 +425,20 @@ impl Mover {
         if relocation.rests() {
             return Ok(relocation.clone());
         }
+        let admin = self.admin()?;
+        let pair = Pair::connect(&admin, relocation).await;
+        if let Ok(pair) = &pair
+            && relocation.goal != Goal::Reversed
+            && finish::has_gone_back(relocation, pair).await?
+        {
+            let back = Records(&control).set_goal(relocation.relocation, Goal::Reversed, &[relocation.state]).await?;
+            return back.ok_or(Error::Taken(relocation.relocation));
+        }
         if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
             return self.abort(relocation).await;
         }
         if relocation.state != State::Planned {
-            let admin = self.admin()?;
-            let pair = Pair::connect(&admin, relocation).await?;
+            let pair = pair?;
             if let Some(state) = finish::by_the_parts(relocation, &pair, &admin).await? {
                 return Records(&control).advance(relocation, self.worker, state).await;
             }

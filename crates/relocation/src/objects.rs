@@ -106,15 +106,19 @@ async fn subscribe(relocation: &Relocation, stream: Stream, pair: &Pair, admin: 
     if !to.query(known, &[&name]).await?.is_empty() {
         return Ok(());
     }
+    // The address holds a password. It travels as a parameter, into a setting of the transaction that follows: nobody finds it
+    // in a log, among the sessions' statements or in their statistics.
     let conninfo = admin.conninfo(from.database())?;
-    // The address holds a password, which no log should.
-    let quiet = "SET LOCAL log_min_error_statement = panic; SET LOCAL log_statement = 'none';";
-    let may = to.one("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?;
+    to.query("SELECT set_config('therev.conninfo', $1, false)", &[&conninfo.expose_secret()]).await?;
     let create = format!(
-        "{} CREATE SUBSCRIPTION {name} CONNECTION '{}' PUBLICATION {name}
-             WITH (slot_name = '{name}', create_slot = false, enabled = false, copy_data = false)",
-        if may.get(0) { quiet } else { "" },
-        conninfo.expose_secret().replace('\'', "''")
+        "SET LOCAL log_statement = 'none'; SET LOCAL log_min_error_statement = panic;
+         SET LOCAL log_min_duration_statement = -1; SET LOCAL pg_stat_statements.track = 'none';
+         DO $$ BEGIN
+             EXECUTE format('CREATE SUBSCRIPTION {name} CONNECTION %L PUBLICATION {name}
+                                 WITH (slot_name = ''{name}'', create_slot = false, enabled = false, copy_data = false)',
+                            current_setting('therev.conninfo'));
+         END $$;
+         RESET therev.conninfo"
     );
     while_part_is(relocation, to, &create).await
 }

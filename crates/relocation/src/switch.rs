@@ -336,7 +336,7 @@ pub(crate) async fn stay(relocation: &Relocation, pair: &Pair) -> Result<bool> {
     if owns.state != PartState::Owned || (owns.is_same_life && awaits.is_same_life) {
         return Ok(false);
     }
-    former.query("SELECT therev.forgo_return($1)", &[&relocation.relocation]).await?;
+    former.query("SELECT therev.call_off_return($1, NULL)", &[&relocation.relocation]).await?;
     Ok(former.must_have_part(relocation.relocation).await?.state == PartState::Moved)
 }
 

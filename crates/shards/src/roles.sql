@@ -25,6 +25,8 @@ BEGIN
     GRANT therev_admin TO therev_mover;
     ALTER ROLE therev_mover REPLICATION;
     GRANT SET ON PARAMETER session_replication_role TO therev_mover;
+    -- What it says when it subscribes holds its password, and is for no log.
+    GRANT SET ON PARAMETER log_statement, log_min_error_statement, log_min_duration_statement TO therev_mover;
     IF current_setting('server_version_num')::integer < 160000 THEN
         ALTER ROLE therev_mover SUPERUSER;
     ELSE
@@ -34,6 +36,7 @@ BEGIN
     -- Where the server was started with it; without it there is only less to see.
     IF current_setting('shared_preload_libraries') LIKE '%pg_stat_statements%' THEN
         CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
+        GRANT SET ON PARAMETER pg_stat_statements.track TO therev_mover;
     END IF;
 END
 $$;

@@ -62,6 +62,14 @@ async fn a_user_moves_with_everything_and_comes_back() {
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
     let open = thread(&node, authors[0], "After the switch").await;
     post(&node, authors[0], &open, "written there").await;
+    // The mover's password stands in the subscriptions, and nowhere that others look.
+    for part in ["shard_0", "shard_2"] {
+        // In two pieces, so that this question does not find itself.
+        let seen = "SELECT (SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%pass' || 'word=' || chr(39) || '%')
+                         + (SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pass' || 'word=' || chr(39) || '%')";
+        let seen = cluster.stranger(part).await.query_one(seen, &[]).await.expect("the statistics answer");
+        assert_eq!(seen.get::<_, i64>(0), 0, "a password is seen on {part}");
+    }
 
     mover.want(begun.relocation, Goal::Reversed).await.expect("the way back is open");
     assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Reversed);
@@ -254,6 +262,62 @@ async fn a_reversal_can_be_called_off() {
     mover.want(number, Goal::Reversed).await.expect("the way back is open");
     assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Reversed);
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 5);
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Aborted).await;
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Aborted);
+    let tag = mover.show(number).await.expect("it is known").tag;
+    let bucket = authors[0].bucket().sql();
+    for (part, side, peer) in [("shard_0", "source", 2_i16), ("shard_2", "target", 0)] {
+        let begin = "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}')";
+        let client = cluster.stranger(part).await;
+        client.query(begin, &[&number, &tag, &side, &peer, &bucket]).await.expect("a part begins");
+    }
+    mover.find_lost().await.expect("the shards are asked");
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn what_has_gone_back_cannot_be_wanted_otherwise() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    for goal in [Goal::Aborted, Goal::Switched] {
+        let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+        mover.want(number, Goal::Reversed).await.expect("the way back is open");
+        fail::cfg("relocation.taken_over", "panic").expect("a place in the sources");
+        let dies = tokio::spawn({
+            let mover =
+                Mover::new(node.shards().clone(), Options { lease: Duration::from_secs(1), ..Options::default() });
+            async move { mover.drive(number, &|_| {}).await.map(|_| ()) }
+        });
+        assert!(dies.await.is_err(), "the mover dies when the source owns the buckets again");
+        fail::remove("relocation.taken_over");
+        mover.want(number, goal).await.expect("nobody knows yet that it has gone back");
+        let ended = tokio::time::timeout(Duration::from_secs(60), async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                ticks.tick().await;
+                // The dead mover's lease runs out.
+                if !mover.show(number).await.expect("it is known").has_worker {
+                    return Box::pin(drive(&node, &mover, number)).await;
+                }
+            }
+        });
+        assert_eq!(ended.await.expect("it ends").state, State::Reversed);
+        nothing_left(&cluster).await;
+    }
     drop((mover, node));
     cluster.finish().await;
 }
