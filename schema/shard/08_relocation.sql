@@ -51,12 +51,18 @@ CREATE FUNCTION therev.set_ownership(
 $$
 DECLARE
     expected constant integer := cardinality(part.groups) * cardinality(part.buckets);
-    found integer;
+    found integer := 0;
+    changed integer;
+    in_group therev.colocation_group;
 BEGIN
-    UPDATE therev.ownership AS o
-       SET state = after, peer = CASE WHEN after IN ('moved', 'incoming') THEN part.peer END, epoch = o.epoch + step
-     WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = ANY (before);
-    GET DIAGNOSTICS found = ROW_COUNT;
+    -- Group by group, so that each bucket is found by the key, whatever the statistics say: writers wait for this.
+    FOREACH in_group IN ARRAY part.groups LOOP
+        UPDATE therev.ownership AS o
+           SET state = after, peer = CASE WHEN after IN ('moved', 'incoming') THEN part.peer END, epoch = o.epoch + step
+         WHERE o.colocation_group = in_group AND o.bucket = ANY (part.buckets) AND o.state = ANY (before);
+        GET DIAGNOSTICS changed = ROW_COUNT;
+        found := found + changed;
+    END LOOP;
     IF found <> expected THEN
         RAISE EXCEPTION 'relocation % finds % of its % buckets as they should be (%)',
             part.relocation, found, expected, before
@@ -181,13 +187,14 @@ CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolea
     LANGUAGE sql STABLE
     RETURN (SELECT i.incarnation = part.incarnation AND i.timeline = therev.current_timeline() FROM therev.identity AS i);
 
--- a. The giving side: writes wait from now on.
+-- a. The giving side: writes wait from now on. It waits for no standby: after a promotion that undoes it nothing can be decided.
 CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
 $$
 DECLARE
     part therev.relocation_parts;
 BEGIN
+    PERFORM set_config('synchronous_commit', 'local', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'draining', attempt = try, drained_at = clock_timestamp()
      WHERE p.relocation = of_relocation AND p.state = 'owned' AND p.attempt < try AND therev.is_same_life(p)
@@ -216,6 +223,33 @@ BEGIN
     END IF;
     PERFORM therev.set_ownership(part, '{draining}', 'owned', 0);
     RETURN true;
+END
+$$;
+
+-- b. The giving side: the sentinel of a try goes out once nobody writes any more who may not know of the draining: of the
+-- transactions that were seen at first, or (NULL) are seen now. Answers with those that are left; with NULL when the try is over.
+CREATE FUNCTION therev.send_sentinel(of_relocation bigint, try integer, seen text[]) RETURNS text[]
+    LANGUAGE plpgsql AS
+$$
+DECLARE
+    part therev.relocation_parts;
+    still text[];
+BEGIN
+    SELECT * INTO part
+      FROM therev.relocation_parts AS p
+     WHERE p.relocation = of_relocation AND p.state = 'draining' AND p.attempt = try;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT coalesce(array_agg(w.writer), '{}') INTO still
+      FROM unnest(therev.writers(part.groups::text[])) AS w (writer)
+     WHERE seen IS NULL OR w.writer = ANY (seen);
+    IF still = '{}' THEN
+        UPDATE therev.sentinels AS s
+           SET attempt = try, beat = s.beat + 1
+         WHERE s.relocation = of_relocation AND s.side = part.side;
+    END IF;
+    RETURN still;
 END
 $$;
 
@@ -334,9 +368,12 @@ CREATE FUNCTION therev.relations_of(of_groups text[]) RETURNS TABLE (relation re
 BEGIN ATOMIC
     SELECT c.oid::regclass, c.relkind = 'r'
       FROM therev.owned_tables AS t
-      JOIN pg_class AS c
-        ON c.oid = t.table_name::regclass
-           OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = t.table_name::regclass)
+      JOIN pg_class AS c ON c.oid = t.table_name::regclass
+     WHERE t.colocation_group::text = ANY (of_groups)
+    UNION ALL
+    SELECT i.inhrelid::regclass, true
+      FROM therev.owned_tables AS t
+      JOIN pg_inherits AS i ON i.inhparent = t.table_name::regclass
      WHERE t.colocation_group::text = ANY (of_groups);
 END;
 

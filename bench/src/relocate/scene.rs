@@ -12,9 +12,9 @@ use therev::{Bucket, Group, NewPost, ShardNo, Therev, ThreadId, UserId};
 /// How many callers write to the moving buckets, and how often in a second all together.
 const WRITERS: (u32, u32) = (16, 500);
 /// The same of those who read there.
-const READERS: (u32, u32) = (8, 500);
+const READERS: (u32, u32) = (8, 100);
 /// The same of the other users of both shards, who read and write in turn.
-const OTHERS: (u32, u32) = (4, 400);
+const OTHERS: (u32, u32) = (4, 200);
 
 /// Some buckets on their way between two shards.
 #[derive(Clone)]

@@ -19,6 +19,10 @@ use tokio_postgres::Statement;
 const PROBE_ROUND_TRIP: u32 = 2;
 /// A transaction that holds the tables for this part of the budget would hold a switch up too.
 const PROBE_HOLD: u32 = 4;
+/// Fifths of the budget that a try may have taken when it still waits for a transaction, and for the stream: giving up takes time
+/// too, and so does what follows.
+const WAIT_FOR_WRITERS: u32 = 3;
+const WAIT_FOR_STREAM: u32 = 4;
 /// How often is looked whether it has ended.
 const PROBE_LOOK: Duration = Duration::from_millis(5);
 /// The waits between two tries: the first, and the longest.
@@ -49,6 +53,7 @@ struct Switch<'a> {
     drain: Statement,
     back_out: Statement,
     writers: Statement,
+    send_sentinel: Statement,
     get_ready: Statement,
     decide: Statement,
     take_over: Statement,
@@ -71,6 +76,7 @@ impl<'a> Switch<'a> {
             drain: giver.prepare("SELECT therev.drain($1, $2)").await?,
             back_out: giver.prepare("SELECT therev.back_out($1, $2)").await?,
             writers: giver.prepare("SELECT therev.writers($1)").await?,
+            send_sentinel: giver.prepare("SELECT therev.send_sentinel($1, $2, $3)").await?,
             get_ready: taker.prepare("SELECT therev.get_ready($1, $2)").await?,
             decide: giver.prepare("SELECT therev.decide($1, $2)").await?,
             take_over: taker.prepare("SELECT therev.take_over($1, $2)").await?,
@@ -86,7 +92,8 @@ impl<'a> Switch<'a> {
         let last = i32::MAX;
         // Each goes out whole: a mover that sleeps in between holds nothing.
         let giver = format!(
-            "BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.decide({number}, {last}); ROLLBACK;
+            "BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.send_sentinel({number}, {last}, NULL);
+                    SELECT therev.decide({number}, {last}); ROLLBACK;
              BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.back_out({number}, {last}); ROLLBACK"
         );
         let taker = format!(
@@ -101,6 +108,13 @@ impl<'a> Switch<'a> {
 
     async fn writers(&self) -> Result<Vec<String>> {
         let row = self.giver.client.query_one(&self.writers, &[&self.relocation.group_names()]).await;
+        Ok(row.map_err(|e| self.giver.sql(e))?.get(0))
+    }
+
+    /// Sends the sentinel if nobody is left who may write without knowing of the draining; see the function.
+    async fn send_sentinel(&self, attempt: i32, seen: Option<Vec<String>>) -> Result<Option<Vec<String>>> {
+        let row =
+            self.giver.client.query_one(&self.send_sentinel, &[&self.relocation.relocation, &attempt, &seen]).await;
         Ok(row.map_err(|e| self.giver.sql(e))?.get(0))
     }
 
@@ -124,38 +138,37 @@ impl<'a> Switch<'a> {
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
     async fn attempt(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
         let (number, began) = (self.relocation.relocation, tried.began);
-        let is_late = || began.elapsed() > self.budget;
-        // What is polled together goes out together, and is done in this order: each pair costs one round trip.
+        let spent = |fifths: u32| began.elapsed() > self.budget * fifths / 5;
+        let is_late = || spent(5);
+        // What belongs together goes out together, and is done in this order: each pair costs one round trip.
         let (is_draining, mut left) =
-            try_join(self.giver.says(&self.drain, &[&number, &attempt]), self.writers()).await?;
+            try_join(self.giver.says(&self.drain, &[&number, &attempt]), self.send_sentinel(attempt, None)).await?;
         if !is_draining {
             return Ok(Outcome::of(tried, "another process was quicker"));
         }
         tried.done("drain");
         fail::fail_point!("relocation.drained");
-        while !left.is_empty() {
-            if is_late() {
-                return self.give_up(attempt, tried, "a transaction held the tables for longer than the budget").await;
+        while let Some(writers) = left.take_if(|writers| !writers.is_empty()) {
+            if spent(WAIT_FOR_WRITERS) {
+                return self.give_up(attempt, tried, "a transaction held the tables for longer than the budget allows").await;
             }
-            let now = self.writers().await?;
-            left.retain(|one| now.contains(one));
+            left = self.send_sentinel(attempt, Some(writers)).await?;
+        }
+        if left.is_none() {
+            return Ok(Outcome::of(tried, "another process gave this try up"));
         }
         tried.done("writers");
-        fail::fail_point!("relocation.writers_gone");
-        let beat = self.beats.send(attempt).await?;
-        tried.done("sentinel");
         fail::fail_point!("relocation.sentinel_sent");
-        while !self.beats.is_seen(beat).await? {
-            if is_late() {
-                return self.give_up(attempt, tried, "the stream took longer than the budget").await;
+        let standbys = loop {
+            let (is_ready, standbys) =
+                try_join(self.taker.says(&self.get_ready, &[&number, &attempt]), self.standbys(1)).await?;
+            if is_ready {
+                break standbys;
             }
-        }
-        tried.done("seen");
-        let (is_ready, standbys) =
-            try_join(self.taker.says(&self.get_ready, &[&number, &attempt]), self.standbys(1)).await?;
-        if !is_ready {
-            return self.give_up(attempt, tried, "the other side did not get ready").await;
-        }
+            if spent(WAIT_FOR_STREAM) {
+                return self.give_up(attempt, tried, "the stream took longer than the budget allows").await;
+            }
+        };
         if !self.have(1, standbys, &is_late).await? {
             return self.give_up(attempt, tried, "a standby took longer than the budget").await;
         }

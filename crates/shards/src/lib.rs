@@ -21,6 +21,7 @@ mod late;
 mod life;
 mod listing;
 mod load;
+mod looks;
 mod owners;
 mod pool;
 mod remove_shard;

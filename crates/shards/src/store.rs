@@ -8,6 +8,7 @@ use crate::error::{Database, Error};
 use crate::late::LATE;
 use crate::life::Lives;
 use crate::load::{Load, TELL_EVERY};
+use crate::looks::Looks;
 use crate::pool::{Expected, Limits, Params, Pool};
 use crate::statement::{Read, Unfenced, Write};
 use arc_swap::ArcSwap;
@@ -28,6 +29,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) control: Arc<Pool>,
     pub(crate) load: Load,
+    pub(crate) looks: Looks,
     lives: Arc<Lives>,
     found: FoundPlacement,
     catalog: ArcSwap<Catalog>,
@@ -38,9 +40,11 @@ pub(crate) struct Inner {
 
 /// A short wait while a switch is decided elsewhere; doubled each time up to the second value once it takes longer than one
 /// should.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(8));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(8));
 /// How long a switch takes at most, budget included, unless something is wrong.
 const SWITCH: Duration = Duration::from_millis(40);
+/// Through how many shards a call is sent without a pause.
+const HOPS: u32 = 3;
 
 const OWNERSHIP: &str = "
     SELECT o.bucket, o.state::text, o.peer, o.epoch
@@ -76,6 +80,7 @@ impl Shards {
                 config,
                 control,
                 load: Load::new(),
+                looks: Looks::default(),
                 lives,
                 found,
                 directory,
@@ -277,24 +282,25 @@ impl<'a> Route<'a> {
 
     /// Was refused: asks the shard where to go, and waits until that is known.
     pub(crate) async fn follow(&mut self) -> Result<(), Error> {
+        let mut pause = Duration::ZERO;
         loop {
             let asked = self.place.shard;
-            let owned = self.within(self.shards.ownership(asked, self.group, &[self.bucket])).await?;
-            let hint = owned.get(&self.bucket).map_or(Hint::Wait, |o| o.hint(self.place.epoch));
+            let owned = self.within(self.shards.look(asked, self.group, self.bucket, pause)).await?;
+            let hint = owned.map_or(Hint::Wait, |o| o.hint(self.place.epoch));
             if let Some(place) = hint.place(asked) {
                 self.place = place;
                 self.shards.learn(self.group, self.bucket, place);
-                self.hops += 1;
-                // Nobody is sent around more than through a few shards without a breath: a switch is going on then.
-                if self.hops <= 3 {
+                self.hops = if pause.is_zero() { self.hops + 1 } else { 1 };
+                // Nobody is sent around through more than a few shards without a pause: a switch is going on then. And whoever
+                // has waited for one looks at the other side first, together with the others, whether it has taken over.
+                if self.hops <= HOPS && (pause.is_zero() || place.shard == asked) {
                     return Ok(());
                 }
             }
-            let is_ended = self.started.elapsed() > LATE && self.end_late_switch(asked).await;
-            self.breathe().await?;
-            if is_ended || hint != Hint::Wait {
+            if self.started.elapsed() > LATE && self.end_late_switch(asked).await {
                 return Ok(());
             }
+            pause = self.next_pause();
         }
     }
 
@@ -308,16 +314,12 @@ impl<'a> Route<'a> {
         true
     }
 
-    async fn breathe(&mut self) -> Result<(), Error> {
+    fn next_pause(&mut self) -> Duration {
         let pause = self.pause;
         if self.started.elapsed() > SWITCH {
             self.pause = (pause * 2).min(PAUSE.1);
         }
-        self.within(async {
-            tokio::time::sleep(pause).await;
-            Ok(())
-        })
-        .await
+        pause
     }
 }
 

@@ -36,9 +36,12 @@ impl Switch {
         }
         server.now.part.is = Is::Draining;
         server.now.part.attempt = k;
-        let next =
-            if self.keeps(Rule::WaitForWriters) { Mover::WaitForWriters(way, k) } else { Mover::SendSentinel(way, k) };
-        end(state, way.from(), answer, next)
+        // It waits for its own disk alone: whatever commits next on this server takes it to the standbys.
+        match answer {
+            Answer::CutShort => Mover::Looking,
+            Answer::Given if self.keeps(Rule::WaitForWriters) => Mover::WaitForWriters(way, k),
+            Answer::Given => Mover::SendSentinel(way, k),
+        }
     }
 
     fn get_ready(&self, state: &mut State, way: Way, k: u8, answer: Answer) -> Mover {
