@@ -67,6 +67,41 @@ BEGIN ATOMIC
     SELECT count(*) FROM recorded;
 END;
 
+-- Users placed apart from their buckets. The shards alone decide; nodes learn it here before they are told by one. Written by
+-- this chapter's functions alone.
+CREATE TABLE therev.pins (
+    colocation_group text     NOT NULL CHECK (colocation_group IN ('account', 'content')),
+    user_id          uuid     NOT NULL,
+    bucket           smallint NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
+    shard            smallint NOT NULL REFERENCES therev.shards,
+    epoch            bigint   NOT NULL CHECK (epoch > 0),
+    PRIMARY KEY (colocation_group, user_id)
+);
+
+-- Records where a user is; who is with the bucket is not placed apart. It may come late, and twice.
+CREATE FUNCTION therev.record_pin(in_groups text[], of_user uuid, of_bucket smallint, owner smallint, epochs bigint[])
+    RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    INSERT INTO therev.pins AS p (colocation_group, user_id, bucket, shard, epoch)
+    SELECT k.colocation_group, of_user, of_bucket, owner, k.epoch
+      FROM unnest(in_groups, epochs) AS k (colocation_group, epoch)
+    ON CONFLICT (colocation_group, user_id) DO UPDATE SET shard = excluded.shard, epoch = excluded.epoch;
+
+    DELETE FROM therev.pins AS p USING therev.placement AS b
+     WHERE p.user_id = of_user AND p.colocation_group = ANY (in_groups)
+       AND b.colocation_group = p.colocation_group AND b.bucket = p.bucket AND b.shard = p.shard;
+END;
+
+-- Forgets whom no shard has apart from the bucket: these are all that some shard has.
+CREATE FUNCTION therev.forget_pins_but(in_groups text[], users uuid[]) RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    DELETE FROM therev.pins AS p
+     WHERE NOT EXISTS (SELECT FROM unnest(in_groups, users) AS k (colocation_group, user_id)
+                        WHERE k.colocation_group = p.colocation_group AND k.user_id = p.user_id);
+END;
+
 -- Relocations: what is moved from where to where, how far it is, and who is at it. Written by relocation/.
 CREATE TABLE therev.relocations (
     relocation   bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -75,6 +110,10 @@ CREATE TABLE therev.relocations (
     tag          text        NOT NULL UNIQUE DEFAULT left(replace(gen_random_uuid()::text, '-', ''), 16),
     groups       text[]      NOT NULL CHECK (cardinality(groups) > 0 AND groups <@ ARRAY['account', 'content']),
     buckets      smallint[]  NOT NULL CHECK (cardinality(buckets) > 0),
+    -- Of its one bucket this user alone.
+    pin          uuid,
+    -- Who of the buckets is placed apart and does not move along; see relocation_parts on the shards.
+    apart        jsonb       NOT NULL DEFAULT '[]',
     -- A shard that was removed since is still named here.
     source       smallint    NOT NULL CHECK (source >= 0),
     target       smallint    NOT NULL CHECK (target >= 0),
@@ -105,6 +144,7 @@ CREATE TABLE therev.relocations (
     created_at   timestamptz NOT NULL DEFAULT now(),
     updated_at   timestamptz NOT NULL DEFAULT now(),
     ended_at     timestamptz,
+    CONSTRAINT relocations_pin_has_one_bucket CHECK (pin IS NULL OR cardinality(buckets) = 1),
     CONSTRAINT relocations_between_two CHECK (source <> target),
     CONSTRAINT relocations_ended_has_time
         CHECK ((state IN ('done', 'aborted', 'reversed')) = (ended_at IS NOT NULL))

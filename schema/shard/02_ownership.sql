@@ -40,15 +40,44 @@ CREATE TABLE therev.ownership (
     CONSTRAINT ownership_peer_of_the_other_states CHECK ((state IN ('moved', 'incoming')) = (peer IS NOT NULL))
 );
 
--- The same as bitmaps, one row a group: what every statement on owned rows tests, in its own snapshot.
--- Written by shards/fresh.rs, then kept by the trigger below in the transaction that changes the ownership.
+-- Users placed apart from their bucket: what their row here says counts, and not what their bucket's does. The shard that owns
+-- the bucket has a row for each who is away; the shard where a user is has one that says so. While a user changes places, both.
+-- Written by the functions of chapter 8 alone.
+CREATE TABLE therev.pins (
+    colocation_group therev.colocation_group NOT NULL,
+    user_id          uuid                    NOT NULL,
+    bucket           smallint                NOT NULL CHECK (bucket BETWEEN 0 AND 4095),
+    state            therev.ownership_state  NOT NULL,
+    peer             smallint CHECK (peer >= 0),
+    epoch            bigint                  NOT NULL CHECK (epoch > 0),
+    PRIMARY KEY (colocation_group, user_id),
+    CONSTRAINT pins_peer_of_the_other_states CHECK ((state IN ('moved', 'incoming')) = (peer IS NOT NULL))
+);
+-- Query: who of a bucket is placed apart.
+CREATE INDEX pins_of_bucket ON therev.pins (colocation_group, bucket);
+
+-- The same as bitmaps and lists, one row a group: what every statement on owned rows tests, in its own snapshot.
+-- Written by shards/fresh.rs, then kept by the triggers below in the transaction that changes the ownership.
 CREATE TABLE therev.fence (
     colocation_group therev.colocation_group PRIMARY KEY,
     readable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
     writable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
+    -- The users who have a row in pins; of these, whose rows are read and written here.
+    pinned           uuid[]    NOT NULL DEFAULT '{}',
+    readers          uuid[]    NOT NULL DEFAULT '{}',
+    writers          uuid[]    NOT NULL DEFAULT '{}',
     -- The least version that a row written in this life of the server may have: versions never go back.
     version_floor    bigint    NOT NULL
 );
+
+-- Whether this shard reads (writes) an owner's rows: the owner's own place counts before the bucket's.
+CREATE FUNCTION therev.may_read(f therev.fence, of_bucket smallint, of_owner uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    RETURN (get_bit(f.readable, of_bucket) = 1 AND of_owner <> ALL (f.pinned)) OR of_owner = ANY (f.readers);
+
+CREATE FUNCTION therev.may_write(f therev.fence, of_bucket smallint, of_owner uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    RETURN (get_bit(f.writable, of_bucket) = 1 AND of_owner <> ALL (f.pinned)) OR of_owner = ANY (f.writers);
 
 CREATE FUNCTION therev.epochs_only_grow() RETURNS trigger
     LANGUAGE plpgsql AS
@@ -112,10 +141,35 @@ CREATE TRIGGER ownership_mends_the_fence
     REFERENCING NEW TABLE AS changed
     FOR EACH STATEMENT EXECUTE FUNCTION therev.mend_fence();
 
+CREATE FUNCTION therev.list_pins() RETURNS trigger
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    -- As above: the lock first.
+    PERFORM FROM therev.fence ORDER BY colocation_group FOR UPDATE;
+
+    UPDATE therev.fence AS f
+       SET pinned = p.pinned, readers = p.readers, writers = p.writers
+      FROM (SELECT g.colocation_group, array_remove(array_agg(p.user_id), NULL) AS pinned,
+                   coalesce(array_agg(p.user_id) FILTER (WHERE p.state IN ('owned', 'draining')), '{}') AS readers,
+                   coalesce(array_agg(p.user_id) FILTER (WHERE p.state = 'owned'), '{}') AS writers
+              FROM therev.fence AS g LEFT JOIN therev.pins AS p USING (colocation_group)
+             GROUP BY g.colocation_group) AS p
+     WHERE f.colocation_group = p.colocation_group
+       AND (f.pinned, f.readers, f.writers) IS DISTINCT FROM (p.pinned, p.readers, p.writers);
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER pins_are_listed
+    AFTER INSERT OR UPDATE OR DELETE ON therev.pins
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.list_pins();
+
 -- Also where rows are written without firing triggers, as a relocation writes them.
 ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_epochs_only_grow;
 ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_rebuilds_the_fence;
 ALTER TABLE therev.ownership ENABLE ALWAYS TRIGGER ownership_mends_the_fence;
+ALTER TABLE therev.pins ENABLE ALWAYS TRIGGER pins_are_listed;
 
 -- A shard begins a life: with versions above all that it wrote before, and with what the control database and the other
 -- shards know of its buckets and it has lost: who owns them, by group, bucket and epoch. The higher epoch wins.

@@ -23,7 +23,7 @@ BEGIN
 
     IF TG_OP IN ('INSERT', 'UPDATE') THEN
         row_bucket := therev.bucket_of((to_jsonb(NEW) ->> owner_column)::uuid);
-        floor := therev.admit(guarded, row_bucket, TG_TABLE_NAME);
+        floor := therev.admit(guarded, row_bucket, (to_jsonb(NEW) ->> owner_column)::uuid, TG_TABLE_NAME);
         image := jsonb_build_object('bucket', row_bucket, 'version', floor);
         IF TG_OP = 'UPDATE' THEN
             image := image || jsonb_build_object(
@@ -32,28 +32,33 @@ BEGIN
         NEW := jsonb_populate_record(NEW, image);
     END IF;
     IF TG_OP IN ('UPDATE', 'DELETE') THEN
-        PERFORM therev.admit(guarded, (to_jsonb(OLD) ->> 'bucket')::smallint, TG_TABLE_NAME);
+        PERFORM therev.admit(
+            guarded, (to_jsonb(OLD) ->> 'bucket')::smallint, (to_jsonb(OLD) ->> owner_column)::uuid, TG_TABLE_NAME);
     END IF;
     RETURN CASE WHEN TG_OP = 'DELETE' THEN OLD ELSE NEW END;
 END
 $$;
 
--- The least version of a row of this bucket, or an error that says where the bucket is.
-CREATE FUNCTION therev.admit(guarded therev.colocation_group, row_bucket smallint, table_name text) RETURNS bigint
+-- The least version of a row of this owner, or an error that says where the owner's rows are.
+CREATE FUNCTION therev.admit(guarded therev.colocation_group, row_bucket smallint, row_owner uuid, table_name text)
+    RETURNS bigint
     LANGUAGE plpgsql STABLE AS
 $$
 DECLARE
     floor bigint;
-    owned therev.ownership;
+    said text;
 BEGIN
     SELECT f.version_floor INTO floor
       FROM therev.fence AS f
-     WHERE f.colocation_group = guarded AND get_bit(f.writable, row_bucket) = 1;
+     WHERE f.colocation_group = guarded AND therev.may_write(f, row_bucket, row_owner);
     IF NOT FOUND THEN
-        SELECT * INTO owned FROM therev.ownership AS o WHERE o.colocation_group = guarded AND o.bucket = row_bucket;
+        SELECT coalesce(p.state || ' shard ' || p.peer, p.state::text, o.state || ' shard ' || o.peer, o.state::text) INTO said
+          FROM therev.ownership AS o
+          LEFT JOIN therev.pins AS p ON p.colocation_group = guarded AND p.user_id = row_owner
+         WHERE o.colocation_group = guarded AND o.bucket = row_bucket;
         RAISE EXCEPTION 'shard % does not own % bucket % of this row of %: %',
             (SELECT shard FROM therev.identity), guarded, row_bucket, table_name,
-            coalesce(owned.state || ' shard ' || owned.peer, owned.state::text, 'it was never placed here')
+            coalesce(said, 'it was never placed here')
             USING ERRCODE = 'TR001', HINT = 'Ask `therev where ID` which shard owns it.';
     END IF;
     RETURN floor;

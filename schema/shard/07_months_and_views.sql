@@ -40,7 +40,7 @@ CREATE TABLE therev.refreshes (
 CREATE MATERIALIZED VIEW user_ai_summary AS
 SELECT a.bucket, a.user_id, a.provider, a.status, count(*) AS accounts, max(a.last_used_at) AS last_used_at
   FROM user_ai_accounts AS a
-  JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.readable, a.bucket) = 1
+  JOIN therev.fence AS f ON f.colocation_group = 'account' AND therev.may_read(f, a.bucket, a.user_id)
  GROUP BY a.bucket, a.user_id, a.provider, a.status;
 -- The view is made here: nobody waits for it.
 -- squawk-ignore require-concurrent-index-creation
@@ -58,7 +58,7 @@ SELECT c.bucket, c.user_id, c.provider, c.status, c.hour,
                    AS duration_class,
                count(*) AS tasks, count(t.error) AS errors
           FROM ai_tasks AS t
-          JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.readable, t.bucket) = 1
+          JOIN therev.fence AS f ON f.colocation_group = 'account' AND therev.may_read(f, t.bucket, t.user_id)
          GROUP BY 1, 2, 3, 4, 5, 6) AS c
  GROUP BY c.bucket, c.user_id, c.provider, c.status, c.hour;
 -- The view is made here: nobody waits for it.

@@ -16,6 +16,11 @@ CREATE TABLE therev.relocation_parts (
     peer        smallint                  NOT NULL CHECK (peer >= 0),
     groups      therev.colocation_group[] NOT NULL,
     buckets     smallint[]                NOT NULL,
+    -- Of a bucket's users this one alone; NULL: all, but for those who are placed apart.
+    pin         uuid,
+    -- Who of the buckets is placed apart, as the source's pins had it when it began: colocation_group, user_id, epoch and the
+    -- shard that has them. They do not move along, and the taking side learns of them.
+    apart       jsonb                     NOT NULL DEFAULT '[]',
     state       text                      NOT NULL CHECK (state IN ('owned', 'draining', 'moved', 'incoming', 'ready')),
     -- Which try of the switch: grows with each, and a step of an earlier one finds nothing.
     attempt     integer                   NOT NULL DEFAULT 0 CHECK (attempt >= 0),
@@ -28,6 +33,7 @@ CREATE TABLE therev.relocation_parts (
     since       pg_lsn,
     -- Whether the stream that comes back here was started: once, for a second start would bring twice what had come.
     is_fed_back boolean                   NOT NULL DEFAULT false,
+    CONSTRAINT relocation_parts_pin_has_one_bucket CHECK (pin IS NULL OR cardinality(buckets) = 1),
     CONSTRAINT relocation_parts_draining_has_begun CHECK ((state = 'draining') = (drained_at IS NOT NULL))
 );
 
@@ -44,7 +50,7 @@ CREATE TABLE therev.sentinels (
     PRIMARY KEY (relocation, side)
 );
 
--- Changes the ownership of a part's buckets, all of them or (with an error) none.
+-- Changes the ownership of a part's buckets, or of its user, all of it or (with an error) none.
 CREATE FUNCTION therev.set_ownership(
     part therev.relocation_parts, before therev.ownership_state[], after therev.ownership_state, step integer) RETURNS void
     LANGUAGE plpgsql AS
@@ -55,8 +61,15 @@ DECLARE
     changed integer;
     in_group therev.colocation_group;
 BEGIN
+    IF part.pin IS NOT NULL THEN
+        UPDATE therev.pins AS p
+           SET state = after, peer = CASE WHEN after IN ('moved', 'incoming') THEN part.peer END, epoch = p.epoch + step
+         WHERE p.colocation_group = ANY (part.groups) AND p.user_id = part.pin AND p.state = ANY (before);
+        GET DIAGNOSTICS found = ROW_COUNT;
+    END IF;
     -- Group by group, so that each bucket is found by the key, whatever the statistics say: writers wait for this.
     FOREACH in_group IN ARRAY part.groups LOOP
+        EXIT WHEN part.pin IS NOT NULL;
         UPDATE therev.ownership AS o
            SET state = after, peer = CASE WHEN after IN ('moved', 'incoming') THEN part.peer END, epoch = o.epoch + step
          WHERE o.colocation_group = in_group AND o.bucket = ANY (part.buckets) AND o.state = ANY (before);
@@ -78,11 +91,39 @@ CREATE FUNCTION therev.buckets_under_way(of_relocation bigint, in_groups text[],
               FROM therev.relocation_parts AS p, unnest(p.buckets) AS b (bucket)
              WHERE p.relocation <> of_relocation AND p.groups::text[] && in_groups AND b.bucket = ANY (of_buckets));
 
--- Begins this shard's part; once it has begun, nothing. The giving side must own the buckets, the taking side must not; and no
--- bucket is in two relocations. `epochs` are the giving side's, by group, then bucket; of the giving side itself none.
+-- Who of these buckets is placed apart, by the word of the shard that owns them: where they are, here or away.
+CREATE FUNCTION therev.apart_of(in_groups text[], of_buckets smallint[]) RETURNS jsonb
+    LANGUAGE sql STABLE
+    RETURN (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                       'colocation_group', p.colocation_group, 'user_id', p.user_id, 'epoch', p.epoch,
+                       'shard', coalesce(p.peer, i.shard))), '[]')
+              FROM therev.pins AS p, therev.identity AS i
+             WHERE p.colocation_group::text = ANY (in_groups) AND p.bucket = ANY (of_buckets));
+
+-- Begins the part of one user's relocation: the row that says the same of the user as the bucket did, or at the taking side
+-- that the user is coming.
+CREATE FUNCTION therev.begin_pin(part therev.relocation_parts, epochs bigint[]) RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    INSERT INTO therev.pins AS p (colocation_group, user_id, bucket, state, peer, epoch)
+    SELECT o.colocation_group, (part).pin, o.bucket,
+           CASE (part).side WHEN 'source' THEN 'owned' ELSE 'incoming' END::therev.ownership_state,
+           CASE (part).side WHEN 'target' THEN (part).peer END,
+           CASE (part).side WHEN 'source' THEN o.epoch ELSE epochs[array_position((part).groups, o.colocation_group)] END
+      FROM therev.ownership AS o
+     WHERE o.colocation_group = ANY ((part).groups) AND o.bucket = ANY ((part).buckets)
+       AND ((part).side = 'target' OR o.state = 'owned')
+    ON CONFLICT (colocation_group, user_id) DO UPDATE
+       SET state = excluded.state, peer = excluded.peer, epoch = excluded.epoch
+     WHERE p.state = 'moved' AND excluded.state = 'incoming';
+END;
+
+-- Begins this shard's part; once it has begun, nothing. The giving side must own the buckets (the user), the taking side must
+-- not; and no bucket is in two relocations. `epochs` are the giving side's, by group, then bucket; of the giving side itself
+-- none. Answers with who is placed apart: the giving side says so, and the taking side learns it.
 CREATE FUNCTION therev.begin_part(
     of_relocation bigint, of_tag text, on_side text, other smallint, in_groups text[], of_buckets smallint[],
-    epochs bigint[]) RETURNS void
+    epochs bigint[], of_pin uuid, those_apart jsonb) RETURNS jsonb
     LANGUAGE plpgsql AS
 $$
 DECLARE
@@ -90,19 +131,34 @@ DECLARE
     taken smallint[];
 BEGIN
     LOCK TABLE therev.relocation_parts IN SHARE ROW EXCLUSIVE MODE;
-    IF EXISTS (SELECT FROM therev.relocation_parts AS p WHERE p.relocation = of_relocation AND p.tag = of_tag) THEN
-        RETURN;
+    SELECT * INTO part FROM therev.relocation_parts AS p WHERE p.relocation = of_relocation AND p.tag = of_tag;
+    IF FOUND THEN
+        RETURN part.apart;
     END IF;
     taken := therev.buckets_under_way(of_relocation, in_groups, of_buckets);
     IF taken IS NOT NULL THEN
         RAISE EXCEPTION 'buckets % are in another relocation', taken USING ERRCODE = 'TR005';
     END IF;
-    INSERT INTO therev.relocation_parts (relocation, tag, side, peer, groups, buckets, state, incarnation)
-    SELECT of_relocation, of_tag, on_side, other, in_groups::therev.colocation_group[], of_buckets,
+    INSERT INTO therev.relocation_parts (relocation, tag, side, peer, groups, buckets, pin, apart, state, incarnation)
+    SELECT of_relocation, of_tag, on_side, other, in_groups::therev.colocation_group[], of_buckets, of_pin,
+           CASE WHEN of_pin IS NOT NULL THEN '[]'
+                WHEN on_side = 'source' THEN therev.apart_of(in_groups, of_buckets) ELSE those_apart END,
            CASE on_side WHEN 'source' THEN 'owned' ELSE 'incoming' END, i.incarnation
       FROM therev.identity AS i
     RETURNING * INTO part;
-    IF on_side = 'target' THEN
+    IF of_pin IS NOT NULL THEN
+        PERFORM therev.begin_pin(part, epochs);
+    ELSIF on_side = 'target' THEN
+        -- Who is here already stays here.
+        INSERT INTO therev.pins AS p (colocation_group, user_id, bucket, state, peer, epoch)
+        SELECT a.colocation_group, a.user_id, therev.bucket_of(a.user_id), 'moved', a.shard, a.epoch
+          FROM jsonb_to_recordset(those_apart)
+                   AS a (colocation_group therev.colocation_group, user_id uuid, epoch bigint, shard smallint),
+               therev.identity AS i
+         WHERE a.shard <> i.shard
+        ON CONFLICT (colocation_group, user_id) DO UPDATE
+           SET peer = excluded.peer, epoch = excluded.epoch
+         WHERE p.state = 'moved';
         -- It may still point to an owner of before.
         UPDATE therev.ownership AS o
            SET epoch = k.epoch
@@ -112,8 +168,10 @@ BEGIN
          WHERE o.colocation_group::text = k.name AND o.bucket = k.bucket AND o.state = 'moved' AND o.epoch < k.epoch;
     END IF;
     PERFORM therev.set_ownership(
-        part, CASE on_side WHEN 'source' THEN '{owned}' ELSE '{moved}' END::therev.ownership_state[],
+        part, CASE WHEN on_side = 'source' THEN '{owned}' WHEN of_pin IS NULL THEN '{moved}' ELSE '{incoming}' END
+                  ::therev.ownership_state[],
         CASE on_side WHEN 'source' THEN 'owned' ELSE 'incoming' END::therev.ownership_state, 0);
+    RETURN part.apart;
 END
 $$;
 
@@ -131,11 +189,22 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    IF part.state IN ('incoming', 'ready') THEN
+    IF part.pin IS NOT NULL THEN
+        UPDATE therev.pins AS p
+           SET state = 'moved'
+         WHERE p.colocation_group = ANY (part.groups) AND p.user_id = part.pin AND p.state = 'incoming';
+    ELSIF part.state IN ('incoming', 'ready') THEN
         UPDATE therev.ownership AS o
            SET state = 'moved'
          WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = 'incoming';
     END IF;
+    -- What says no more than the bucket does is not needed: who is with the bucket is not placed apart, and who is away is the
+    -- affair of the shard that owns the bucket.
+    DELETE FROM therev.pins AS p USING therev.ownership AS o
+     WHERE p.colocation_group = ANY (part.groups) AND p.bucket = ANY (part.buckets)
+       AND o.colocation_group = p.colocation_group AND o.bucket = p.bucket
+       AND ((p.state = 'moved' AND o.state NOT IN ('owned', 'draining'))
+            OR (p.user_id = part.pin AND p.state = 'owned' AND o.state = 'owned'));
     DELETE FROM therev.sentinels AS s WHERE s.relocation = of_relocation;
     RETURN true;
 END
@@ -306,8 +375,9 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    IF EXISTS (SELECT FROM therev.ownership AS o
-                WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = 'incoming')
+    IF part.pin IS NOT NULL
+       OR EXISTS (SELECT FROM therev.ownership AS o
+                   WHERE o.colocation_group = ANY (part.groups) AND o.bucket = ANY (part.buckets) AND o.state = 'incoming')
     THEN
         PERFORM therev.set_ownership(part, '{incoming}', 'owned', 1);
     END IF;
@@ -362,16 +432,28 @@ BEGIN ATOMIC
     SELECT count(*) FROM learned;
 END;
 
+-- Learns where a user of a bucket of its own is by now who is placed apart. A user who is here is never touched.
+CREATE FUNCTION therev.learn_pin(in_groups text[], of_user uuid, owner smallint, epochs bigint[]) RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    UPDATE therev.pins AS p
+       SET peer = owner, epoch = k.epoch
+      FROM unnest(in_groups, epochs) AS k (colocation_group, epoch), therev.identity AS i
+     WHERE p.colocation_group = k.colocation_group::therev.colocation_group AND p.user_id = of_user
+       AND p.state = 'moved' AND p.epoch < k.epoch AND i.shard <> owner;
+END;
+
 -- The tables of these groups and all their partitions; `holds_rows` is false of a partitioned table itself.
-CREATE FUNCTION therev.relations_of(of_groups text[]) RETURNS TABLE (relation regclass, holds_rows boolean)
+CREATE FUNCTION therev.relations_of(of_groups text[])
+    RETURNS TABLE (relation regclass, holds_rows boolean, colocation_group text, owner_column text)
     LANGUAGE sql STABLE
 BEGIN ATOMIC
-    SELECT c.oid::regclass, c.relkind = 'r'
+    SELECT c.oid::regclass, c.relkind = 'r', t.colocation_group::text, t.owner_column
       FROM therev.owned_tables AS t
       JOIN pg_class AS c ON c.oid = t.table_name::regclass
      WHERE t.colocation_group::text = ANY (of_groups)
     UNION ALL
-    SELECT i.inhrelid::regclass, true
+    SELECT i.inhrelid::regclass, true, t.colocation_group::text, t.owner_column
       FROM therev.owned_tables AS t
       JOIN pg_inherits AS i ON i.inhparent = t.table_name::regclass
      WHERE t.colocation_group::text = ANY (of_groups);

@@ -75,7 +75,7 @@ impl Scene {
 
     pub(crate) fn request(&self) -> Request {
         let Scene { source, target, buckets, .. } = self;
-        Request { groups: Group::ALL.to_vec(), buckets: buckets.clone(), source: *source, target: *target }
+        Request { groups: Group::ALL.to_vec(), buckets: buckets.clone(), pin: None, source: *source, target: *target }
     }
 
     /// Lets everybody begin.

@@ -194,6 +194,7 @@ mod tests {
             refresh_ms,
             delivery_ms,
             relay_ms,
+            hot_users,
             claim_timeout_s,
             session_s,
         } = Config::new("");
@@ -210,6 +211,7 @@ mod tests {
             ("refresh_ms", refresh_ms.to_string()),
             ("delivery_ms", delivery_ms.to_string()),
             ("relay_ms", relay_ms.to_string()),
+            ("hot_users", hot_users.to_string()),
             ("claim_timeout_s", claim_timeout_s.to_string()),
             ("session_s", session_s.to_string()),
         ]

@@ -81,7 +81,7 @@ macro_rules! audited {
                  SELECT n.bucket, n.user_id, n.created_at, n.audit_id, n.actor, n.action, n.target, n.before, n.after
                    FROM noted AS n
                    JOIN therev.fence AS f
-                     ON f.colocation_group = 'account' AND get_bit(f.writable, n.bucket) = 1
+                     ON f.colocation_group = 'account' AND therev.may_write(f, n.bucket, n.user_id)
                  RETURNING audit_id),
              audit_sent AS (
                  INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
@@ -118,7 +118,7 @@ static OF_USER: Read = Read::of_owner(
 static OF_SHARD: Unfenced = Unfenced::read(
     "SELECT a.created_at, a.actor, a.action, a.target, a.before, a.after
        FROM audit_log AS a
-       JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.readable, a.bucket) = 1
+       JOIN therev.fence AS f ON f.colocation_group = 'account' AND therev.may_read(f, a.bucket, a.user_id)
       ORDER BY a.created_at DESC LIMIT $1",
 );
 

@@ -2,7 +2,7 @@
 
 use crate::delivery::Acks;
 use crate::error::{Error, Result};
-use placement::{Bucket, Group, ShardNo, UserId, bucket_in};
+use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
 use shards::{Read, Shards, Token};
 use std::fmt;
@@ -111,9 +111,9 @@ impl Community {
         Ok(rows.first().map(|row| UserId(row.get("owner_id"))))
     }
 
-    /// The shard that a bucket was found on last.
-    pub(crate) fn shard_of(&self, group: Group, bucket: Bucket) -> ShardNo {
-        self.shards().believed_shard(group, bucket)
+    /// The shard that somebody's rows were found on last.
+    pub(crate) fn shard_of(&self, group: Group, whose: impl Into<Whose>) -> ShardNo {
+        self.shards().believed_shard(group, whose)
     }
 
     /// An id that the caller chose must carry its owner's bucket, or nobody would find the row again.

@@ -9,11 +9,11 @@ use crate::error::{Error, Result};
 use crate::names::{self, Name, NameKind};
 use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
 use futures_util::future::join_all;
-use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
+use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_of};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use shards::{Item, Token, Unfenced, WriteMany};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio_postgres::Row;
@@ -171,15 +171,15 @@ impl Fact<'_> {
         Some(Fact { key: (field(value, first)?, second), version, value })
     }
 
-    /// The bucket that owns the row it is for, where that is on a shard.
-    fn target(&self, kind: &str) -> Option<Bucket> {
+    /// Whose the row is that it is for, where that is on a shard.
+    fn target(&self, kind: &str) -> Option<Whose> {
         let owner = match kind {
-            "claim" => return Some(bucket_of(self.key.0)),
+            "claim" => return Some(bucket_of(self.key.0).into()),
             "contribution" => "thread_author_id",
             "totals" => "author_id",
             _ => "user_id",
         };
-        field::<UserId>(self.value, owner).map(UserId::bucket)
+        field::<UserId>(self.value, owner).map(Whose::from)
     }
 }
 
@@ -204,17 +204,21 @@ fn newest(events: &[Event]) -> BTreeMap<&str, BTreeMap<Key, Fact<'_>>> {
 crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
 
 impl Community {
-    /// Delivers the events of one bucket, waits for that a bounded time, and says what a reader must have seen.
+    /// Delivers the events of one bucket, wherever its users are, waits for that a bounded time, and says what a reader must have seen.
     pub(crate) async fn deliver_bucket(&self, group: Group, bucket: Bucket) -> Seen {
         let community = self.clone();
         let work = async move {
-            let shard = community.shard_of(group, bucket);
-            let rows = community.shards().unfenced(shard, &OF_BUCKET, &[&bucket.sql()]).await?;
-            let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
-            let all = events.len();
-            let outcome = community.deliver(shard, events).await;
-            if outcome.delivered.values().sum::<usize>() < all {
-                return outcome.failed.map_or(Ok(None), Err);
+            let map = community.shards().map();
+            let apart = map.pins_of(group, bucket).map(|(_, place)| place.shard);
+            let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).collect();
+            for shard in shards {
+                let rows = community.shards().unfenced(shard, &OF_BUCKET, &[&bucket.sql()]).await?;
+                let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
+                let all = events.len();
+                let outcome = community.deliver(shard, events).await;
+                if outcome.delivered.values().sum::<usize>() < all {
+                    return outcome.failed.map_or(Ok(None), Err);
+                }
             }
             community.shards().directory().token().await.map(Some).map_err(Into::into)
         };
@@ -340,7 +344,8 @@ impl Community {
         for (shard, error) in &answer.missing {
             tracing::debug!(%shard, %error, "facts for a shard stay in the outbox");
         }
-        let reached = |fact: &&Fact<'_>| fact.target(kind).is_some_and(|bucket| !answer.unanswered.contains(&bucket));
+        let reached =
+            |fact: &&Fact<'_>| fact.target(kind).is_some_and(|whose| !answer.unanswered.contains(&whose.bucket));
         facts.values().filter(reached).map(|fact| fact.key).collect()
     }
 
@@ -354,7 +359,7 @@ impl Community {
 
 /// Facts as a statement on many owners takes them.
 fn items(kind: &str, facts: &BTreeMap<Key, Fact<'_>>) -> Vec<Item> {
-    let item = |fact: &Fact<'_>| fact.target(kind).map(|bucket| Item { bucket, value: fact.value.clone() });
+    let item = |fact: &Fact<'_>| fact.target(kind).map(|whose| Item { whose, value: fact.value.clone() });
     facts.values().filter_map(item).collect()
 }
 

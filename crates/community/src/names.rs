@@ -64,7 +64,7 @@ impl Name {
         let value = serde_json::json!({
             "claim_key": self.key(), "user_id": user.0, "held": held, "version": version
         });
-        Item { bucket: self.bucket(), value }
+        Item { whose: self.bucket().into(), value }
     }
 
     pub(crate) fn taken(&self) -> Error {
@@ -160,7 +160,7 @@ static STALE: Unfenced = Unfenced::read(
 ///
 /// No user yet: the id becomes a deleted user's, so that a slow registration finds it taken. A user without this name:
 /// its version grows, so that a slow change of name, which expects the old one, finds nothing to change.
-static SETTLE: Write = Write::new(
+static SETTLE: Write = Write::of_owner(
     Group::Account,
     "known AS (
          SELECT u.user_id, coalesce($3 IN (u.user_name, u.email), false) AS has_name

@@ -87,13 +87,13 @@ pub struct OutboxStatus {
 
 static SHARD: Unfenced = Unfenced::read(
     "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS bytes,
-            (SELECT count(*) FROM users AS u WHERE u.deleted_at IS NULL AND get_bit(a.readable, u.bucket) = 1)
+            (SELECT count(*) FROM users AS u WHERE u.deleted_at IS NULL AND therev.may_read(a, u.bucket, u.user_id))
                 AS users,
-            (SELECT count(*) FROM threads AS t WHERE t.deleted_at IS NULL AND get_bit(c.readable, t.bucket) = 1)
+            (SELECT count(*) FROM threads AS t WHERE t.deleted_at IS NULL AND therev.may_read(c, t.bucket, t.author_id))
                 AS threads,
-            (SELECT count(*) FROM posts AS p WHERE p.deleted_at IS NULL AND get_bit(c.readable, p.bucket) = 1)
+            (SELECT count(*) FROM posts AS p WHERE p.deleted_at IS NULL AND therev.may_read(c, p.bucket, p.author_id))
                 AS posts,
-            (SELECT count(*) FROM ai_tasks AS t WHERE get_bit(a.readable, t.bucket) = 1) AS tasks,
+            (SELECT count(*) FROM ai_tasks AS t WHERE therev.may_read(a, t.bucket, t.user_id)) AS tasks,
             (SELECT array_agg(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::float8)
                FROM pg_stat_replication AS r
               WHERE NOT EXISTS (SELECT FROM pg_replication_slots AS s

@@ -116,10 +116,11 @@ static POSTS: ReadMany = ReadMany::new(
     concat!(
         "SELECT ",
         post_columns!(),
-        " FROM posts AS p
-          WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
+        " FROM posts AS p, therev.fence AS f
+          WHERE p.thread_id = $4 AND (p.created_at, p.post_id) > ($5, $6)
             AND p.bucket IN (SELECT a.bucket FROM asked AS a)
-          ORDER BY p.created_at, p.post_id LIMIT $6"
+            AND f.colocation_group = 'content' AND therev.may_read(f, p.bucket, p.author_id)
+          ORDER BY p.created_at, p.post_id LIMIT $7"
     ),
 );
 
@@ -136,7 +137,7 @@ impl Community {
         let head = self.head(id).await?;
         let (created_at, post_id) = after.unwrap_or_else(Cursor::start).parts();
         let one_more = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
-        let keys = head.buckets.iter().map(|bucket| (*bucket, Uuid::nil())).collect();
+        let keys = head.buckets.iter().map(|bucket| ((*bucket).into(), Uuid::nil())).collect();
         let answer = self.shards().read_many(&POSTS, keys, &[&id.0, &created_at, &post_id, &one_more]).await;
         let mut posts = answer.rows.iter().map(post_from).collect::<Result<Vec<Post>>>()?;
         posts.sort_by_key(|post| (post.created_at, post.post_id));

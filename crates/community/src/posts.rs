@@ -9,7 +9,7 @@ use crate::text::{Format, Moderation, check_body, check_object};
 use crate::users::word;
 use crate::words;
 use chrono::{DateTime, Utc};
-use placement::{Bucket, Group, PostId, ThreadId, UserId};
+use placement::{Group, PostId, ThreadId, UserId};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{Read, Write};
@@ -179,8 +179,9 @@ static CREATE: Write = Write::of_owner(
     ),
 );
 
-static GET: Read = Read::new(
+static GET: Read = Read::by_id(
     Group::Content,
+    "author_id",
     concat!("SELECT ", post_columns!(), " FROM posts AS p WHERE p.bucket = $1 AND p.post_id = $2"),
 );
 
@@ -196,11 +197,13 @@ static BY_AUTHOR: Read = Read::of_owner(
     ),
 );
 
-static CHANGE: Write = Write::new(
+static CHANGE: Write = Write::by_id(
     Group::Content,
     concat!(
         "old AS (
-             SELECT p.* FROM posts AS p, fence WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL),
+             SELECT p.* FROM posts AS p, fence
+              WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
+                AND therev.may_write(fence.here, p.bucket, p.author_id)),
          changed AS (
              UPDATE posts AS p
                 SET (body, is_pinned, moderation)
@@ -208,6 +211,7 @@ static CHANGE: Write = Write::new(
                     version = greatest(p.version + 1, fence.version_floor), updated_at = now()
                FROM fence
               WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
+                AND therev.may_write(fence.here, p.bucket, p.author_id)
              RETURNING p.*),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'post ' || o.post_id AS target,
@@ -223,7 +227,7 @@ static CHANGE: Write = Write::new(
 );
 
 /// The post keeps its place for the replies under it and loses its text.
-static DELETE: Write = Write::new(
+static DELETE: Write = Write::by_id(
     Group::Content,
     concat!(
         "deleted AS (
@@ -232,6 +236,7 @@ static DELETE: Write = Write::new(
                     version = greatest(p.version + 1, fence.version_floor)
                FROM fence
               WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
+                AND therev.may_write(fence.here, p.bucket, p.author_id)
              RETURNING p.*),
          contribution AS (
              UPDATE therev.thread_contributions AS c
@@ -291,7 +296,7 @@ impl Community {
                 Ok(rows) => {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { return self.same_post(id, &new).await };
-                    self.deliver_contribution(bucket, row).await;
+                    self.deliver_contribution(new.author_id, row).await;
                     return created(id, new, thread.author_id, metadata, row);
                 }
                 // Whether it was written, the same create tells; one that fails does not.
@@ -376,18 +381,18 @@ impl Community {
         let bucket = post.author_id.bucket();
         let rows = self.shards().write(&DELETE, bucket, &[&post.post_id.0, &note]).await?;
         if let Some(row) = rows.first() {
-            self.deliver_contribution(bucket, row).await;
+            self.deliver_contribution(post.author_id, row).await;
         }
         Ok(!rows.is_empty())
     }
 
     /// Delivers the contribution that a statement returned with its row; a repeated create returns none.
-    async fn deliver_contribution(&self, bucket: Bucket, row: &Row) {
+    async fn deliver_contribution(&self, author: UserId, row: &Row) {
         if row.get::<_, Option<i64>>("outbox_id").is_none() {
             return;
         }
         let event = Event::from_row(row);
-        self.deliver_now(self.shard_of(Group::Content, bucket), vec![event]).await;
+        self.deliver_now(self.shard_of(Group::Content, author), vec![event]).await;
     }
 }
 

@@ -127,8 +127,9 @@ static OPEN: Write = Write::of_owner(
     ),
 );
 
-static VERIFY: Read = Read::new(
+static VERIFY: Read = Read::by_id(
     Group::Account,
+    "user_id",
     concat!(
         "SELECT s.token_hash, u.is_active AND u.deleted_at IS NULL AS has_user,
                 s.last_seen_at <= now() - interval '1 minute' AS is_unseen, ",
@@ -139,7 +140,7 @@ static VERIFY: Read = Read::new(
 );
 
 /// At most once a minute, whoever else just did it.
-static TOUCH: Write = Write::new(
+static TOUCH: Write = Write::by_id(
     Group::Account,
     "touched AS (
          UPDATE user_sessions AS s
@@ -147,17 +148,20 @@ static TOUCH: Write = Write::new(
            FROM fence
           WHERE s.bucket = $1 AND s.session_id = $2 AND s.status = 'active'
             AND s.last_seen_at <= now() - interval '1 minute'
+            AND therev.may_write(fence.here, s.bucket, s.user_id)
          RETURNING s.last_seen_at, s.version),
      result AS (SELECT t.last_seen_at, t.version FROM touched AS t)",
 );
 
 /// `$4` is the user who does it, null for an operator: ending one's own session is not audited. `result` holds the
 /// session whether it was ended now or before.
-static REVOKE: Write = Write::new(
+static REVOKE: Write = Write::by_id(
     Group::Account,
     concat!(
         "old AS (
-             SELECT s.* FROM user_sessions AS s, fence WHERE s.bucket = $1 AND s.session_id = $2 FOR UPDATE OF s),
+             SELECT s.* FROM user_sessions AS s, fence
+              WHERE s.bucket = $1 AND s.session_id = $2 AND therev.may_write(fence.here, s.bucket, s.user_id)
+                FOR UPDATE OF s),
          revoked AS (
              UPDATE user_sessions AS s
                 SET status = 'revoked', updated_at = now(), version = greatest(s.version + 1, fence.version_floor)

@@ -111,8 +111,9 @@ macro_rules! thread_columns {
 }
 
 /// The head, the number of posts, and which buckets' authors wrote: the one statement that a page begins with.
-static HEAD: Read = Read::new(
+static HEAD: Read = Read::by_id(
     Group::Content,
+    "author_id",
     concat!(
         "SELECT ",
         thread_columns!(),
@@ -146,12 +147,13 @@ static CREATE: Write = Write::of_owner(
     ),
 );
 
-static CHANGE: Write = Write::new(
+static CHANGE: Write = Write::by_id(
     Group::Content,
     concat!(
         "old AS (
              SELECT t.* FROM threads AS t, fence
-              WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL),
+              WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
+                AND therev.may_write(fence.here, t.bucket, t.author_id)),
          changed AS (
              UPDATE threads AS t
                 SET (title, body, is_pinned, is_locked, moderation)
@@ -160,6 +162,7 @@ static CHANGE: Write = Write::new(
                     version = greatest(t.version + 1, fence.version_floor), updated_at = now()
                FROM fence
               WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
+                AND therev.may_write(fence.here, t.bucket, t.author_id)
              RETURNING t.*),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'thread ' || o.thread_id AS target,
@@ -174,7 +177,7 @@ static CHANGE: Write = Write::new(
     ),
 );
 
-static DELETE: Write = Write::new(
+static DELETE: Write = Write::by_id(
     Group::Content,
     concat!(
         "deleted AS (
@@ -183,6 +186,7 @@ static DELETE: Write = Write::new(
                     version = greatest(t.version + 1, fence.version_floor)
                FROM fence
               WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
+                AND therev.may_write(fence.here, t.bucket, t.author_id)
              RETURNING t.*),
          change AS (
              SELECT d.bucket, d.author_id AS user_id, 'thread ' || d.thread_id AS target, '{}'::jsonb AS before,

@@ -9,7 +9,7 @@ use crate::passwords::{hash_password, verify_password};
 use crate::text::{check_chars, check_object};
 use crate::words;
 use chrono::{DateTime, Utc};
-use placement::{Bucket, Group, UserId};
+use placement::{Group, UserId};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -387,14 +387,14 @@ impl Community {
 
     /// Many users, one statement per shard; in no order, without those that do not exist.
     pub async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
-        let keys = ids.iter().map(|id| (id.bucket(), id.0)).collect();
+        let keys = ids.iter().map(|id| ((*id).into(), id.0)).collect();
         let rows = self.shards().read_many(&GET_MANY, keys, &[]).await.whole()?;
         rows.iter().map(user_from).collect()
     }
 
     /// Which of these users' ids are in use, deleted ones included; and which were buried before they were registered,
     /// with their versions.
-    pub(crate) async fn known_users(&self, keys: Vec<(Bucket, Uuid)>) -> Result<(HashSet<Uuid>, HashMap<Uuid, i64>)> {
+    pub(crate) async fn known_users(&self, keys: Vec<shards::Key>) -> Result<(HashSet<Uuid>, HashMap<Uuid, i64>)> {
         let rows = self.shards().read_many(&KNOWN, keys, &[]).await.whole()?;
         let (lived, buried): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.get("was_registered"));
         let lived = lived.iter().map(|row| row.get("user_id")).collect();

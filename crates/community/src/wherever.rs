@@ -2,7 +2,7 @@
 
 use crate::community::Community;
 use crate::error::{Error, Result};
-use placement::{Bucket, Group, ShardNo, UserId, bucket_in};
+use placement::{Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
 use shards::Read;
 use uuid::Uuid;
@@ -46,15 +46,17 @@ static USER: Read = Read::of_owner(
     "SELECT u.user_id FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL",
 );
 
-static OF_CONTENT: Read = Read::new(
+static OF_CONTENT: Read = Read::by_id(
     Group::Content,
+    "owner",
     "SELECT t.author_id AS owner, 'thread' AS what FROM threads AS t WHERE t.bucket = $1 AND t.thread_id = $2
      UNION ALL
      SELECT p.author_id, 'post' FROM posts AS p WHERE p.bucket = $1 AND p.post_id = $2",
 );
 
-static OF_ACCOUNT: Read = Read::new(
+static OF_ACCOUNT: Read = Read::by_id(
     Group::Account,
+    "owner",
     "SELECT s.user_id AS owner, 'session' AS what FROM user_sessions AS s WHERE s.bucket = $1 AND s.session_id = $2
      UNION ALL
      SELECT a.user_id, 'account' FROM user_ai_accounts AS a WHERE a.bucket = $1 AND a.account_id = $2
@@ -92,11 +94,11 @@ impl Community {
                 return Ok(Whereabouts {
                     what: what.into_iter().find(|w| *w == word).unwrap_or("row"),
                     owner: Some(UserId(row.get("owner"))),
-                    ..self.placed(group, bucket, via)
+                    ..self.placed(group, UserId(row.get("owner")).into(), via)
                 });
             }
         }
-        Ok(Whereabouts { exists: false, ..self.placed(Group::Content, bucket, via) })
+        Ok(Whereabouts { exists: false, ..self.placed(Group::Content, bucket.into(), via) })
     }
 
     async fn routed_owner_unless_ours(&self, id: Uuid) -> Result<Option<UserId>> {
@@ -105,13 +107,13 @@ impl Community {
 
     async fn where_user(&self, user: UserId) -> Result<Whereabouts> {
         let rows = self.shards().read(&USER, user.bucket(), &[&user.0]).await?;
-        let placed = self.placed(Group::Account, user.bucket(), Found::Hash);
+        let placed = self.placed(Group::Account, user.into(), Found::Hash);
         Ok(Whereabouts { owner: Some(user), exists: !rows.is_empty(), what: "user", ..placed })
     }
 
-    /// The place of a bucket that a read has just been answered for: the map holds what the shard said.
-    fn placed(&self, group: Group, bucket: Bucket, via: Found) -> Whereabouts {
-        let shard = self.shard_of(group, bucket);
-        Whereabouts { owner: None, bucket: bucket.number(), group, shard, via, exists: true, what: "row" }
+    /// The place of rows that a read has just been answered for: the map holds what the shard said.
+    fn placed(&self, group: Group, whose: Whose, via: Found) -> Whereabouts {
+        let shard = self.shard_of(group, whose);
+        Whereabouts { owner: None, bucket: whose.bucket.number(), group, shard, via, exists: true, what: "row" }
     }
 }

@@ -12,5 +12,5 @@ pub mod planner;
 
 pub use bucket::{BUCKETS, Bucket, InvalidBucket, bucket_of};
 pub use id::{AccountId, PostId, SessionId, TaskId, ThreadId, UserId, bucket_in, derived_id, new_id, tell_time};
-pub use map::{Group, Layout, Map, Place, ShardNo, UnknownName};
+pub use map::{Group, Layout, Map, Pins, Place, ShardNo, UnknownName, Whose};
 pub use ownership::{Hint, Ownership, State};

@@ -1,7 +1,9 @@
 //! The placement: which shard holds which bucket of which group, as far as one node knows.
 
 use crate::bucket::{BUCKETS, Bucket};
+use crate::id::UserId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -118,10 +120,35 @@ pub struct Place {
     pub epoch: i64,
 }
 
-/// A node's belief of where every bucket is. It may be wrong: the shards decide, and their hints mend it.
+/// Whose rows are meant: a user's, or those of a bucket whoever they are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Whose {
+    /// The bucket.
+    pub bucket: Bucket,
+    /// The user; absent where only the bucket is known, and of rows that are no user's.
+    pub user: Option<UserId>,
+}
+
+impl From<Bucket> for Whose {
+    fn from(bucket: Bucket) -> Whose {
+        Whose { bucket, user: None }
+    }
+}
+
+impl From<UserId> for Whose {
+    fn from(user: UserId) -> Whose {
+        Whose { bucket: user.bucket(), user: Some(user) }
+    }
+}
+
+/// Users placed apart from their buckets, by group and bucket.
+pub type Pins = BTreeMap<(Group, Bucket), BTreeMap<UserId, Place>>;
+
+/// A node's belief of where every bucket is, and who is placed apart. It may be wrong: the shards decide, and their hints mend it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
     places: [Vec<Place>; 2],
+    pins: Pins,
 }
 
 impl Map {
@@ -129,12 +156,48 @@ impl Map {
     pub fn first(layout: Layout, shards: u16) -> Map {
         let guess =
             |group| Bucket::all().map(|b| Place { shard: layout.first_shard(group, b, shards), epoch: 0 }).collect();
-        Map { places: Group::ALL.map(guess) }
+        Map { places: Group::ALL.map(guess), pins: Pins::new() }
     }
 
     /// Where this node believes a bucket to be.
     pub fn place(&self, group: Group, bucket: Bucket) -> Place {
         self.places[group.index()][bucket.index()]
+    }
+
+    /// Where this node believes somebody's rows to be.
+    pub fn place_of(&self, group: Group, whose: Whose) -> Place {
+        let pin = whose.user.and_then(|user| self.pins.get(&(group, whose.bucket))?.get(&user));
+        pin.copied().unwrap_or_else(|| self.place(group, whose.bucket))
+    }
+
+    /// Whether anybody is placed apart, as far as this node knows.
+    pub fn has_pins(&self) -> bool {
+        !self.pins.is_empty()
+    }
+
+    /// Who is placed apart.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Who of a bucket is placed apart, and where.
+    pub fn pins_of(&self, group: Group, bucket: Bucket) -> impl Iterator<Item = (UserId, Place)> + '_ {
+        self.pins.get(&(group, bucket)).into_iter().flatten().map(|(user, place)| (*user, *place))
+    }
+
+    /// Notes where a user is, if placed apart. Its epochs begin anew with each pin, so that the last word counts.
+    pub fn learn_pin(&mut self, group: Group, user: UserId, place: Option<Place>) {
+        let users = self.pins.entry((group, user.bucket())).or_default();
+        match place {
+            Some(place) => users.insert(user, place),
+            None => users.remove(&user),
+        };
+        self.pins.retain(|_, users| !users.is_empty());
+    }
+
+    /// Notes who is placed apart, all of them.
+    pub fn learn_pins(&mut self, pins: Pins) {
+        self.pins = pins;
     }
 
     /// Notes what a shard or the control database said; an older epoch changes nothing.
@@ -180,6 +243,25 @@ mod tests {
             let content = Layout::Split.first_shard(Group::Content, b, shards).0.cast_unsigned();
             prop_assert_eq!(content, 1 + bucket % (shards - 1));
             prop_assert!(content < shards);
+        }
+
+        #[test]
+        fn a_pin_goes_before_the_bucket_and_concerns_nobody_else(bytes in any::<[u8; 16]>(), shard in 0_i16..9) {
+            let user = UserId(uuid::Uuid::from_bytes(bytes));
+            let neighbour = Whose { bucket: user.bucket(), user: Some(UserId(uuid::Uuid::nil())) };
+            let mut map = Map::first(Layout::Colocated, 4);
+            let home = map.place(Group::Account, user.bucket());
+            let place = Place { shard: ShardNo(shard), epoch: 3 };
+            map.learn_pin(Group::Account, user, Some(place));
+            prop_assert_eq!(map.place_of(Group::Account, user.into()), place);
+            prop_assert_eq!(map.place_of(Group::Content, user.into()), home);
+            prop_assert_eq!(map.place_of(Group::Account, user.bucket().into()), home);
+            if user != UserId(uuid::Uuid::nil()) {
+                prop_assert_eq!(map.place_of(Group::Account, neighbour), home);
+            }
+            map.learn_pin(Group::Account, user, None);
+            prop_assert_eq!(map.place_of(Group::Account, user.into()), home);
+            prop_assert!(!map.has_pins());
         }
 
         #[test]

@@ -27,10 +27,13 @@ const DELETE_BATCH: i64 = 5_000;
 struct Table {
     name: String,
     columns: String,
+    /// Which of its buckets' rows move.
+    whose: String,
 }
 
 const TABLES: &str = "
-    SELECT t.table_name, string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
+    SELECT t.table_name, t.colocation_group::text, t.owner_column,
+           string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS columns
       FROM therev.owned_tables AS t
       JOIN pg_attribute AS a ON a.attrelid = t.table_name::regclass
      WHERE t.colocation_group::text = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -75,13 +78,16 @@ async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
 pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[&str], round: i32) -> Result<()> {
     let leaves = side
         .query(
-            "SELECT r.relation::text AS leaf FROM therev.relations_of($1) AS r WHERE r.holds_rows",
+            "SELECT r.relation::text AS leaf, r.colocation_group, r.owner_column
+               FROM therev.relations_of($1) AS r WHERE r.holds_rows",
             &[&relocation.group_names()],
         )
         .await?;
-    for leaf in leaves.iter().map(|row| row.get::<_, &str>("leaf")) {
+    for row in &leaves {
+        let leaf: &str = row.get("leaf");
+        let whose = relocation.whose(row.get("colocation_group"), row.get("owner_column"));
         // Most have none: months, and tables of what few people use.
-        let any = format!("SELECT EXISTS (SELECT FROM ONLY {leaf} AS t WHERE t.bucket = ANY ($1))");
+        let any = format!("SELECT EXISTS (SELECT FROM ONLY {leaf} AS t WHERE t.bucket = ANY ($1){whose})");
         if !side.one(&any, &[&relocation.bucket_numbers()]).await?.get::<_, bool>(0) {
             continue;
         }
@@ -91,7 +97,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
                   WHERE p.relocation = $1 AND p.state = ANY ($2) AND p.copy_round = $3 FOR SHARE),
              doomed AS MATERIALIZED (
                  SELECT t.ctid FROM ONLY {leaf} AS t
-                  WHERE t.bucket = ANY ($4) AND EXISTS (SELECT FROM mine) LIMIT {DELETE_BATCH})
+                  WHERE t.bucket = ANY ($4){whose} AND EXISTS (SELECT FROM mine) LIMIT {DELETE_BATCH})
              DELETE FROM ONLY {leaf} AS t USING doomed AS d WHERE t.ctid = d.ctid"
         );
         let delete = side.prepare(&sql).await?;
@@ -166,11 +172,15 @@ async fn copy_rows(
         .query(TABLES, &[&relocation.group_names()])
         .await?
         .iter()
-        .map(|row| Table { name: row.get("table_name"), columns: row.get("columns") })
+        .map(|row| Table {
+            name: row.get("table_name"),
+            columns: row.get("columns"),
+            whose: relocation.whose(row.get("colocation_group"), row.get("owner_column")),
+        })
         .collect();
-    let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+    let parts: Vec<(&str, &str)> = tables.iter().map(|table| (table.name.as_str(), table.whose.as_str())).collect();
     let buckets = relocation.bucket_numbers();
-    let rows = count_each(&pair.source, &names, &buckets).await?;
+    let rows = count_each(&pair.source, &parts, &buckets).await?;
     progress.reset(rows.iter().sum());
     let queue = Mutex::new(Vec::new());
     for (table, rows) in tables.iter().zip(rows).rev() {
@@ -196,16 +206,16 @@ fn queue_of<'q, 'a>(queue: &'q Queue<'a>) -> MutexGuard<'q, Vec<(&'a Table, &'a 
     queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// How many rows of these buckets the tables hold.
-pub(crate) async fn count_rows(side: &Side, tables: &[&str], buckets: &[i16]) -> Result<i64> {
+/// How many rows of these buckets the tables hold, each with the condition that says which of them are meant.
+pub(crate) async fn count_rows(side: &Side, tables: &[(&str, &str)], buckets: &[i16]) -> Result<i64> {
     Ok(count_each(side, tables, buckets).await?.iter().sum())
 }
 
 /// The same, table by table.
-async fn count_each(side: &Side, tables: &[&str], buckets: &[i16]) -> Result<Vec<i64>> {
+async fn count_each(side: &Side, tables: &[(&str, &str)], buckets: &[i16]) -> Result<Vec<i64>> {
     let mut rows = Vec::with_capacity(tables.len());
-    for table in tables {
-        let sql = format!("SELECT count(*) FROM {table} WHERE bucket = ANY ($1)");
+    for (table, whose) in tables {
+        let sql = format!("SELECT count(*) FROM {table} WHERE bucket = ANY ($1){whose}");
         rows.push(side.one(&sql, &[&buckets]).await?.get(0));
     }
     Ok(rows)
@@ -249,9 +259,10 @@ impl Lane {
     /// Copies some buckets of a table in one transaction of the target, in which the round is checked.
     async fn copy(&self, relocation: &Relocation, table: &Table, buckets: &[i16], progress: &Progress) -> Result<()> {
         let list = buckets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let Table { name, columns } = table;
-        let out =
-            format!("COPY (SELECT {columns} FROM {name} WHERE bucket = ANY ('{{{list}}}')) TO STDOUT (FORMAT binary)");
+        let Table { name, columns, whose } = table;
+        let out = format!(
+            "COPY (SELECT {columns} FROM {name} WHERE bucket = ANY ('{{{list}}}'){whose}) TO STDOUT (FORMAT binary)"
+        );
         let mine = "SELECT FROM therev.relocation_parts
                      WHERE relocation = $1 AND copy_round = $2 AND state = 'incoming' FOR SHARE";
         self.to.batch("BEGIN").await?;

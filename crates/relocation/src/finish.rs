@@ -8,7 +8,7 @@ use crate::side::{Pair, Part, PartState, Side, Which};
 use crate::switch::hands;
 use crate::throttle::Progress;
 use futures_util::future::join_all;
-use placement::ShardNo;
+use placement::{ShardNo, UserId};
 use shards::{Admin, Database};
 use std::time::Duration;
 
@@ -18,11 +18,12 @@ const OUTBOX_LOOK: Duration = Duration::from_millis(100);
 const OWNED: &str = "
     SELECT array_agg(o.colocation_group::text ORDER BY o.colocation_group, o.bucket) AS groups,
            array_agg(o.bucket ORDER BY o.colocation_group, o.bucket) AS buckets,
-           array_agg(o.epoch ORDER BY o.colocation_group, o.bucket) AS epochs
+           array_agg(coalesce(p.epoch, o.epoch) ORDER BY o.colocation_group, o.bucket) AS epochs
       FROM therev.ownership AS o
-     WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND o.state = 'owned'";
+      LEFT JOIN therev.pins AS p ON p.colocation_group = o.colocation_group AND p.user_id = $3
+     WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND coalesce(p.state, o.state) = 'owned'";
 
-/// Where buckets are now, by group and bucket, since which epochs.
+/// Where buckets (or the one user) are now, by group and bucket, since which epochs.
 struct Owned {
     groups: Vec<String>,
     buckets: Vec<i16>,
@@ -30,7 +31,8 @@ struct Owned {
 }
 
 async fn owned(relocation: &Relocation, owner: &Side) -> Result<Owned> {
-    let row = owner.one(OWNED, &[&relocation.group_names(), &relocation.bucket_numbers()]).await?;
+    let pin = relocation.pin.map(|user| user.0);
+    let row = owner.one(OWNED, &[&relocation.group_names(), &relocation.bucket_numbers(), &pin]).await?;
     Ok(Owned {
         groups: row.get::<_, Option<_>>("groups").unwrap_or_default(),
         buckets: row.get::<_, Option<_>>("buckets").unwrap_or_default(),
@@ -41,18 +43,23 @@ async fn owned(relocation: &Relocation, owner: &Side) -> Result<Owned> {
 /// Tells the control database what the shards have decided.
 pub(crate) async fn record_placement(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<()> {
     let (_, owner) = hands(relocation, pair);
-    record(&owned(relocation, owner).await?, owner.shard, admin).await
+    record(relocation.pin, &owned(relocation, owner).await?, owner.shard, admin).await
 }
 
-async fn record(owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
+async fn record(pin: Option<UserId>, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
     let control = admin.connect(Database::Control).await?;
-    control
-        .query(
-            "SELECT therev.record_placement($1, $2, $3, $4)",
-            &[&owned.groups, &owned.buckets, &owner.0, &owned.epochs],
-        )
-        .await
-        .map_err(|source| crate::error::Error::Sql { database: Database::Control, source })?;
+    let Owned { groups, buckets, epochs } = owned;
+    let recorded = match pin {
+        None => {
+            let record = "SELECT therev.record_placement($1, $2, $3, $4)";
+            control.query(record, &[groups, buckets, &owner.0, epochs]).await
+        }
+        Some(user) => {
+            let record = "SELECT therev.record_pin($1, $2, $3, $4, $5)";
+            control.query(record, &[groups, &user.0, &user.bucket().sql(), &owner.0, epochs]).await
+        }
+    };
+    recorded.map_err(|source| crate::error::Error::Sql { database: Database::Control, source })?;
     Ok(())
 }
 
@@ -66,7 +73,10 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     let round = round_of(relocation, former, 0).await?;
     delete_rows(relocation, former, &["moved"], round).await?;
     fail::fail_point!("relocation.rows_deleted");
-    teach_others(relocation, owner, admin).await;
+    match relocation.pin {
+        None => teach_others(relocation, owner, admin).await,
+        Some(user) => teach_home(relocation, user, owner, admin).await?,
+    }
     former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
     fail::fail_point!("relocation.part_ended");
     owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
@@ -117,6 +127,22 @@ async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
     }
 }
 
+/// The shard that owns the bucket of a user who went from one place apart to another: it points the way, and must know before the
+/// shard forgets to which it pointed.
+async fn teach_home(relocation: &Relocation, user: UserId, owner: &Side, admin: &Admin) -> Result<()> {
+    let owned = owned(relocation, owner).await?;
+    let homes =
+        "SELECT DISTINCT p.shard FROM therev.placement AS p WHERE p.bucket = $1 AND p.colocation_group = ANY ($2)";
+    let control = admin.connect(Database::Control).await?;
+    let homes = control.query(homes, &[&user.bucket().sql(), &owned.groups]).await;
+    for home in homes.map_err(|source| crate::error::Error::Sql { database: Database::Control, source })? {
+        let side = Side::connect(admin, Which::Source, ShardNo(home.get(0))).await?;
+        let learn = "SELECT therev.learn_pin($1, $2, $3, $4)";
+        side.query(learn, &[&owned.groups, &user.0, &owner.shard.0, &owned.epochs]).await?;
+    }
+    Ok(())
+}
+
 async fn teach(shard: ShardNo, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
     let side = Side::connect(admin, Which::Source, shard).await?;
     let owners = vec![owner.0; owned.buckets.len()];
@@ -160,7 +186,7 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
         let owned = owned(relocation, owner).await?;
         if owned.buckets.len() == all {
             objects::drop_all(relocation, pair).await?;
-            record(&owned, owner.shard, admin).await?;
+            record(relocation.pin, &owned, owner.shard, admin).await?;
             return Ok(Some(match (state, relocation.goal) {
                 // Undone, and nobody could say so any more: what is wanted begins anew.
                 (State::Aborted, Goal::Done | Goal::Switched) => State::Planned,

@@ -16,6 +16,7 @@ mod finish;
 mod lost;
 mod mover;
 mod objects;
+mod pins;
 mod plan;
 mod rebalance;
 mod record;

@@ -9,9 +9,10 @@ use crate::side::{Side, Which};
 use shards::{Admin, Database, Shards};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 const PARTS: &str = "
-    SELECT p.relocation, p.tag, p.side, p.peer, p.groups::text[] AS groups, p.buckets,
+    SELECT p.relocation, p.tag, p.side, p.peer, p.groups::text[] AS groups, p.buckets, p.pin, p.apart,
            -- The side that was to give takes, or has given; the side that was to take gives, or has taken.
            p.state = ANY (CASE p.side WHEN 'source' THEN '{moved,incoming,ready}'::text[]
                                       ELSE '{owned,draining,moved}' END) AS is_decided
@@ -36,6 +37,8 @@ struct Lost {
     peer: i16,
     groups: Vec<String>,
     buckets: Vec<i16>,
+    pin: Option<Uuid>,
+    apart: serde_json::Value,
     is_decided: bool,
 }
 
@@ -82,6 +85,8 @@ async fn unknown_parts(side: &Side, control: &Client) -> Result<Vec<Lost>> {
                 peer: part.get("peer"),
                 groups: part.get("groups"),
                 buckets: part.get("buckets"),
+                pin: part.get("pin"),
+                apart: part.get("apart"),
                 is_decided: part.get("is_decided"),
             });
         }
@@ -112,14 +117,15 @@ async fn remove_strays(side: &Side, control: &Client) -> Result<()> {
 async fn adopt(part: &Lost, control: &Client) -> Result<()> {
     let (source, target) = if part.is_source { (part.shard, part.peer) } else { (part.peer, part.shard) };
     let (state, goal) = if part.is_decided { ("switching", "switched") } else { ("copying", "aborted") };
-    let params: [&(dyn ToSql + Sync); 8] =
-        [&part.relocation, &part.tag, &part.groups, &part.buckets, &source, &target, &state, &goal];
+    let Lost { relocation, tag, groups, buckets, pin, apart, .. } = part;
+    let params: [&(dyn ToSql + Sync); 10] =
+        [relocation, tag, groups, buckets, &source, &target, &state, &goal, pin, apart];
     let adopted = control
         .execute(
             "INSERT INTO therev.relocations
-                    (relocation, tag, groups, buckets, source, target, state, goal, is_paused, note, actor)
+                    (relocation, tag, groups, buckets, source, target, state, goal, pin, apart, is_paused, note, actor)
              OVERRIDING SYSTEM VALUE
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, true, 'found on the shards', 'therev')
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, true, 'found on the shards', 'therev')
              ON CONFLICT DO NOTHING",
             &params,
         )

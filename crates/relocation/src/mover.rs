@@ -122,14 +122,15 @@ impl Mover {
         // Of two that begin at once the later one sees the earlier one: the lock is held to the end.
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
         may_begin(&control, plan).await?;
-        let params: [&(dyn ToSql + Sync); 7] =
-            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor, &plan.last_part];
+        let pin = plan.pin.map(|user| user.0);
+        let params: [&(dyn ToSql + Sync); 8] =
+            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor, &plan.last_part, &pin];
         let begun = control
             .query_opt(
-                "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor)
+                "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor, pin)
                  OVERRIDING SYSTEM VALUE
                  SELECT greatest(nextval(pg_get_serial_sequence('therev.relocations', 'relocation')), $7::bigint + 1),
-                        $1, $2, $3, $4, $5, $6
+                        $1, $2, $3, $4, $5, $6, $8::uuid
                   WHERE NOT EXISTS (SELECT FROM therev.relocations AS r
                                      WHERE r.ended_at IS NULL AND r.groups && $1 AND r.buckets && $2)
                  RETURNING relocation",
@@ -480,9 +481,10 @@ impl Mover {
             .await
             .map_err(at)?;
         let (groups, buckets) = (relocation.group_names(), relocation.bucket_numbers());
-        let begin = "SELECT therev.begin_part($1, $2, $3, $4, $5, $6, $7)";
-        let none: Vec<i64> = Vec::new();
-        let source: [&(dyn ToSql + Sync); 7] = [
+        let pin = relocation.pin.map(|user| user.0);
+        let begin = "SELECT therev.begin_part($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+        let (none, nobody): (Vec<i64>, _) = (Vec::new(), serde_json::json!([]));
+        let source: [&(dyn ToSql + Sync); 9] = [
             &relocation.relocation,
             &relocation.tag,
             &Which::Source.name(),
@@ -490,16 +492,19 @@ impl Mover {
             &groups,
             &buckets,
             &none,
+            &pin,
+            &nobody,
         ];
-        pair.source.query(begin, &source).await?;
+        // Frozen from now on: who is placed apart changes by relocations alone, and no bucket is in two of them.
+        let apart: serde_json::Value = pair.source.one(begin, &source).await?.get(0);
         fail::fail_point!("relocation.source_part");
-        let epochs = "SELECT array_agg(o.epoch ORDER BY g.at, b.at)
-                        FROM unnest($1::text[]) WITH ORDINALITY AS g (name, at),
-                             unnest($2::smallint[]) WITH ORDINALITY AS b (bucket, at),
-                             therev.ownership AS o
-                       WHERE o.colocation_group::text = g.name AND o.bucket = b.bucket";
-        let epochs: Vec<i64> = pair.source.one(epochs, &[&groups, &buckets]).await?.get(0);
-        let target: [&(dyn ToSql + Sync); 7] = [
+        let epochs = "SELECT array_agg(coalesce(p.epoch, o.epoch) ORDER BY g.at, b.at)
+                        FROM unnest($1::text[]) WITH ORDINALITY AS g (name, at)
+                       CROSS JOIN unnest($2::smallint[]) WITH ORDINALITY AS b (bucket, at)
+                        JOIN therev.ownership AS o ON o.colocation_group::text = g.name AND o.bucket = b.bucket
+                        LEFT JOIN therev.pins AS p ON p.colocation_group = o.colocation_group AND p.user_id = $3";
+        let epochs: Vec<i64> = pair.source.one(epochs, &[&groups, &buckets, &pin]).await?.get(0);
+        let target: [&(dyn ToSql + Sync); 9] = [
             &relocation.relocation,
             &relocation.tag,
             &Which::Target.name(),
@@ -507,8 +512,12 @@ impl Mover {
             &groups,
             &buckets,
             &epochs,
+            &pin,
+            &apart,
         ];
         pair.target.query(begin, &target).await?;
+        let note = "UPDATE therev.relocations SET apart = $3 WHERE relocation = $1 AND worker = $2";
+        control.execute(note, &[&relocation.relocation, &self.worker, &apart]).await.map_err(at)?;
         fail::fail_point!("relocation.target_part");
         Ok(State::Copying)
     }

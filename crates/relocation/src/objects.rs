@@ -58,7 +58,7 @@ async fn publish(relocation: &Relocation, stream: Stream, from: &Side) -> Result
     }
     let tables = from
         .query(
-            "SELECT t.table_name FROM therev.owned_tables AS t
+            "SELECT t.table_name, t.colocation_group::text, t.owner_column FROM therev.owned_tables AS t
               WHERE t.colocation_group::text = ANY ($1) ORDER BY t.table_name",
             &[&relocation.group_names()],
         )
@@ -70,7 +70,10 @@ async fn publish(relocation: &Relocation, stream: Stream, from: &Side) -> Result
     let bits = String::from_utf8_lossy(&bits).into_owned();
     let mut published: Vec<String> = tables
         .iter()
-        .map(|row| format!("{} WHERE (get_bit(B'{bits}', bucket) = 1)", row.get::<_, &str>("table_name")))
+        .map(|row| {
+            let whose = relocation.whose(row.get("colocation_group"), row.get("owner_column"));
+            format!("{} WHERE (get_bit(B'{bits}', bucket) = 1{whose})", row.get::<_, &str>("table_name"))
+        })
         .collect();
     published.push(format!(
         "therev.sentinels WHERE (relocation = {} AND side = '{}')",

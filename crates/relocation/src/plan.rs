@@ -2,8 +2,9 @@
 
 use crate::copy::count_rows;
 use crate::error::{Error, Result};
+use crate::record::{Apart, whose};
 use crate::side::{Side, Which};
-use placement::{Bucket, Group, ShardNo};
+use placement::{Bucket, Group, ShardNo, UserId};
 use serde::Serialize;
 use shards::Admin;
 
@@ -14,6 +15,8 @@ pub struct Request {
     pub groups: Vec<Group>,
     /// Which buckets, all of one shard.
     pub buckets: Vec<Bucket>,
+    /// Of one bucket this user alone, to be placed apart or to go back to it.
+    pub pin: Option<UserId>,
     /// From where.
     pub source: ShardNo,
     /// Where to.
@@ -27,6 +30,8 @@ pub struct Plan {
     pub groups: Vec<Group>,
     /// The buckets.
     pub buckets: Vec<Bucket>,
+    /// Of its one bucket this user alone.
+    pub pin: Option<UserId>,
     /// From where.
     pub source: ShardNo,
     /// Where to.
@@ -74,15 +79,20 @@ const ROOM: &str = "
 
 /// The tables of these groups, how large they are and how many rows they hold by PostgreSQL's estimate.
 const HELD: &str = "
-    SELECT array_agg(r.relation::text) AS names, sum(pg_total_relation_size(r.relation))::bigint AS bytes,
+    SELECT array_agg(r.relation::text ORDER BY r.relation) AS names,
+           array_agg(r.colocation_group ORDER BY r.relation) AS groups,
+           array_agg(r.owner_column ORDER BY r.relation) AS owners, sum(pg_total_relation_size(r.relation))::bigint AS bytes,
            sum(greatest(c.reltuples, 0))::float8 AS rows
       FROM therev.relations_of($1) AS r JOIN pg_class AS c ON c.oid = r.relation
      WHERE r.holds_rows";
 
-/// Buckets that this shard does not own, or that are in a relocation.
+/// Buckets that this shard does not own (whose user it does not have), or that are in a relocation.
 const NOT_READY: &str = "
-    SELECT (SELECT array_agg(DISTINCT o.bucket ORDER BY o.bucket) FROM therev.ownership AS o
-             WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND o.state <> 'owned') AS elsewhere,
+    SELECT (SELECT array_agg(DISTINCT o.bucket ORDER BY o.bucket)
+              FROM therev.ownership AS o
+              LEFT JOIN therev.pins AS p ON p.colocation_group = o.colocation_group AND p.user_id = $3
+             WHERE o.colocation_group::text = ANY ($1) AND o.bucket = ANY ($2) AND coalesce(p.state, o.state) <> 'owned')
+               AS elsewhere,
            therev.buckets_under_way(0, $1, $2) AS under_way";
 
 impl Plan {
@@ -103,15 +113,21 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     let buckets: Vec<i16> = request.buckets.iter().map(|bucket| bucket.sql()).collect();
     let held = source.one(HELD, &[&groups]).await?;
     let tables: Vec<String> = held.get::<_, Option<_>>("names").unwrap_or_default();
-    let names: Vec<&str> = tables.iter().map(String::as_str).collect();
-    let rows = count_rows(&source, &names, &buckets).await?;
+    let of_groups: Vec<String> = held.get::<_, Option<_>>("groups").unwrap_or_default();
+    let owners: Vec<String> = held.get::<_, Option<_>>("owners").unwrap_or_default();
+    let apart: serde_json::Value = source.one("SELECT therev.apart_of($1, $2)", &[&groups, &buckets]).await?.get(0);
+    let apart: Vec<Apart> = serde_json::from_value(apart).unwrap_or_default();
+    let meant = of_groups.iter().zip(&owners).map(|(group, owner)| whose(request.pin, &apart, group, owner));
+    let meant: Vec<String> = meant.collect();
+    let parts: Vec<(&str, &str)> = tables.iter().map(String::as_str).zip(meant.iter().map(String::as_str)).collect();
+    let rows = count_rows(&source, &parts, &buckets).await?;
     let (all_bytes, all_rows) = (held.get::<_, Option<i64>>("bytes").unwrap_or(0), held.get::<_, Option<f64>>("rows"));
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
     let bytes = (all_bytes as f64 * (rows as f64 / all_rows.unwrap_or(0.0).max(rows as f64).max(1.0))) as i64;
     let mut obstacles = room(&source, &target).await?;
     obstacles.extend(ownership(&source, &target, &groups, &buckets, request).await?);
     if obstacles.is_empty() {
-        let stray = count_rows(&target, &names, &buckets).await?;
+        let stray = count_rows(&target, &parts, &buckets).await?;
         if stray > 0 {
             obstacles.push(Obstacle {
                 reason: format!("shard {} holds {stray} rows of these buckets already", request.target),
@@ -132,6 +148,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     Ok(Plan {
         groups: request.groups.clone(),
         buckets: request.buckets.clone(),
+        pin: request.pin,
         source: request.source,
         target: request.target,
         rows,
@@ -216,7 +233,8 @@ async fn ownership(
 ) -> Result<Vec<Obstacle>> {
     let mut obstacles = Vec::new();
     for side in [source, target] {
-        let row = side.one(NOT_READY, &[&groups, &buckets]).await?;
+        let user = request.pin.map(|user| user.0);
+        let row = side.one(NOT_READY, &[&groups, &buckets, &user]).await?;
         if let Some(under_way) = row.get::<_, Option<Vec<i16>>>("under_way") {
             obstacles.push(Obstacle {
                 reason: format!("buckets {under_way:?} are in another relocation"),
@@ -226,13 +244,19 @@ async fn ownership(
         let elsewhere = row.get::<_, Option<Vec<i16>>>("elsewhere").unwrap_or_default();
         if side.which == Which::Source && !elsewhere.is_empty() {
             obstacles.push(Obstacle {
-                reason: format!("shard {} does not own buckets {elsewhere:?}", request.source),
+                reason: match request.pin {
+                    Some(_) => format!("shard {} does not have this user", request.source),
+                    None => format!("shard {} does not own buckets {elsewhere:?}", request.source),
+                },
                 next: "plan anew: they have moved".into(),
             });
         }
         if side.which == Which::Target && elsewhere.len() < buckets.len() {
             obstacles.push(Obstacle {
-                reason: format!("shard {} owns some of these buckets already", request.target),
+                reason: match request.pin {
+                    Some(_) => format!("shard {} has this user already", request.target),
+                    None => format!("shard {} owns some of these buckets already", request.target),
+                },
                 next: "name only the others".into(),
             });
         }

@@ -8,7 +8,7 @@ use crate::mover::Mover;
 use crate::plan::{Plan, Request};
 use crate::record::{Goal, Relocation, State};
 use crate::survey::Survey;
-use placement::planner::{self, By, Item, Shard, ShardShare};
+use placement::planner::{self, By, Item, Pin, Shard, ShardShare};
 use placement::{Group, Layout, ShardNo};
 use serde::Serialize;
 use shards::ShardEntry;
@@ -41,6 +41,9 @@ pub struct Part {
 pub struct Rebalance {
     /// Both groups together in the colocated layout, each by itself in the split one.
     pub parts: Vec<Part>,
+    /// Users whom a shard that is to be empty has apart from their buckets go back to these.
+    #[serde(skip)]
+    unpins: Vec<Request>,
 }
 
 /// How far a rebalancing is.
@@ -67,11 +70,12 @@ impl Rebalance {
             part.plan.rounds().into_iter().flatten().map(|relocation| Request {
                 groups: part.groups.clone(),
                 buckets: relocation.buckets,
+                pin: None,
                 source: relocation.from,
                 target: relocation.to,
             })
         });
-        requests.collect()
+        requests.chain(self.unpins.iter().cloned()).collect()
     }
 
     /// The shards of all parts as they are, or as they will be.
@@ -114,11 +118,13 @@ impl Mover {
         let mut left = if let Aim::Balance { moves_max, .. } = aim { moves_max } else { None };
         let mut parts = Vec::new();
         for (groups, entries) in candidates {
-            let plan = plan_part(&survey.of(&groups), &entries, aim, stays(catalog.layout, &groups), left)?;
+            let (items, pins) = (survey.of(&groups), survey.pins_of(&groups));
+            let plan = plan_part(&items, &pins, &entries, aim, stays(catalog.layout, &groups), left)?;
             left = left.map(|left| left.saturating_sub(plan.moves.len()));
             parts.push(Part { groups, plan });
         }
-        Ok(Rebalance { parts })
+        let unpins = if let Aim::Empty(shard) = aim { self.pins_on(shard).await? } else { Vec::new() };
+        Ok(Rebalance { parts, unpins })
     }
 
     /// What each relocation of a rebalancing takes, and what stands in its way.
@@ -182,6 +188,7 @@ impl Mover {
 /// Plans one part. What stays where it is unless its shard is drained moves no further than that.
 fn plan_part(
     items: &[Item],
+    pins: &[Pin],
     entries: &[ShardEntry],
     aim: Aim,
     stays: bool,
@@ -197,12 +204,12 @@ fn plan_part(
         // Those come first, and nothing else is to move.
         Aim::Empty(_) => (By::Size, Some(leaving)),
     };
-    planner::plan(&shards, items, &[], by, moves_max)
+    planner::plan(&shards, items, pins, by, moves_max)
         .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the control database bounds weights")]
-fn whole(weight: f32) -> u32 {
+pub(crate) fn whole(weight: f32) -> u32 {
     (weight * WEIGHT_UNIT).round() as u32
 }
 

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use chrono::{DateTime, Utc};
-use placement::{Bucket, Group, ShardNo};
-use serde::Serialize;
+use placement::{Bucket, Group, ShardNo, UserId};
+use serde::{Deserialize, Serialize};
 use shards::Database;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -76,6 +76,19 @@ impl State {
     }
 }
 
+/// A user of moving buckets who is placed apart, and does not move along.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apart {
+    /// In which group.
+    pub colocation_group: Group,
+    /// Who.
+    pub user_id: UserId,
+    /// Since which epoch.
+    pub epoch: i64,
+    /// Where the user is.
+    pub shard: ShardNo,
+}
+
 /// One relocation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Relocation {
@@ -87,6 +100,10 @@ pub struct Relocation {
     pub groups: Vec<Group>,
     /// The buckets that move.
     pub buckets: Vec<Bucket>,
+    /// Of its one bucket this user alone.
+    pub pin: Option<UserId>,
+    /// Who of the buckets is placed apart and does not move along.
+    pub apart: Vec<Apart>,
     /// The shard that has them at first.
     pub source: ShardNo,
     /// The shard that gets them.
@@ -128,7 +145,7 @@ pub struct Relocation {
 }
 
 const COLUMNS: &str = "
-    r.relocation, r.tag, r.groups, r.buckets, r.source, r.target, r.state, r.goal, r.is_paused, r.source_life,
+    r.relocation, r.tag, r.groups, r.buckets, r.pin, r.apart, r.source, r.target, r.state, r.goal, r.is_paused, r.source_life,
     r.target_life, r.copy_round, r.rows_total, r.rows_copied, r.bytes_copied, r.lag_bytes, r.note, r.attempts,
     r.pause_ms, r.created_at, r.updated_at, r.ended_at, coalesce(r.leased_until > now(), false) AS has_worker";
 
@@ -144,6 +161,8 @@ impl Relocation {
             tag: row.get("tag"),
             groups: groups.map_err(|_| odd("a relocation of an unknown group"))?,
             buckets: buckets.map_err(|_| odd("a relocation of an unknown bucket"))?,
+            pin: row.get::<_, Option<Uuid>>("pin").map(UserId),
+            apart: serde_json::from_value(row.get("apart")).map_err(|_| odd("a relocation with odd people apart"))?,
             source: ShardNo(row.get("source")),
             target: ShardNo(row.get("target")),
             state: State::of(row.get("state")).ok_or_else(|| odd("a relocation in an unknown state"))?,
@@ -176,6 +195,11 @@ impl Relocation {
         self.buckets.iter().map(|bucket| bucket.sql()).collect()
     }
 
+    /// Of the rows of its buckets in a table of this group with this owner's column, those that move: what follows `bucket = …`.
+    pub(crate) fn whose(&self, group: &str, owner: &str) -> String {
+        whose(self.pin, &self.apart, group, owner)
+    }
+
     /// Which shard is to own the buckets in the end.
     pub(crate) fn owner_wanted(&self) -> ShardNo {
         if matches!(self.goal, Goal::Aborted | Goal::Reversed) { self.source } else { self.target }
@@ -185,6 +209,16 @@ impl Relocation {
     pub(crate) fn rests(&self) -> bool {
         self.state.is_over() || self.is_paused || (self.state == State::Switched && self.goal == Goal::Switched)
     }
+}
+
+/// Of a bucket's rows, those of the one user who moves, or of all but those placed apart.
+pub(crate) fn whose(pin: Option<UserId>, apart: &[Apart], group: &str, owner: &str) -> String {
+    if let Some(user) = pin {
+        return format!(" AND {owner} = '{}'", user.0);
+    }
+    let others = apart.iter().filter(|one| one.colocation_group.name() == group);
+    let others: Vec<String> = others.map(|one| one.user_id.0.to_string()).collect();
+    if others.is_empty() { String::new() } else { format!(" AND {owner} <> ALL ('{{{}}}'::uuid[])", others.join(",")) }
 }
 
 /// The control database's relocations, through one connection.

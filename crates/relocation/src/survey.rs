@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::side::{Side, Which};
 use futures_util::future::try_join_all;
-use placement::planner::Item;
+use placement::planner::{Item, Pin};
 use placement::{BUCKETS, Bucket, Group, ShardNo};
 use shards::Admin;
 use std::collections::BTreeMap;
@@ -24,6 +24,12 @@ const OWNED: &str = "
       FROM therev.ownership AS o
      WHERE o.state IN ('owned', 'draining')";
 
+/// Users whom this shard has apart from their buckets.
+const PINS: &str = "
+    SELECT p.colocation_group::text AS in_group, p.bucket
+      FROM therev.pins AS p
+     WHERE p.state IN ('owned', 'draining')";
+
 /// One table on one shard.
 struct TableOn {
     name: String,
@@ -37,12 +43,15 @@ struct TableOn {
 struct ShardHolds {
     shard: ShardNo,
     owned: Vec<(String, i16)>,
+    pins: Vec<(String, i16)>,
     tables: Vec<TableOn>,
 }
 
 /// What the buckets of each group hold, and where they are.
 pub(crate) struct Survey {
     items: BTreeMap<(Group, Bucket), Item>,
+    /// What a shard has of buckets that others own: of users placed apart, all of a bucket together.
+    pins: BTreeMap<(Group, Bucket, ShardNo), Pin>,
 }
 
 impl Survey {
@@ -62,7 +71,7 @@ impl Survey {
                 "run this again in a moment; if it stays so, `therev check` says what is wrong",
             ));
         }
-        let mut survey = Survey { items };
+        let mut survey = Survey { items, pins: BTreeMap::new() };
         survey.weigh(&asked);
         Ok(survey)
     }
@@ -82,12 +91,19 @@ impl Survey {
                 let (bytes, all_rows) = means.get(table.name.as_str()).copied().unwrap_or_default();
                 for (bucket, rows, written) in &table.rows {
                     let Ok(bucket) = Bucket::try_from(*bucket) else { continue };
-                    // Rows that another shard owns are what a relocation has not taken away yet.
+                    let share = u64::try_from(i128::from(*rows) * bytes / all_rows.max(1)).unwrap_or(0);
+                    let written = u64::try_from(*written).unwrap_or(0);
                     let item = self.items.get_mut(&(group, bucket)).filter(|item| item.shard == held.shard);
-                    let Some(item) = item else { continue };
-                    let share = i128::from(*rows) * bytes / all_rows.max(1);
-                    item.bytes = item.bytes.saturating_add(u64::try_from(share).unwrap_or(0));
-                    item.load = item.load.saturating_add(u64::try_from(*written).unwrap_or(0));
+                    if let Some(item) = item {
+                        item.bytes = item.bytes.saturating_add(share);
+                        item.load = item.load.saturating_add(written);
+                    } else if held.pins.iter().any(|(of, number)| *of == table.group && *number == bucket.sql()) {
+                        let none = Pin { bucket, shard: held.shard, bytes: 0, load: 0 };
+                        let pin = self.pins.entry((group, bucket, held.shard)).or_insert(none);
+                        pin.bytes = pin.bytes.saturating_add(share);
+                        pin.load = pin.load.saturating_add(written);
+                    }
+                    // Other rows that another shard owns are what a relocation has not taken away yet.
                 }
             }
         }
@@ -104,6 +120,11 @@ impl Survey {
         together.into_values().collect()
     }
 
+    /// What shards have of these groups apart from their buckets.
+    pub(crate) fn pins_of(&self, groups: &[Group]) -> Vec<Pin> {
+        self.pins.iter().filter(|((group, ..), _)| groups.contains(group)).map(|(_, pin)| *pin).collect()
+    }
+
     /// Whether a shard has buckets of a group.
     pub(crate) fn holds(&self, shard: ShardNo, group: Group) -> bool {
         self.items.iter().any(|((of, _), item)| *of == group && item.shard == shard)
@@ -112,7 +133,7 @@ impl Survey {
 
 async fn ask(admin: &Admin, shard: ShardNo) -> Result<ShardHolds> {
     let side = Side::connect(admin, Which::Source, shard).await?;
-    let owned = side.query(OWNED, &[]).await?;
+    let (owned, pins) = (side.query(OWNED, &[]).await?, side.query(PINS, &[]).await?);
     let mut tables = Vec::new();
     for row in side.query(TABLES, &[]).await? {
         let (name, written_at): (String, Option<&str>) = (row.get("table_name"), row.get("written_at"));
@@ -130,5 +151,7 @@ async fn ask(admin: &Admin, shard: ShardNo) -> Result<ShardHolds> {
             name,
         });
     }
-    Ok(ShardHolds { shard, owned: owned.iter().map(|row| (row.get("in_group"), row.get("bucket"))).collect(), tables })
+    let named =
+        |rows: Vec<tokio_postgres::Row>| rows.iter().map(|row| (row.get("in_group"), row.get("bucket"))).collect();
+    Ok(ShardHolds { shard, owned: named(owned), pins: named(pins), tables })
 }

@@ -38,10 +38,12 @@ struct Keyed {
     table: String,
     key: String,
     columns: String,
+    /// Which of its buckets' rows move.
+    whose: String,
 }
 
 const TABLES: &str = "
-    SELECT t.table_name,
+    SELECT t.table_name, t.colocation_group::text, t.owner_column,
            (SELECT string_agg('t.' || quote_ident(a.attname), ', ' ORDER BY k.at)
               FROM pg_index AS i, unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, at)
               JOIN pg_attribute AS a ON a.attrelid = t.table_name::regclass AND a.attnum = k.attnum
@@ -71,7 +73,12 @@ pub(crate) async fn run(
     let tables = pair.source.query(TABLES, &[&relocation.group_names()]).await?;
     let (mut compared, mut differences) = (0, BTreeSet::new());
     for row in &tables {
-        let table = Keyed { table: row.get("table_name"), key: row.get("key"), columns: row.get("columns") };
+        let table = Keyed {
+            table: row.get("table_name"),
+            key: row.get("key"),
+            columns: row.get("columns"),
+            whose: relocation.whose(row.get("colocation_group"), row.get("owner_column")),
+        };
         progress.say(format!("comparing {}", table.table));
         let (rows, differing) = buckets(&table, relocation, pair, &beats).await?;
         compared += rows;
@@ -99,8 +106,8 @@ pub(crate) async fn run(
 async fn buckets(table: &Keyed, relocation: &Relocation, pair: &Pair, beats: &Beats<'_>) -> Result<(i64, Vec<i16>)> {
     let sql = format!(
         "SELECT t.bucket, count(*) AS rows, sum(hash_record_extended(t, 0)::numeric)::text AS hash
-           FROM {} AS t WHERE t.bucket = ANY ($1) GROUP BY t.bucket",
-        table.table
+           FROM {} AS t WHERE t.bucket = ANY ($1){} GROUP BY t.bucket",
+        table.table, table.whose
     );
     let mut differing = relocation.bucket_numbers();
     let mut total = 0;
@@ -133,8 +140,8 @@ async fn rows_of(
     beats: &Beats<'_>,
 ) -> Result<BTreeSet<String>> {
     let sql = format!(
-        "SELECT concat_ws(', ', {}) AS key, hash_record_extended(t, 0) AS hash FROM {} AS t WHERE t.bucket = ANY ($1)",
-        table.key, table.table
+        "SELECT concat_ws(', ', {}) AS key, hash_record_extended(t, 0) AS hash FROM {} AS t WHERE t.bucket = ANY ($1){}",
+        table.key, table.table, table.whose
     );
     let mut seen: BTreeMap<String, BTreeSet<Option<i64>>> = BTreeMap::new();
     let mut suspects: Option<BTreeSet<String>> = None;
@@ -211,7 +218,7 @@ async fn hashes(side: &Side, sql: &str, buckets: &[i16]) -> Result<Hashes> {
 
 /// Puts the source's rows in the place of those that differ. What the stream brings meanwhile it brings again, in order.
 async fn copy_anew(table: &Keyed, keys: &BTreeSet<String>, pair: &Pair) -> Result<()> {
-    let Keyed { table, key, columns } = table;
+    let Keyed { table, key, columns, .. } = table;
     let list: Vec<&str> = keys.iter().map(String::as_str).collect();
     let quoted = list.iter().map(|key| format!("'{}'", key.replace('\'', "''"))).collect::<Vec<_>>().join(", ");
     let (source, target) = (&pair.source, &pair.target);

@@ -6,7 +6,7 @@ use crate::store::Shards;
 use bytes::{BufMut, BytesMut};
 use deadpool_postgres::Object;
 use futures_util::SinkExt;
-use placement::{Bucket, Group, Place, ShardNo};
+use placement::{Group, Place, ShardNo, Whose};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_postgres::Row;
 use tokio_postgres::types::{IsNull, ToSql, Type};
+use uuid::Uuid;
 
 /// A transaction in which the checked buckets may be written freely: a switch waits for its locks.
 pub struct Bulk {
@@ -48,21 +49,22 @@ fn lock(group: Group) -> &'static str {
 
 const CHECK: &str = "
     SELECT f.version_floor,
-           (SELECT array_agg(b.bucket) FROM unnest($2::smallint[]) AS b (bucket)
-             WHERE get_bit(f.writable, b.bucket) = 0) AS refused
+           (SELECT array_agg(k.at) FROM unnest($2::smallint[], $3::uuid[]) WITH ORDINALITY AS k (bucket, owner, at)
+             WHERE CASE WHEN k.owner IS NULL THEN get_bit(f.writable, k.bucket) = 0
+                        ELSE NOT therev.may_write(f, k.bucket, k.owner) END) AS refused
       FROM therev.fence AS f
      WHERE f.colocation_group = $1::text::therev.colocation_group";
 
 impl Shards {
-    /// The shard that this node believes to own a bucket: how bulk rows are grouped.
-    pub fn believed_shard(&self, group: Group, bucket: Bucket) -> ShardNo {
-        self.place(group, bucket).shard
+    /// The shard that this node believes to have somebody's rows: how bulk rows are grouped.
+    pub fn believed_shard(&self, group: Group, whose: impl Into<Whose>) -> ShardNo {
+        self.place(group, whose.into()).shard
     }
 
-    /// Begins a bulk write of some buckets on a shard.
+    /// Begins a bulk write of some owners' rows on a shard.
     ///
     /// `None`: the shard does not own all of them. The node has learned where they are; the rows are to be grouped anew.
-    pub async fn bulk(&self, group: Group, shard: ShardNo, buckets: &BTreeSet<Bucket>) -> Result<Option<Bulk>, Error> {
+    pub async fn bulk(&self, group: Group, shard: ShardNo, whose: &BTreeSet<Whose>) -> Result<Option<Bulk>, Error> {
         let pool = self.pool(shard).await?;
         let database = pool.database();
         let turn = pool.bulk_turn().await?;
@@ -70,26 +72,30 @@ impl Shards {
         let deadline = self.inner.config.deadline();
         let mut bulk = Bulk { client: Some(client), database, pool, deadline, _turn: turn, version_floor: 0 };
         bulk.in_time(bulk.client()?.batch_execute(lock(group))).await?.map_err(|e| bulk.error(e))?;
-        let numbers: Vec<i16> = buckets.iter().map(|b| b.sql()).collect();
-        let rows = bulk.query(CHECK, &[&group.name(), &numbers]).await?;
+        let numbers: Vec<i16> = whose.iter().map(|whose| whose.bucket.sql()).collect();
+        let users: Vec<Option<Uuid>> = whose.iter().map(|whose| whose.user.map(|user| user.0)).collect();
+        let rows = bulk.query(CHECK, &[&group.name(), &numbers, &users]).await?;
         let row = rows.first().ok_or_else(|| Error::Answer { database, reason: "it has no fence".into() })?;
         bulk.version_floor = row.get("version_floor");
-        let refused: Vec<i16> = row.get::<_, Option<_>>("refused").unwrap_or_default();
+        let refused: Vec<i64> = row.get::<_, Option<_>>("refused").unwrap_or_default();
         if refused.is_empty() {
             return Ok(Some(bulk));
         }
         bulk.end("ROLLBACK").await?;
-        let refused: Vec<Bucket> = refused.into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
+        let asked: Vec<Whose> = whose.iter().copied().collect();
+        let refused = refused.into_iter().filter_map(|at| asked.get(usize::try_from(at - 1).ok()?).copied());
+        let refused: Vec<Whose> = refused.collect();
         let mut waits = None;
-        for (bucket, owned) in self.ownership(shard, group, &refused).await? {
-            match owned.hint(self.place(group, bucket).epoch).place(shard) {
-                Some(place) => self.learn(group, bucket, place),
-                None => waits = Some(bucket),
+        for (whose, said) in refused.iter().zip(self.ownership(shard, group, &refused).await?) {
+            match said.ownership.hint(self.place(group, *whose).epoch).place(shard) {
+                Some(place) => self.learn(group, *whose, place, said.is_pin),
+                None => waits = Some(*whose),
             }
         }
-        if let Some(bucket) = waits {
-            if let Some(owner) = Box::pin(self.end_late_switch(shard, group, bucket)).await {
-                self.learn(group, bucket, Place { shard: owner, ..self.place(group, bucket) });
+        if let Some(whose) = waits {
+            if let Some((owner, is_pin)) = Box::pin(self.end_late_switch(shard, group, whose)).await {
+                let place = Place { shard: owner, ..self.place(group, whose) };
+                self.learn(group, whose, place, is_pin);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

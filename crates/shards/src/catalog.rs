@@ -6,7 +6,7 @@ use crate::address::Hosts;
 use crate::error::{Database, Error};
 use crate::life::Life;
 use crate::pool::Pool;
-use placement::{Bucket, Group, Layout, Map, Place, ShardNo};
+use placement::{Bucket, Group, Layout, Map, Pins, Place, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use uuid::Uuid;
@@ -28,6 +28,18 @@ pub struct Catalog {
     pub replicas: Vec<Hosts>,
     /// Bucket to place, for each group in the order of [`Group::ALL`].
     places: Vec<Vec<Place>>,
+    /// Who is placed apart from the bucket.
+    #[serde(default)]
+    pins: Vec<PinEntry>,
+}
+
+/// A user placed apart, as the control database knows it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct PinEntry {
+    colocation_group: Group,
+    user_id: UserId,
+    #[serde(flatten)]
+    place: Place,
 }
 
 /// A shard as the control database knows it.
@@ -72,7 +84,10 @@ const CLUSTER: &str = "
                             ORDER BY NOT d.is_writer, d.directory)
               FROM therev.directories AS d) AS directories,
            (SELECT array_agg(p.shard ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS shard_numbers,
-           (SELECT array_agg(p.epoch ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS epochs
+           (SELECT array_agg(p.epoch ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS epochs,
+           (SELECT json_agg(json_build_object('colocation_group', p.colocation_group, 'user_id', p.user_id,
+                                              'shard', p.shard, 'epoch', p.epoch))
+              FROM therev.pins AS p) AS pins
       FROM therev.identity AS i";
 
 #[derive(Deserialize)]
@@ -124,6 +139,10 @@ impl Catalog {
             directory_life,
             replicas: directories,
             places: all.chunks(per_group).map(<[Place]>::to_vec).collect(),
+            pins: match row.get::<_, Option<serde_json::Value>>("pins") {
+                Some(pins) => serde_json::from_value(pins).map_err(|e| odd(&e.to_string()))?,
+                None => Vec::new(),
+            },
         })
     }
 
@@ -174,12 +193,20 @@ impl Catalog {
         for ((group, bucket), place) in self.places() {
             news |= map.learn(group, bucket, place);
         }
+        let mut pins = Pins::new();
+        for PinEntry { colocation_group, user_id, place } in &self.pins {
+            pins.entry((*colocation_group, user_id.bucket())).or_default().insert(*user_id, *place);
+        }
+        map.learn_pins(pins);
         news
     }
 
     /// The same catalog with the places that a node has learned.
     pub(crate) fn with_places(&self, map: &Map) -> Catalog {
         let places = Group::ALL.map(|group| map.places(group).map(|(_, place)| place).collect()).to_vec();
-        Catalog { places, ..self.clone() }
+        let pins = map.pins().iter().flat_map(|((group, _), users)| {
+            users.iter().map(|(user, place)| PinEntry { colocation_group: *group, user_id: *user, place: *place })
+        });
+        Catalog { places, pins: pins.collect(), ..self.clone() }
     }
 }

@@ -1,6 +1,7 @@
 //! Everything that can be set, with its default. The library reads no environment: whoever starts it fills this in.
 
 use crate::error::Error;
+use placement::planner::HotUsers;
 use secrecy::SecretString;
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -44,6 +45,9 @@ pub struct Config {
     /// How often this node's relay looks for what was left undelivered, in milliseconds; 0: it does not.
     #[serde(default = "defaults::relay_ms")]
     pub relay_ms: u64,
+    /// What `therev relay` does about users who are too much for their shard: `off`, `plan` or `apply`.
+    #[serde(default)]
+    pub hot_users: HotUsers,
     /// How old a pending claim is before it is settled, in seconds.
     #[serde(default = "defaults::claim_timeout_s")]
     pub claim_timeout_s: u64,
@@ -94,6 +98,7 @@ impl Config {
             refresh_ms: defaults::refresh_ms(),
             delivery_ms: defaults::delivery_ms(),
             relay_ms: defaults::relay_ms(),
+            hot_users: HotUsers::default(),
             claim_timeout_s: defaults::claim_timeout_s(),
             session_s: defaults::session_s(),
         }

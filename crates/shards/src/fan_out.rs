@@ -6,18 +6,19 @@ use crate::pool::Params;
 use crate::statement::{ReadMany, WriteMany};
 use crate::store::Shards;
 use futures_util::future::join_all;
-use placement::{Bucket, Group, Hint, Place, ShardNo};
+use placement::{Bucket, Group, Place, ShardNo, UserId, Whose};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-/// One of many things to write: the bucket it belongs to, and the row as JSON.
+/// One of many things to write: whose it is, and the row as JSON.
 #[derive(Debug, Clone)]
 pub struct Item {
-    /// The bucket that must be owned where it is written.
-    pub bucket: Bucket,
+    /// Whose rows must be owned where it is written: a user's, or those of a bucket that are no user's.
+    pub whose: Whose,
     /// What the statement finds in `owned.item`.
     pub value: serde_json::Value,
 }
@@ -33,29 +34,48 @@ pub struct Many {
     pub unanswered: BTreeSet<Bucket>,
 }
 
-/// How a shard is asked: for keys or with items, always side by side with their buckets.
+/// One of many rows to read: whose it is, and its key. Where only the bucket is known, it may be of anybody there.
+pub type Key = (Whose, Uuid);
+
+/// How a shard is asked: for keys or with items, always side by side with whose they are.
 trait Payload: Clone {
-    fn bucket(&self) -> Bucket;
+    fn whose(&self) -> Whose;
+    /// The same asked of a user of that bucket who is placed apart; `None`: it is nobody else's.
+    fn of(&self, user: UserId) -> Option<Self>;
 }
 
-impl Payload for (Bucket, Uuid) {
-    fn bucket(&self) -> Bucket {
+impl Payload for Key {
+    fn whose(&self) -> Whose {
         self.0
+    }
+
+    fn of(&self, user: UserId) -> Option<Key> {
+        self.0.user.is_none().then(|| (user.into(), self.1))
     }
 }
 
 impl Payload for Item {
-    fn bucket(&self) -> Bucket {
-        self.bucket
+    fn whose(&self) -> Whose {
+        self.whose
+    }
+
+    fn of(&self, _: UserId) -> Option<Item> {
+        None
     }
 }
 
+/// Buckets and users side by side, for SQL.
+fn columns<P: Payload>(payloads: &[P]) -> (Vec<i16>, Vec<Option<Uuid>>) {
+    payloads.iter().map(|payload| (payload.whose().bucket.sql(), payload.whose().user.map(|user| user.0))).unzip()
+}
+
 impl Shards {
-    /// Reads rows of many owners. `params` begin at `$3`.
-    pub async fn read_many(&self, statement: &ReadMany, keys: Vec<(Bucket, Uuid)>, params: &Params<'_>) -> Many {
-        let ask = |shard, asked: Vec<(Bucket, Uuid)>| async move {
-            let (buckets, keys): (Vec<i16>, Vec<Uuid>) = asked.iter().map(|(b, key)| (b.sql(), *key)).unzip();
-            let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &keys];
+    /// Reads rows of many owners. `params` begin at `$4`.
+    pub async fn read_many(&self, statement: &ReadMany, keys: Vec<Key>, params: &Params<'_>) -> Many {
+        let ask = |shard, asked: Vec<Key>| async move {
+            let (buckets, users) = columns(&asked);
+            let keys: Vec<Uuid> = asked.iter().map(|(_, key)| *key).collect();
+            let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &keys, &users];
             all.extend_from_slice(params);
             self.pool(shard).await?.query(statement.sql(), &all, false).await
         };
@@ -65,9 +85,9 @@ impl Shards {
     /// Writes rows of many owners, each checked by itself; those of one shard in one transaction.
     pub async fn write_many(&self, statement: &WriteMany, items: Vec<Item>) -> Many {
         let ask = |shard, items: Vec<Item>| async move {
-            let buckets: Vec<i16> = items.iter().map(|item| item.bucket.sql()).collect();
+            let (buckets, users) = columns(&items);
             let values: Vec<&serde_json::Value> = items.iter().map(|item| &item.value).collect();
-            self.pool(shard).await?.query(statement.sql(), &[&buckets, &values], true).await
+            self.pool(shard).await?.query(statement.sql(), &[&buckets, &values, &users], true).await
         };
         self.fan_out(statement.group, items, ask).await
     }
@@ -82,13 +102,13 @@ impl Shards {
         let deadline = self.inner.config.deadline();
         let mut answer = Many { rows: Vec::new(), missing: Vec::new(), unanswered: BTreeSet::new() };
         // Where a hint sent a bucket, for this call: the map may be taught otherwise by others meanwhile.
-        let mut sent: BTreeMap<Bucket, Place> = BTreeMap::new();
-        let mut open = payloads;
+        let mut sent: BTreeMap<Whose, Place> = BTreeMap::new();
+        let mut open = self.with_pins(group, payloads);
         let mut rounds = 0_u32;
         while !open.is_empty() {
             let mut by_shard: BTreeMap<ShardNo, Vec<P>> = BTreeMap::new();
             for payload in open.drain(..) {
-                let place = *sent.entry(payload.bucket()).or_insert_with(|| self.place(group, payload.bucket()));
+                let place = *sent.entry(payload.whose()).or_insert_with(|| self.place(group, payload.whose()));
                 by_shard.entry(place.shard).or_default().push(payload);
             }
             let left = deadline.saturating_sub(started.elapsed());
@@ -102,16 +122,28 @@ impl Shards {
             });
             let mut pause = false;
             for (shard, part, reply) in join_all(asked).await {
-                let refused = match reply.map(|rows| answer.take(rows)) {
-                    Ok(refused) if refused.is_empty() => continue,
-                    Ok(refused) => refused,
+                let (refused, apart) = match reply.map(|rows| answer.take(rows)) {
+                    Ok(told) => told,
                     Err(error) => {
                         answer.give_up(shard, &part, error);
                         continue;
                     }
                 };
-                let again: Vec<P> = part.into_iter().filter(|p| refused.contains(&p.bucket())).collect();
-                match self.redirect(group, shard, &refused, &mut sent, started).await {
+                // Those of a bucket who are elsewhere, and were not asked for yet, are.
+                for (user, peer) in apart {
+                    let whose = Whose::from(user);
+                    if let Entry::Vacant(unasked) = sent.entry(whose) {
+                        let place = *unasked.insert(Place { shard: peer, epoch: 0 });
+                        self.learn(group, whose, place, true);
+                        let theirs = part.iter().filter(|payload| payload.whose() == whose.bucket.into());
+                        open.extend(theirs.filter_map(|payload| payload.of(user)));
+                    }
+                }
+                let again: Vec<P> = refused.into_iter().filter_map(|at| part.get(at).cloned()).collect();
+                if again.is_empty() {
+                    continue;
+                }
+                match self.redirect(group, shard, &again, &mut sent, started).await {
                     Ok(waits) => {
                         pause |= waits;
                         open.extend(again);
@@ -127,50 +159,72 @@ impl Shards {
         answer
     }
 
-    /// Learns where refused buckets are; says whether one of them is just being switched.
-    async fn redirect(
+    /// Asks at once for everybody who may have a row, as far as this node knows.
+    fn with_pins<P: Payload>(&self, group: Group, mut payloads: Vec<P>) -> Vec<P> {
+        let map = self.map();
+        if map.has_pins() {
+            let apart = payloads.iter().flat_map(|payload| {
+                map.pins_of(group, payload.whose().bucket).filter_map(|(user, _)| payload.of(user)).collect::<Vec<_>>()
+            });
+            let apart: Vec<P> = apart.collect();
+            payloads.extend(apart);
+        }
+        payloads
+    }
+
+    /// Learns where refused rows are; says whether some of them are just being switched.
+    async fn redirect<P: Payload>(
         &self,
         group: Group,
         shard: ShardNo,
-        refused: &BTreeSet<Bucket>,
-        sent: &mut BTreeMap<Bucket, Place>,
+        refused: &[P],
+        sent: &mut BTreeMap<Whose, Place>,
         started: Instant,
     ) -> Result<bool, Error> {
-        let buckets: Vec<Bucket> = refused.iter().copied().collect();
-        let owned = self.ownership(shard, group, &buckets).await?;
+        let whose: BTreeSet<Whose> = refused.iter().map(Payload::whose).collect();
+        let whose: Vec<Whose> = whose.into_iter().collect();
+        let said = self.ownership(shard, group, &whose).await?;
         let mut waits = false;
-        for bucket in buckets {
-            let came_with = sent.get(&bucket).map_or(0, |place| place.epoch);
-            let hint = owned.get(&bucket).map_or(Hint::Wait, |o| o.hint(came_with));
-            let Some(place) = hint.place(shard) else {
+        for (whose, said) in whose.into_iter().zip(said) {
+            let came_with = sent.get(&whose).map_or(0, |place| place.epoch);
+            let Some(place) = said.ownership.hint(came_with).place(shard) else {
                 if !waits
                     && started.elapsed() > LATE
-                    && let Some(owner) = Box::pin(self.end_late_switch(shard, group, bucket)).await
+                    && let Some((owner, is_pin)) = Box::pin(self.end_late_switch(shard, group, whose)).await
                 {
                     let place = Place { shard: owner, epoch: came_with };
-                    sent.insert(bucket, place);
-                    self.learn(group, bucket, place);
+                    sent.insert(whose, place);
+                    self.learn(group, whose, place, is_pin);
                 }
                 waits = true;
                 continue;
             };
-            sent.insert(bucket, place);
-            self.learn(group, bucket, place);
+            sent.insert(whose, place);
+            self.learn(group, whose, place, said.is_pin);
         }
         Ok(waits)
     }
 }
 
+/// What a shard refused, by its place in what it was asked for, and who of the buckets is to be had elsewhere.
+type Told = (Vec<usize>, Vec<(UserId, ShardNo)>);
+
 impl Many {
-    /// Takes the rows that hold something and says which buckets were refused.
-    fn take(&mut self, rows: Vec<Row>) -> BTreeSet<Bucket> {
-        let refused = rows.first().and_then(|row| row.get::<_, Option<Vec<i16>>>("refused")).unwrap_or_default();
+    /// Takes the rows that hold something.
+    fn take(&mut self, rows: Vec<Row>) -> Told {
+        let Some(first) = rows.first() else { return Told::default() };
+        let refused = first.get::<_, Option<Vec<i64>>>("refused").unwrap_or_default();
+        let refused = refused.into_iter().filter_map(|at| usize::try_from(at - 1).ok()).collect();
+        let users = first.try_get::<_, Option<Vec<Option<Uuid>>>>("apart_user_id").ok().flatten().unwrap_or_default();
+        let peers = first.try_get::<_, Option<Vec<Option<i16>>>>("apart_peer").ok().flatten().unwrap_or_default();
+        let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user?), ShardNo(peer?))));
+        let told = (refused, apart.collect());
         self.rows.extend(rows.into_iter().filter(|row| row.get::<_, Option<bool>>("present").is_some()));
-        refused.into_iter().filter_map(|number| Bucket::try_from(number).ok()).collect()
+        told
     }
 
     fn give_up<P: Payload>(&mut self, shard: ShardNo, part: &[P], error: Error) {
-        self.unanswered.extend(part.iter().map(Payload::bucket));
+        self.unanswered.extend(part.iter().map(|payload| payload.whose().bucket));
         self.missing.push((shard, error));
     }
 

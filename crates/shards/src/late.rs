@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::statement::Unfenced;
 use crate::store::Shards;
-use placement::{Bucket, Group, ShardNo};
+use placement::{Group, ShardNo, Whose};
 use std::time::Duration;
 
 /// How long a call waits for a switch before it looks after it. A mover gives up by itself after a few hundredths of that.
@@ -27,17 +27,19 @@ static FLUSHED: Unfenced = Unfenced::read("SELECT pg_current_wal_flush_lsn()::te
 static GIVEN_AWAY: Unfenced = Unfenced::read("SELECT therev.given_away($1, $2::text::pg_lsn) AS attempt");
 
 impl Shards {
-    /// Looks after a switch that this bucket waits for at a shard. What it cannot end it leaves to the next call.
+    /// Looks after a switch that these rows wait for at a shard. What it cannot end it leaves to the next call.
     ///
-    /// Answers with the shard that owns the bucket after all, where that is not the one that was asked.
-    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, bucket: Bucket) -> Option<ShardNo> {
-        self.try_to_end(shard, group, bucket).await.unwrap_or_else(|error| {
+    /// Answers with the shard that owns them after all, where that is not the one that was asked, and whether it says so of the
+    /// user alone.
+    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, whose: Whose) -> Option<(ShardNo, bool)> {
+        self.try_to_end(shard, group, whose).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "a switch at shard {shard} could not be ended");
             None
         })
     }
 
-    async fn try_to_end(&self, shard: ShardNo, group: Group, bucket: Bucket) -> Result<Option<ShardNo>, Error> {
+    async fn try_to_end(&self, shard: ShardNo, group: Group, whose: Whose) -> Result<Option<(ShardNo, bool)>, Error> {
+        let bucket = whose.bucket;
         let Some(part) = self.unfenced(shard, &PART, &[&group.name(), &bucket.sql()]).await?.pop() else {
             return Ok(None);
         };
@@ -52,9 +54,9 @@ impl Shards {
             }
             "incoming" | "ready" => {
                 // A promotion may have undone the decision that sent this call here: then the peer owns the bucket still.
-                let owned = self.ownership(peer, group, &[bucket]).await?;
-                if owned.get(&bucket).is_some_and(|owned| owned.state.readable()) {
-                    return Ok(Some(peer));
+                let said = self.ownership(peer, group, &[whose]).await?;
+                if let Some(said) = said.first().filter(|said| said.ownership.state.readable()) {
+                    return Ok(Some((peer, said.is_pin)));
                 }
                 self.complete(shard, peer, relocation).await?;
             }

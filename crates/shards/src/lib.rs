@@ -9,6 +9,7 @@ mod address;
 mod admin;
 mod breaker;
 mod bulk;
+mod by_id;
 mod catalog;
 mod config;
 mod directory;
@@ -37,7 +38,7 @@ pub use catalog::{Catalog, FoundPlacement, ShardEntry};
 pub use config::Config;
 pub use directory::{Directory, InvalidToken, Token};
 pub use error::{Database, Error};
-pub use fan_out::{Item, Many};
+pub use fan_out::{Item, Key, Many};
 pub use fresh::RolePasswords;
 pub use init::{InitPlan, Initialized, init};
 pub use life::Life;
@@ -49,7 +50,7 @@ pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;
 pub use statement::{Read, ReadMany, Unfenced, Write, WriteMany};
-pub use store::Shards;
+pub use store::{Said, Shards};
 
 /// The result of this crate's calls.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,6 +5,7 @@ use crate::error::Error;
 use crate::store::Shards;
 use bytes::BytesMut;
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
+use placement::UserId;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -79,18 +80,16 @@ impl Load {
     }
 
     /// Counts a call for the owner that its first parameter names.
-    pub(crate) fn count(&self, owner: Option<&&(dyn ToSql + Sync)>) {
+    pub(crate) fn count(&self, owner: Option<&&(dyn ToSql + Sync)>) -> Option<UserId> {
+        let mut bytes = BytesMut::with_capacity(16);
+        owner?.to_sql_checked(&Type::UUID, &mut bytes).ok()?;
+        let id = Uuid::from_slice(&bytes).ok()?;
         // Mixed, so that calls that come in rhythm are not missed in rhythm.
         let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        if !(call >> 32).is_multiple_of(SAMPLE) {
-            return;
-        }
-        let mut bytes = BytesMut::with_capacity(16);
-        if owner.is_some_and(|owner| owner.to_sql_checked(&Type::UUID, &mut bytes).is_ok())
-            && let Ok(id) = Uuid::from_slice(&bytes)
-        {
+        if (call >> 32).is_multiple_of(SAMPLE) {
             self.note(id, SAMPLE);
         }
+        Some(UserId(id))
     }
 
     fn note(&self, owner: Uuid, operations: u64) {

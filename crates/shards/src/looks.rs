@@ -2,15 +2,15 @@
 //! the other asks for all of them.
 
 use crate::error::Error;
-use crate::store::Shards;
-use placement::{Bucket, Group, Ownership, ShardNo};
+use crate::store::{Said, Shards};
+use placement::{Group, ShardNo, Whose};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Who waits for one look, and of which bucket.
-type Waiting = Vec<(Bucket, oneshot::Sender<Option<Ownership>>)>;
+/// Who waits for one look, and at whose rows.
+type Waiting = Vec<(Whose, oneshot::Sender<Said>)>;
 
 /// The looks that are about to be taken, by shard and group.
 #[derive(Default)]
@@ -18,11 +18,11 @@ pub(crate) struct Looks(Mutex<BTreeMap<(ShardNo, Group), Waiting>>);
 
 impl Looks {
     /// Joins the next look; `true`: there was none, it has to be taken.
-    fn join(&self, of: (ShardNo, Group), bucket: Bucket) -> (oneshot::Receiver<Option<Ownership>>, bool) {
+    fn join(&self, of: (ShardNo, Group), whose: Whose) -> (oneshot::Receiver<Said>, bool) {
         let (answer, receiver) = oneshot::channel();
         let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = looks.entry(of).or_default();
-        waiting.push((bucket, answer));
+        waiting.push((whose, answer));
         (receiver, waiting.len() == 1)
     }
 
@@ -32,34 +32,38 @@ impl Looks {
 }
 
 impl Shards {
-    /// What a shard says of a bucket after a pause so long, or sooner where others are waiting already.
+    /// What a shard says of somebody's rows after a pause so long, or sooner where others are waiting already.
     pub(crate) async fn look(
         &self,
         shard: ShardNo,
         group: Group,
-        bucket: Bucket,
+        whose: Whose,
         pause: Duration,
-    ) -> Result<Option<Ownership>, Error> {
-        let (answer, is_first) = self.inner.looks.join((shard, group), bucket);
+    ) -> Result<Said, Error> {
+        let (answer, is_first) = self.inner.looks.join((shard, group), whose);
         if is_first {
             // Of its own: the call that came first may be over before the others.
             tokio::spawn(self.clone().take_look(shard, group, pause));
         }
         match answer.await {
-            Ok(owned) => Ok(owned),
+            Ok(said) => Ok(said),
             // It failed; each call finds out for itself how.
-            Err(_) => Ok(self.ownership(shard, group, &[bucket]).await?.remove(&bucket)),
+            Err(_) => Ok(self.ownership(shard, group, &[whose]).await?[0]),
         }
     }
 
     async fn take_look(self, shard: ShardNo, group: Group, pause: Duration) {
         tokio::time::sleep(pause).await;
         let waiting = self.inner.looks.take((shard, group));
-        let buckets: BTreeSet<Bucket> = waiting.iter().map(|(bucket, _)| *bucket).collect();
-        let Ok(owned) = self.ownership(shard, group, &buckets.into_iter().collect::<Vec<_>>()).await else { return };
-        for (bucket, call) in waiting {
-            // A call that waits no longer misses nothing.
-            let _ = call.send(owned.get(&bucket).copied());
+        let of: BTreeSet<Whose> = waiting.iter().map(|(whose, _)| *whose).collect();
+        let of: Vec<Whose> = of.into_iter().collect();
+        let Ok(said) = self.ownership(shard, group, &of).await else { return };
+        let said: BTreeMap<Whose, Said> = of.into_iter().zip(said).collect();
+        for (whose, call) in waiting {
+            if let Some(said) = said.get(&whose) {
+                // A call that waits no longer misses nothing.
+                let _ = call.send(*said);
+            }
         }
     }
 }

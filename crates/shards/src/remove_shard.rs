@@ -25,6 +25,7 @@ pub struct Removed {
 /// What keeps a shard in its cluster, by its own word.
 const HOLDS: &str = "
     SELECT (SELECT count(DISTINCT o.bucket) FROM therev.ownership AS o WHERE o.state <> 'moved') AS buckets,
+           (SELECT count(DISTINCT p.user_id) FROM therev.pins AS p) AS users,
            (SELECT count(*) FROM therev.relocation_parts) AS parts,
            (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS events,
            (SELECT string_agg(t.table_name, ', ' ORDER BY t.table_name) FROM therev.owned_tables AS t
@@ -67,6 +68,13 @@ async fn is_empty(leaving: &Client, shard: ShardNo) -> Result<(), Error> {
         return Err(Error::in_the_way(
             format!("shard {shard} owns {buckets} buckets"),
             format!("`therev shard drain {shard}` moves them to the others"),
+        ));
+    }
+    let users: i64 = row.get("users");
+    if users > 0 {
+        return Err(Error::in_the_way(
+            format!("shard {shard} has {users} users who are placed apart from their buckets"),
+            format!("`therev shard drain {shard}` moves them back to these"),
         ));
     }
     if events > 0 {

@@ -7,6 +7,63 @@
 use placement::Group;
 use std::sync::OnceLock;
 
+/// What a statement names its rows by; the fence goes by the same.
+#[derive(Clone, Copy)]
+pub(crate) enum By {
+    /// The bucket in `$1`, of rows that are no user's.
+    Bucket,
+    /// The bucket in `$1` and the user in `$2`.
+    Owner,
+    /// The bucket in `$1` and an id: whose the row is shows in this column, once it is found. It may be of a user who is placed
+    /// apart from the bucket.
+    Id(&'static str),
+}
+
+impl By {
+    /// The test that a row of `q` passes by the fence `f`, on the way of reads or of writes.
+    fn passes(self, way: Way) -> String {
+        let Way { may, bitmap, .. } = way;
+        match self {
+            By::Bucket => format!("get_bit(f.{bitmap}, $1::smallint) = 1"),
+            By::Owner => format!("therev.{may}(f, $1::smallint, $2::uuid)"),
+            By::Id(owner) => format!("therev.{may}(f, $1::smallint, q.{owner})"),
+        }
+    }
+}
+
+/// Reads and writes, as the fence tells them apart.
+#[derive(Clone, Copy)]
+struct Way {
+    may: &'static str,
+    bitmap: &'static str,
+    users: &'static str,
+    /// The states of users whose rows are not to be had here.
+    not_here: &'static str,
+}
+
+const READS: Way =
+    Way { may: "may_read", bitmap: "readable", users: "readers", not_here: "p.state IN ('moved', 'incoming')" };
+const WRITES: Way = Way { may: "may_write", bitmap: "writable", users: "writers", not_here: "p.state <> 'owned'" };
+
+/// What a shard says beside the row that an id names: whether it owns the bucket, whose rows it has apart from their buckets, and
+/// who of this bucket is not to be had here (with the shard that has them, where that is decided).
+fn said(group: Group, way: Way, fence: &str) -> String {
+    let Way { bitmap, users, not_here, .. } = way;
+    let apart = |what| {
+        format!(
+            "CASE WHEN {fence}.pinned <> '{{}}' THEN ARRAY(
+                 SELECT p.{what} FROM therev.pins AS p
+                  WHERE p.colocation_group = '{group}' AND p.bucket = $1::smallint AND {not_here}
+                  ORDER BY p.user_id) END AS apart_{what}"
+        )
+    };
+    format!(
+        "get_bit({fence}.{bitmap}, $1::smallint) = 1 AS is_home, {fence}.{users} AS here, {}, {}",
+        apart("user_id"),
+        apart("peer")
+    )
+}
+
 /// A read of one owner's rows. `$1` is the bucket.
 ///
 /// The text is a plain `SELECT`. It is asked in its quick form first: rows passed the fence in their own snapshot. No row
@@ -14,7 +71,7 @@ use std::sync::OnceLock;
 /// found, none when the bucket is not here.
 pub struct Read {
     pub(crate) group: Group,
-    pub(crate) names_owner: bool,
+    pub(crate) by: By,
     text: &'static str,
     quick: OnceLock<String>,
     sql: OnceLock<String>,
@@ -27,25 +84,28 @@ pub struct Read {
 /// one row of nulls (`present` is null) when the bucket is owned and `result` is empty.
 pub struct Write {
     pub(crate) group: Group,
-    pub(crate) names_owner: bool,
+    pub(crate) by: By,
     text: &'static str,
     sql: OnceLock<String>,
 }
 
-/// A read of many owners' rows on one shard. `$1` are buckets and `$2` keys, side by side.
+/// A read of many owners' rows on one shard. `$1` are buckets, `$2` keys and `$3` users (null: whoever's of the bucket), side by
+/// side.
 ///
-/// The text is a `SELECT` from `asked (bucket, key)`, which holds the pairs whose bucket this shard may read. The
-/// answer also says which buckets were refused.
+/// The text is a `SELECT` from `asked (bucket, key)`, which holds what this shard may read of these. Where its keys are ids, it
+/// reads rows of users with `therev.may_read(f, bucket, owner)` from `therev.fence AS f`. The answer also says which were refused
+/// (by their place in the lists), and who of the buckets is to be had elsewhere.
 pub struct ReadMany {
     pub(crate) group: Group,
     text: &'static str,
     sql: OnceLock<String>,
 }
 
-/// A write of many owners' rows on one shard, each checked by itself. `$1` are buckets and `$2` JSON items.
+/// A write of many owners' rows on one shard, each checked by itself. `$1` are buckets, `$2` JSON items and `$3` users (null: the
+/// row is no user's), side by side.
 ///
 /// The text is a list of CTEs of which the last is named `result`; they read `owned (bucket, item, version_floor)`, the
-/// items whose bucket this shard may write. The answer also says which buckets were refused.
+/// items that this shard may write. The answer also says which were refused, by their place in the lists.
 pub struct WriteMany {
     pub(crate) group: Group,
     text: &'static str,
@@ -91,6 +151,16 @@ impl AnyFenced {
         }
     }
 
+    /// Whether it finds a row by an id that names only the bucket: its refusal is one row that says so.
+    pub fn is_by_id(&self) -> bool {
+        matches!(self, AnyFenced::Read(Read { by: By::Id(_), .. }) | AnyFenced::Write(Write { by: By::Id(_), .. }))
+    }
+
+    /// Whether its rows are no user's, and never placed apart from their bucket.
+    pub fn is_of_buckets(&self) -> bool {
+        matches!(self, AnyFenced::Read(Read { by: By::Bucket, .. }) | AnyFenced::Write(Write { by: By::Bucket, .. }))
+    }
+
     /// Whether its answer names the refused buckets; else an answer without rows is the refusal.
     pub fn asks_many(&self) -> bool {
         matches!(self, AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_))
@@ -116,18 +186,25 @@ pub struct Unfenced {
 }
 
 impl Read {
-    /// The same where `$2` is the owner's id: its calls count as this owner's load.
+    /// A read of rows of `group` that are no user's.
+    pub const fn new(group: Group, text: &'static str) -> Read {
+        assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
+        Read { group, by: By::Bucket, text, quick: OnceLock::new(), sql: OnceLock::new() }
+    }
+
+    /// The same of a user's rows; `$2` is the user's id.
     pub const fn of_owner(group: Group, text: &'static str) -> Read {
         assert!(mentions(text, "$2"), "what names its owner names it as $2");
         let mut statement = Read::new(group, text);
-        statement.names_owner = true;
+        statement.by = By::Owner;
         statement
     }
 
-    /// A read of rows of `group`.
-    pub const fn new(group: Group, text: &'static str) -> Read {
-        assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
-        Read { group, names_owner: false, text, quick: OnceLock::new(), sql: OnceLock::new() }
+    /// The same of a user's rows, by an id that names only the bucket; the text's column `owner` says whose they are.
+    pub const fn by_id(group: Group, owner: &'static str, text: &'static str) -> Read {
+        let mut statement = Read::new(group, text);
+        statement.by = By::Id(owner);
+        statement
     }
 
     /// Without the verdict: a plain join, which costs 2–3 % of a point read less.
@@ -137,51 +214,78 @@ impl Read {
                 "SELECT q.*
                    FROM therev.fence AS f
                   CROSS JOIN ({}) AS q
-                  WHERE f.colocation_group = '{}' AND get_bit(f.readable, $1::smallint) = 1",
-                self.text, self.group
+                  WHERE f.colocation_group = '{}' AND {}",
+                self.text,
+                self.group,
+                self.by.passes(READS)
             )
         })
     }
 
     pub(crate) fn sql(&self) -> &str {
-        self.sql.get_or_init(|| {
-            format!(
+        let Read { group, by, text, .. } = self;
+        let passes = by.passes(READS);
+        self.sql.get_or_init(|| match by {
+            By::Id(_) => format!(
+                "SELECT r.*, {}
+                   FROM therev.fence AS f
+                   LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({text}) AS q WHERE {passes}) AS r ON true
+                  WHERE f.colocation_group = '{group}'",
+                said(*group, READS, "f")
+            ),
+            By::Bucket | By::Owner => format!(
                 "SELECT r.*
                    FROM therev.fence AS f
-                   LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true
-                  WHERE f.colocation_group = '{}' AND get_bit(f.readable, $1::smallint) = 1",
-                self.text, self.group
-            )
+                   LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true
+                  WHERE f.colocation_group = '{group}' AND {passes}"
+            ),
         })
     }
 }
 
 impl Write {
-    /// The same where `$2` is the owner's id: its calls count as this owner's load.
-    pub const fn of_owner(group: Group, text: &'static str) -> Write {
-        assert!(mentions(text, "$2"), "what names its owner names it as $2");
-        let mut statement = Write::new(group, text);
-        statement.names_owner = true;
-        statement
-    }
-
-    /// A write of rows of `group`.
+    /// A write of rows of `group` that are no user's.
     pub const fn new(group: Group, text: &'static str) -> Write {
         assert!(mentions(text, "fence"), "a fenced write selects FROM fence");
         assert!(mentions(text, "result AS ("), "the last CTE of a fenced write is named result");
-        Write { group, names_owner: false, text, sql: OnceLock::new() }
+        Write { group, by: By::Bucket, text, sql: OnceLock::new() }
+    }
+
+    /// The same of a user's rows; `$2` is the user's id.
+    pub const fn of_owner(group: Group, text: &'static str) -> Write {
+        assert!(mentions(text, "$2"), "what names its owner names it as $2");
+        let mut statement = Write::new(group, text);
+        statement.by = By::Owner;
+        statement
+    }
+
+    /// The same of a user's rows, by an id that names only the bucket: the first write asks of each row
+    /// `therev.may_write(fence.here, bucket, owner)`.
+    pub const fn by_id(group: Group, text: &'static str) -> Write {
+        assert!(mentions(text, "therev.may_write(fence.here, "), "a row that an id names is tested by its owner");
+        let mut statement = Write::new(group, text);
+        statement.by = By::Id("");
+        statement
     }
 
     pub(crate) fn sql(&self) -> &str {
-        self.sql.get_or_init(|| {
-            format!(
+        let Write { group, by, text, .. } = self;
+        self.sql.get_or_init(|| match by {
+            By::Id(_) => format!(
                 "WITH fence AS MATERIALIZED (
-                     SELECT f.version_floor FROM therev.fence AS f
-                      WHERE f.colocation_group = '{}' AND get_bit(f.writable, $1::smallint) = 1),
-                 {}
+                     SELECT f.version_floor, f AS here FROM therev.fence AS f WHERE f.colocation_group = '{group}'),
+                 {text}
+                 SELECT r.*, {}
+                   FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
+                said(*group, WRITES, "(fence.here)")
+            ),
+            By::Bucket | By::Owner => format!(
+                "WITH fence AS MATERIALIZED (
+                     SELECT f.version_floor FROM therev.fence AS f WHERE f.colocation_group = '{group}' AND {}),
+                 {text}
                  SELECT r.* FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
-                self.group, self.text
-            )
+                by.passes(WRITES)
+            ),
         })
     }
 }
@@ -197,15 +301,24 @@ impl ReadMany {
         self.sql.get_or_init(|| {
             format!(
                 "WITH every AS (
-                     SELECT k.bucket, k.key, get_bit(f.readable, k.bucket) = 1 AS here
-                       FROM therev.fence AS f, unnest($1::smallint[], $2::uuid[]) AS k (bucket, key)
-                      WHERE f.colocation_group = '{}'),
-                 asked AS (SELECT e.bucket, e.key FROM every AS e WHERE e.here)
-                 SELECT refused.buckets AS refused, r.*
-                   FROM (SELECT array_agg(DISTINCT e.bucket) FILTER (WHERE NOT e.here) AS buckets FROM every AS e)
-                            AS refused
-                   LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
-                self.group, self.text
+                     SELECT k.bucket, k.key, k.owner, k.at,
+                            CASE WHEN k.owner IS NULL THEN get_bit(f.readable, k.bucket) = 1
+                                 ELSE therev.may_read(f, k.bucket, k.owner) END AS here
+                       FROM therev.fence AS f,
+                            unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (bucket, key, owner, at)
+                      WHERE f.colocation_group = '{group}'),
+                 asked AS (SELECT DISTINCT e.bucket, e.key FROM every AS e WHERE e.here)
+                 SELECT said.*, r.*
+                   FROM (SELECT array_agg(e.at) FILTER (WHERE NOT e.here) AS refused,
+                                array_agg(p.user_id) FILTER (WHERE e.here) AS apart_user_id,
+                                array_agg(p.peer) FILTER (WHERE e.here) AS apart_peer
+                           FROM every AS e
+                           LEFT JOIN therev.pins AS p
+                             ON e.owner IS NULL AND p.colocation_group = '{group}' AND p.bucket = e.bucket
+                                AND p.state IN ('moved', 'incoming')) AS said
+                   LEFT JOIN (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true",
+                group = self.group,
+                text = self.text
             )
         })
     }
@@ -223,14 +336,16 @@ impl WriteMany {
         self.sql.get_or_init(|| {
             format!(
                 "WITH every AS MATERIALIZED (
-                     SELECT i.bucket, i.item, f.version_floor, get_bit(f.writable, i.bucket) = 1 AS here
-                       FROM therev.fence AS f, unnest($1::smallint[], $2::jsonb[]) AS i (bucket, item)
+                     SELECT i.bucket, i.item, f.version_floor, i.at,
+                            CASE WHEN i.owner IS NULL THEN get_bit(f.writable, i.bucket) = 1
+                                 ELSE therev.may_write(f, i.bucket, i.owner) END AS here
+                       FROM therev.fence AS f,
+                            unnest($1::smallint[], $2::jsonb[], $3::uuid[]) WITH ORDINALITY AS i (bucket, item, owner, at)
                       WHERE f.colocation_group = '{}'),
                  owned AS (SELECT e.bucket, e.item, e.version_floor FROM every AS e WHERE e.here),
                  {}
-                 SELECT refused.buckets AS refused, r.*
-                   FROM (SELECT array_agg(DISTINCT e.bucket) FILTER (WHERE NOT e.here) AS buckets FROM every AS e)
-                            AS refused
+                 SELECT said.*, r.*
+                   FROM (SELECT array_agg(e.at) FILTER (WHERE NOT e.here) AS refused FROM every AS e) AS said
                    LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
                 self.group, self.text
             )

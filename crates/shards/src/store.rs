@@ -10,14 +10,15 @@ use crate::life::Lives;
 use crate::load::{Load, TELL_EVERY};
 use crate::looks::Looks;
 use crate::pool::{Expected, Limits, Params, Pool};
-use crate::statement::{Read, Unfenced, Write};
+use crate::statement::{By, Read, Unfenced, Write};
 use arc_swap::ArcSwap;
-use placement::{Bucket, Group, Hint, Map, Ownership, Place, ShardNo};
+use placement::{Bucket, Group, Map, Ownership, Place, ShardNo, Whose};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
+use uuid::Uuid;
 
 /// A cluster as one node sees it. Cheap to clone; all clones share pools and placement.
 #[derive(Clone)]
@@ -46,10 +47,23 @@ const SWITCH: Duration = Duration::from_millis(40);
 /// Through how many shards a call is sent without a pause.
 const HOPS: u32 = 3;
 
+/// A user's own place counts before the bucket's.
 const OWNERSHIP: &str = "
-    SELECT o.bucket, o.state::text, o.peer, o.epoch
-      FROM therev.ownership AS o
-     WHERE o.colocation_group = $1::text::therev.colocation_group AND o.bucket = ANY ($2::smallint[])";
+    SELECT coalesce(p.state, o.state)::text AS state, CASE WHEN p.user_id IS NULL THEN o.peer ELSE p.peer END AS peer,
+           coalesce(p.epoch, o.epoch) AS epoch, p.user_id IS NOT NULL AS is_pin
+      FROM unnest($2::smallint[], $3::uuid[]) WITH ORDINALITY AS k (bucket, owner, at)
+      JOIN therev.ownership AS o ON o.colocation_group = $1::text::therev.colocation_group AND o.bucket = k.bucket
+      LEFT JOIN therev.pins AS p ON p.colocation_group = $1::text::therev.colocation_group AND p.user_id = k.owner
+     ORDER BY k.at";
+
+/// What a shard says of somebody's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Said {
+    /// What it may do with them.
+    pub ownership: Ownership,
+    /// Whether that is said of the user alone, and not of the bucket.
+    pub is_pin: bool,
+}
 
 impl Shards {
     /// Connects to a cluster: asks its control database where everything is, or the state file while that is down.
@@ -143,29 +157,24 @@ impl Shards {
         pools.map(|pool| (pool.database(), pool.statements())).collect()
     }
 
-    /// Reads one owner's rows: fenced, from whichever shard owns the bucket.
+    /// Reads one owner's rows: fenced, from whichever shard owns them.
     ///
-    /// `params` begin at `$2`. No rows: the bucket's owner has none.
+    /// `params` begin at `$2`. No rows: the owner has none.
     pub async fn read(&self, statement: &Read, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        if statement.names_owner {
-            self.inner.load.count(params.first());
-        }
-        self.fenced(statement.group, bucket, Some(statement.quick()), statement.sql(), params).await
+        self.fenced(statement.group, statement.by, bucket, Some(statement.quick()), statement.sql(), params).await
     }
 
-    /// Writes one owner's rows: fenced, on whichever shard owns the bucket.
+    /// Writes one owner's rows: fenced, on whichever shard owns them.
     ///
-    /// `params` begin at `$2`. No rows: the bucket is owned, and the statement found nothing to write.
+    /// `params` begin at `$2`. No rows: they are owned, and the statement found nothing to write.
     pub async fn write(&self, statement: &Write, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        if statement.names_owner {
-            self.inner.load.count(params.first());
-        }
-        self.fenced(statement.group, bucket, None, statement.sql(), params).await
+        self.fenced(statement.group, statement.by, bucket, None, statement.sql(), params).await
     }
 
     async fn fenced(
         &self,
         group: Group,
+        by: By,
         bucket: Bucket,
         quick: Option<&str>,
         sql: &str,
@@ -174,7 +183,12 @@ impl Shards {
         let number = bucket.sql();
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
         all.extend_from_slice(params);
-        let mut route = Route::new(self, group, bucket);
+        let user = match by {
+            By::Owner => self.inner.load.count(params.first()),
+            By::Bucket => None,
+            By::Id(_) => return Box::pin(self.by_id(group, bucket, quick, sql, &all)).await,
+        };
+        let mut route = Route::new(self, group, Whose { bucket, user });
         loop {
             let pool = self.pool(route.place.shard).await?;
             for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
@@ -187,24 +201,23 @@ impl Shards {
         }
     }
 
-    /// Asks a shard what it says of some buckets.
-    pub async fn ownership(
-        &self,
-        shard: ShardNo,
-        group: Group,
-        buckets: &[Bucket],
-    ) -> Result<BTreeMap<Bucket, Ownership>, Error> {
-        let numbers: Vec<i16> = buckets.iter().map(|b| b.sql()).collect();
+    /// Asks a shard what it says of somebody's rows, one answer for each.
+    pub async fn ownership(&self, shard: ShardNo, group: Group, of: &[Whose]) -> Result<Vec<Said>, Error> {
+        let numbers: Vec<i16> = of.iter().map(|whose| whose.bucket.sql()).collect();
+        let users: Vec<Option<Uuid>> = of.iter().map(|whose| whose.user.map(|user| user.0)).collect();
         let pool = self.pool(shard).await?;
-        let rows = pool.query(OWNERSHIP, &[&group.name(), &numbers], false).await?;
+        let rows = pool.query(OWNERSHIP, &[&group.name(), &numbers, &users], false).await?;
         let odd =
             || Error::Answer { database: Database::Shard(shard), reason: "an ownership that makes no sense".into() };
+        if rows.len() != of.len() {
+            return Err(odd());
+        }
         rows.iter()
             .map(|row| {
-                let bucket = Bucket::try_from(row.get::<_, i16>("bucket")).map_err(|_| odd())?;
                 let state = row.get::<_, &str>("state").parse().map_err(|_| odd())?;
                 let peer = row.get::<_, Option<i16>>("peer").map(ShardNo);
-                Ok((bucket, Ownership { state, peer, epoch: row.get("epoch") }))
+                let ownership = Ownership { state, peer, epoch: row.get("epoch") };
+                Ok(Said { ownership, is_pin: row.get("is_pin") })
             })
             .collect()
     }
@@ -231,34 +244,39 @@ impl Shards {
         })
     }
 
-    /// Where this node believes a bucket to be.
-    pub(crate) fn place(&self, group: Group, bucket: Bucket) -> Place {
-        self.inner.map.load().place(group, bucket)
+    /// Where this node believes somebody's rows to be.
+    pub(crate) fn place(&self, group: Group, whose: Whose) -> Place {
+        self.inner.map.load().place_of(group, whose)
     }
 
-    /// Notes what a shard said.
-    pub(crate) fn learn(&self, group: Group, bucket: Bucket, place: Place) {
+    /// Notes what a shard said: of the user where it is placed apart, else of the bucket.
+    pub(crate) fn learn(&self, group: Group, whose: Whose, place: Place, is_pin: bool) {
         self.inner.map.rcu(|map| {
             let mut map = Map::clone(map);
-            map.learn(group, bucket, place);
+            if let Some(user) = whose.user {
+                map.learn_pin(group, user, is_pin.then_some(place));
+            }
+            if !is_pin {
+                map.learn(group, whose.bucket, place);
+            }
             map
         });
     }
 }
 
 /// The rows that the statement found: one of nulls alone says that the bucket is owned and nothing was.
-fn found(mut rows: Vec<Row>) -> Vec<Row> {
+pub(crate) fn found(mut rows: Vec<Row>) -> Vec<Row> {
     if rows.len() == 1 && rows[0].get::<_, Option<bool>>("present").is_none() {
         rows.clear();
     }
     rows
 }
 
-/// One call's way to the owner of a bucket, within its deadline.
+/// One call's way to whoever has the rows, within its deadline.
 pub(crate) struct Route<'a> {
     shards: &'a Shards,
     group: Group,
-    bucket: Bucket,
+    whose: Whose,
     pub(crate) place: Place,
     started: Instant,
     pause: Duration,
@@ -266,9 +284,9 @@ pub(crate) struct Route<'a> {
 }
 
 impl<'a> Route<'a> {
-    pub(crate) fn new(shards: &'a Shards, group: Group, bucket: Bucket) -> Route<'a> {
-        let place = shards.place(group, bucket);
-        Route { shards, group, bucket, place, started: Instant::now(), pause: PAUSE.0, hops: 0 }
+    pub(crate) fn new(shards: &'a Shards, group: Group, whose: Whose) -> Route<'a> {
+        let place = shards.place(group, whose);
+        Route { shards, group, whose, place, started: Instant::now(), pause: PAUSE.0, hops: 0 }
     }
 
     /// Waits for a step of this call, no longer than its deadline.
@@ -285,11 +303,10 @@ impl<'a> Route<'a> {
         let mut pause = Duration::ZERO;
         loop {
             let asked = self.place.shard;
-            let owned = self.within(self.shards.look(asked, self.group, self.bucket, pause)).await?;
-            let hint = owned.map_or(Hint::Wait, |o| o.hint(self.place.epoch));
-            if let Some(place) = hint.place(asked) {
+            let said = self.within(self.shards.look(asked, self.group, self.whose, pause)).await?;
+            if let Some(place) = said.ownership.hint(self.place.epoch).place(asked) {
                 self.place = place;
-                self.shards.learn(self.group, self.bucket, place);
+                self.shards.learn(self.group, self.whose, place, said.is_pin);
                 self.hops = if pause.is_zero() { self.hops + 1 } else { 1 };
                 // Nobody is sent around through more than a few shards without a pause: a switch is going on then. And whoever
                 // has waited for one looks at the other side first, together with the others, whether it has taken over.
@@ -304,13 +321,26 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// Waits a little for a switch to be decided, and looks after it when that takes too long.
+    pub(crate) async fn wait(&mut self) -> Result<(), Error> {
+        if self.started.elapsed() > LATE {
+            self.end_late_switch(self.place.shard).await;
+        }
+        let pause = self.next_pause();
+        self.within(async {
+            tokio::time::sleep(pause).await;
+            Ok(())
+        })
+        .await
+    }
+
     /// Looks after a switch that takes too long; `true`: it is known now who owns the bucket.
     async fn end_late_switch(&mut self, asked: ShardNo) -> bool {
-        let Some(owner) = Box::pin(self.shards.end_late_switch(asked, self.group, self.bucket)).await else {
+        let Some((owner, is_pin)) = Box::pin(self.shards.end_late_switch(asked, self.group, self.whose)).await else {
             return false;
         };
         self.place = Place { shard: owner, ..self.place };
-        self.shards.learn(self.group, self.bucket, self.place);
+        self.shards.learn(self.group, self.whose, self.place, is_pin);
         true
     }
 

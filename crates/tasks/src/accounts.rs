@@ -189,8 +189,9 @@ static CREATE: Write = Write::of_owner(
     ),
 );
 
-static GET: Read = Read::new(
+static GET: Read = Read::by_id(
     Group::Account,
+    "user_id",
     concat!("SELECT ", account_columns!(), " FROM user_ai_accounts AS a WHERE a.bucket = $1 AND a.account_id = $2"),
 );
 
@@ -234,11 +235,12 @@ static SET_DEFAULT: Write = Write::of_owner(
     ),
 );
 
-static REMOVE: Write = Write::new(
+static REMOVE: Write = Write::by_id(
     Group::Account,
     concat!(
         "removed AS (
-             DELETE FROM user_ai_accounts AS a USING fence WHERE a.bucket = $1 AND a.account_id = $2
+             DELETE FROM user_ai_accounts AS a USING fence
+              WHERE a.bucket = $1 AND a.account_id = $2 AND therev.may_write(fence.here, a.bucket, a.user_id)
              RETURNING a.bucket, a.user_id, a.account_id, a.provider, a.account_type, a.label),
          change AS (
              SELECT r.bucket, r.user_id, 'account ' || r.account_id AS target,

@@ -244,8 +244,9 @@ static CREATE: Write = Write::of_owner(
     ),
 );
 
-static GET: Read = Read::new(
+static GET: Read = Read::by_id(
     Group::Account,
+    "user_id",
     concat!("SELECT ", task_columns!(), " FROM ai_tasks AS t WHERE t.bucket = $1 AND t.task_id = $2"),
 );
 
@@ -264,11 +265,13 @@ static OF_USER: Read = Read::of_owner(
 /// `old` locks the task and holds what it is now, also when the snapshot is older: a worker that just claimed it is
 /// seen. `$4` is the user who does it, null for an operator: calling one's own task off is not audited. `result` holds
 /// the task as it has become, or as it was found.
-static CANCEL: Write = Write::new(
+static CANCEL: Write = Write::by_id(
     Group::Account,
     concat!(
         "old AS (
-             SELECT t.* FROM ai_tasks AS t, fence WHERE t.bucket = $1 AND t.task_id = $2 FOR UPDATE OF t),
+             SELECT t.* FROM ai_tasks AS t, fence
+              WHERE t.bucket = $1 AND t.task_id = $2 AND therev.may_write(fence.here, t.bucket, t.user_id)
+                FOR UPDATE OF t),
          cancelled AS (
              UPDATE ai_tasks AS t
                 SET status = 'cancelled', finished_at = now(), updated_at = now(),
@@ -299,9 +302,10 @@ static CANCEL: Write = Write::new(
 );
 
 /// A task without lines is one row of nulls; no task, none.
-static LOG: Read = Read::new(
+static LOG: Read = Read::by_id(
     Group::Account,
-    "SELECT l.log_id, l.created_at, l.attempt, l.level, l.step, l.step_name, l.message, l.details, l.provider,
+    "user_id",
+    "SELECT t.user_id, l.log_id, l.created_at, l.attempt, l.level, l.step, l.step_name, l.message, l.details, l.provider,
             l.account_id, l.duration_ms
        FROM ai_tasks AS t
        LEFT JOIN ai_task_logs AS l ON l.bucket = t.bucket AND l.task_id = t.task_id AND l.user_id = t.user_id

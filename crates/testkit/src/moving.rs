@@ -19,7 +19,8 @@ const LEFT: &str = "
            (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) AS slots,
            (SELECT count(*) FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
              WHERE d.datname = current_database()) AS subscriptions,
-           (SELECT count(*) FROM therev.ownership WHERE state NOT IN ('owned', 'moved')) AS buckets_between";
+           (SELECT count(*) FROM therev.ownership WHERE state NOT IN ('owned', 'moved')) AS buckets_between,
+           (SELECT count(*) FROM therev.pins WHERE state NOT IN ('owned', 'moved')) AS users_between";
 
 /// Nothing of any relocation is left on these shards, given by a superuser's addresses.
 pub async fn nothing_left(shards: &[String]) {
@@ -29,16 +30,16 @@ pub async fn nothing_left(shards: &[String]) {
         for (n, column) in left.columns().iter().enumerate() {
             assert_eq!(left.get::<_, i64>(n), 0, "{address}: {} are left of a relocation", column.name());
         }
-        let tables = "SELECT table_name, colocation_group::text FROM therev.owned_tables";
+        let tables = "SELECT table_name, colocation_group::text, owner_column FROM therev.owned_tables";
         for table in client.query(tables, &[]).await.expect("the tables") {
-            let (table, group): (&str, &str) = (table.get(0), table.get(1));
+            let (table, group, owner): (&str, &str, &str) = (table.get(0), table.get(1), table.get(2));
             let strays = format!(
                 "SELECT count(*) FROM {table} AS t
-                   JOIN therev.ownership AS o ON o.colocation_group = '{group}' AND o.bucket = t.bucket
-                  WHERE o.state <> 'owned'"
+                   JOIN therev.fence AS f ON f.colocation_group = '{group}'
+                  WHERE NOT therev.may_write(f, t.bucket, t.{owner})"
             );
             let strays: i64 = client.query_one(&strays, &[]).await.expect("the rows are counted").get(0);
-            assert_eq!(strays, 0, "{address}: rows of {table} are left whose bucket is not owned there");
+            assert_eq!(strays, 0, "{address}: rows of {table} are left whose owner is not there");
         }
     }
 }

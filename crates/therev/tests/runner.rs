@@ -28,6 +28,8 @@ mod outages;
 mod outbox;
 #[path = "runner/personal.rs"]
 mod personal;
+#[path = "runner/pins.rs"]
+mod pins;
 #[path = "runner/promotion.rs"]
 mod promotion;
 #[path = "runner/refusals.rs"]

@@ -5,12 +5,15 @@ use crate::error::Result;
 use crate::output::Output;
 use crate::tables::table;
 use serde::Serialize;
+use std::fmt::Write as _;
+use therev::planner::{self, Isolation};
+use therev::relocation::{Mover, Options};
 use therev::{Group, ShardNo, UserId};
 
 /// Show the users whose rows are asked for most, on all nodes, in the last minute
 ///
 /// Each node counts one operation in eight, for eight, of those that name their user; it tells the busiest two hundred every five
-/// seconds.
+/// seconds. Says too who is more than a shard should have and better placed apart (unless `hot_users` is `off`).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,6 +30,8 @@ struct Hot {
     nodes: usize,
     operations_per_s: f64,
     users: Vec<HotUser>,
+    /// Who should be placed apart from the bucket, and where; empty where `hot_users` is `off`.
+    isolate: Vec<Isolation>,
 }
 
 #[derive(Serialize)]
@@ -53,12 +58,17 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
             user_id: id,
             user_name: known.iter().find(|known| known.user_id == id).map(|known| known.user_name.clone()),
             bucket: id.bucket().number(),
-            shard: map.place(Group::Account, id.bucket()).shard,
+            shard: map.place_of(Group::Account, id.into()).shard,
             operations_per_s: user.operations_per_s,
             share: user.operations_per_s / told.operations_per_s.max(f64::MIN_POSITIVE),
         }
     });
-    let hot = Hot { nodes: told.nodes, operations_per_s: told.operations_per_s, users: users.collect() };
+    let isolate = if therev.shards().config().hot_users == planner::HotUsers::Off {
+        Vec::new()
+    } else {
+        Mover::new(therev.shards().clone(), Options::default()).plan_isolation().await?
+    };
+    let hot = Hot { nodes: told.nodes, operations_per_s: told.operations_per_s, users: users.collect(), isolate };
     app.out.fact(&hot, || said(&hot, &app.out))
 }
 
@@ -78,5 +88,10 @@ fn said(hot: &Hot, out: &Output) -> String {
     });
     let header = ["id", "name", "bucket", "shard", "operations/s", "share"];
     let table = table(out.width, &header, &["bucket", "shard", "operations/s", "share"], rows);
-    format!("{table}\n\n{:.1} operations/s on {} nodes.", hot.operations_per_s, hot.nodes)
+    let mut text = format!("{table}\n\n{:.1} operations/s on {} nodes.", hot.operations_per_s, hot.nodes);
+    for Isolation { user, from, to, .. } in &hot.isolate {
+        let _ =
+            write!(text, "\nToo much for shard {from}: `therev move user {user} --to {to}` places this user apart.");
+    }
+    text
 }

@@ -21,6 +21,7 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Buckets(Buckets),
+    User(Person),
 }
 
 /// Move buckets, with all rows of all their owners
@@ -44,6 +45,33 @@ struct Buckets {
     /// Which colocation groups; in the colocated layout they move together
     #[arg(long, value_enum, default_value_t = GroupName::Both)]
     group: GroupName,
+    #[command(flatten)]
+    how: How,
+}
+
+/// Place a user apart from the bucket, with everything that is the user's
+///
+/// For somebody who is too much for a shard: the user's rows go to the other shard and stay there wherever the bucket goes, until
+/// `therev user unpin` brings them back to it. Like any relocation it copies, compares, switches and removes what is left.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  therev move user @ada --to 3 --plan
+  therev move user @ada --to 3")]
+struct Person {
+    /// Who
+    #[arg(value_name = "ID|@NAME")]
+    who: String,
+    /// The shard that gets the user
+    #[arg(long, value_name = "SHARD")]
+    to: u16,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to go about a move.
+#[derive(Debug, clap::Args)]
+pub(crate) struct How {
     /// Only say what would move, how long it takes, and what stands in the way
     #[arg(long)]
     plan: bool,
@@ -53,6 +81,13 @@ struct Buckets {
     /// How long a try of the switch may have writes wait, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     budget_ms: u64,
+}
+
+impl How {
+    pub(crate) fn mover(&self, therev: &Therev) -> Mover {
+        let options = Options { budget: Duration::from_millis(self.budget_ms), ..Options::default() };
+        Mover::new(therev.shards().clone(), options)
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -98,40 +133,65 @@ fn buckets(text: &str) -> std::result::Result<BucketList, String> {
 pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     match args.command {
         Command::Buckets(args) => move_buckets(app, args).await,
+        Command::User(args) => move_user(app, args).await,
     }
+}
+
+fn shard(number: u16) -> ShardNo {
+    ShardNo(i16::try_from(number).unwrap_or(i16::MAX))
+}
+
+async fn move_user(app: &App, args: Person) -> Result<()> {
+    let therev = app.open_relaying().await?;
+    let user = crate::input::user(&therev, &args.who).await?;
+    // Nobody is placed apart who does not exist.
+    therev.user(user).await?;
+    let mover = args.how.mover(&therev);
+    let requests = mover.pin_requests(user, shard(args.to)).await?;
+    carry_out(app, &therev, &mover, &requests, &args.how).await
 }
 
 async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
     let therev = app.open_relaying().await?;
-    let target = ShardNo(i16::try_from(args.to).unwrap_or(i16::MAX));
-    let options = Options { budget: Duration::from_millis(args.budget_ms), ..Options::default() };
-    let mover = Mover::new(therev.shards().clone(), options);
+    let mover = args.how.mover(&therev);
+    let requests = requests(&therev, &args.numbers.0, &args.group.groups(), shard(args.to))?;
+    carry_out(app, &therev, &mover, &requests, &args.how).await
+}
+
+/// Plans, and unless that is all, moves one after the other.
+pub(crate) async fn carry_out(
+    app: &App,
+    therev: &Therev,
+    mover: &Mover,
+    requests: &[Request],
+    how: &How,
+) -> Result<()> {
     let mut plans = Vec::new();
-    for request in requests(&therev, &args.numbers.0, &args.group.groups(), target)? {
-        plans.push(mover.plan(&request).await?);
+    for request in requests {
+        plans.push(mover.plan(request).await?);
     }
-    if args.plan {
+    if how.plan {
         return app.out.fact(&plans, || planned(&plans, &app.out));
     }
     if let Some(refusal) = plans.iter().find_map(Plan::refusal) {
         return Err(refusal.into());
     }
-    let goal = if args.hold { Goal::Switched } else { Goal::Done };
+    let goal = if how.hold { Goal::Switched } else { Goal::Done };
     let mut ended: Vec<Relocation> = Vec::new();
     for plan in &plans {
         let begun = mover.begin(plan, goal, &app.operator().to_string()).await?;
-        let to = format!("relocation {} of {}", begun.relocation, count_buckets(plan.buckets.len()));
+        let to = format!("relocation {} of {}", begun.relocation, what_moves(plan));
         therev
             .note_operator(&app.operator(), "move", &to, serde_json::json!({ "from": plan.source, "to": plan.target }))
             .await?;
         talk(&format!(
             "Relocation {} began: {} from shard {} to {}.",
             begun.relocation,
-            count_buckets(plan.buckets.len()),
+            what_moves(plan),
             plan.source,
             plan.target
         ));
-        ended.push(driven(&mover, begun.relocation, &mut Shown::new()).await?);
+        ended.push(driven(mover, begun.relocation, &mut Shown::new()).await?);
     }
     app.out.fact(&ended, || crate::commands::relocation::said_all(&ended, &app.out))
 }
@@ -151,7 +211,7 @@ fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: Shard
             by_source.entry(map.place(groups[0], *bucket).shard).or_default().push(*bucket);
         }
         there.extend(by_source.remove(&target).unwrap_or_default());
-        let request = |(source, buckets)| Request { groups: groups.clone(), buckets, source, target };
+        let request = |(source, buckets)| Request { groups: groups.clone(), buckets, pin: None, source, target };
         all.extend(by_source.into_iter().map(request));
     }
     if !there.is_empty() {
@@ -165,6 +225,11 @@ fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: Shard
     Ok(all)
 }
 
+/// `user 01a2…`, or how many buckets.
+fn what_moves(plan: &Plan) -> String {
+    plan.pin.map_or_else(|| count_buckets(plan.buckets.len()), |user| format!("user {user}"))
+}
+
 pub(crate) fn count_buckets(number: usize) -> String {
     count(i64::try_from(number).unwrap_or(i64::MAX), "bucket")
 }
@@ -174,7 +239,7 @@ pub(crate) fn planned(plans: &[Plan], out: &Output) -> String {
         vec![
             plan.source.to_string(),
             plan.target.to_string(),
-            plan.buckets.len().to_string(),
+            if plan.pin.is_some() { "1 user".to_owned() } else { plan.buckets.len().to_string() },
             plan.rows.to_string(),
             bytes(Some(plan.bytes)),
             format!("{:.0} s", plan.seconds.max(1.0)),

@@ -8,13 +8,15 @@ use crate::output::{talk, write_line};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
+use therev::planner::HotUsers;
 use therev::relocation::{Mover, Options};
 use therev::{Community, Relayed};
 
 /// Deliver the outbox, sum the threads' totals, settle pending names and carry relocations on, until stopped
 ///
 /// Any number may run. How often is `relay_ms` of the configuration. Relocations whose process died are carried on where the
-/// passfile has the password of `therev_mover`.
+/// passfile has the password of `therev_mover`. With `hot_users = "apply"` it also places users apart who are too much for their
+/// shard.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,6 +40,12 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     talk("Delivering until stopped (Ctrl-C).");
     let mut stop = Stop::listen()?;
     let mover = Mover::new(therev.shards().clone(), Options::default());
+    let isolating = async {
+        if therev.shards().config().hot_users == HotUsers::Apply {
+            Box::pin(mover.isolate_hot()).await;
+        }
+        std::future::pending::<()>().await;
+    };
     let passes = async {
         loop {
             pass(app, &therev).await?;
@@ -49,6 +57,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     tokio::select! {
         ended = passes => ended,
         () = Box::pin(mover.carry_on()) => Ok(ExitCode::SUCCESS),
+        () = isolating => Ok(ExitCode::SUCCESS),
     }
 }
 

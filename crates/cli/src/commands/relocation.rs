@@ -161,7 +161,7 @@ fn listed(found: &[Relocation], out: &Output) -> String {
             if one.is_paused { "paused".to_owned() } else { one.goal.name().to_owned() },
             one.source.to_string(),
             one.target.to_string(),
-            one.buckets.len().to_string(),
+            if one.pin.is_some() { "1 user".to_owned() } else { one.buckets.len().to_string() },
             one.rows_copied.to_string(),
             number(one.pause_ms.map(|ms| format!("{ms:.1}"))),
             minute(one.updated_at),
@@ -203,8 +203,11 @@ fn said(one: &Relocation) -> String {
     lines.join("\n")
 }
 
-/// `buckets 10-25, 77`, no longer than a line.
+/// `buckets 10-25, 77`, no longer than a line; or `user 01a2…`.
 fn spans(one: &Relocation) -> String {
+    if let Some(user) = one.pin {
+        return format!("user {user}");
+    }
     let mut spans: Vec<(u16, u16)> = Vec::new();
     for bucket in &one.buckets {
         match spans.last_mut() {

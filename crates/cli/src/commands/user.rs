@@ -1,6 +1,7 @@
 //! `therev user`: the people of the community.
 
 use crate::app::App;
+use crate::commands::move_rows::{How, carry_out};
 use crate::error::Result;
 use crate::input;
 use crate::output::Output;
@@ -54,6 +55,17 @@ Examples:
         /// Delete what the person wrote too; otherwise it stays, under a deleted author
         #[arg(long)]
         with_content: bool,
+    },
+    /// Bring a person who was placed apart (`therev move user`) back to the bucket
+    #[command(after_help = "\
+Examples:
+  therev user unpin @ada --plan
+  therev user unpin @ada")]
+    Unpin {
+        #[command(flatten)]
+        who: One,
+        #[command(flatten)]
+        how: How,
     },
     /// Let a person log in no more
     Deactivate(One),
@@ -143,9 +155,18 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         Command::Add(new) => add(app, *new).await,
         Command::Edit(edit) => change(app, *edit).await,
         Command::Delete { who, with_content } => delete(app, &who.user, with_content).await,
+        Command::Unpin { who, how } => unpin(app, &who.user, &how).await,
         Command::Deactivate(who) => set_active(app, &who.user, false).await,
         Command::Activate(who) => set_active(app, &who.user, true).await,
     }
+}
+
+async fn unpin(app: &App, user: &str, how: &How) -> Result<()> {
+    let therev = app.open_relaying().await?;
+    let user = input::user(&therev, user).await?;
+    let mover = how.mover(&therev);
+    let requests = mover.unpin_requests(user).await?;
+    carry_out(app, &therev, &mover, &requests, how).await
 }
 
 /// A person's page.
@@ -163,6 +184,8 @@ struct Lives {
     bucket: u16,
     account: i16,
     content: i16,
+    /// Whether the person is placed apart from the bucket (`therev move user`).
+    is_pinned: bool,
 }
 
 async fn show(app: &App, user: &str) -> Result<()> {
@@ -180,8 +203,10 @@ async fn show(app: &App, user: &str) -> Result<()> {
 
 fn lives(therev: &Therev, id: UserId) -> Lives {
     let map = therev.shards().map();
-    let shard = |group| map.place(group, id.bucket()).shard.0;
-    Lives { bucket: id.bucket().number(), account: shard(Group::Account), content: shard(Group::Content) }
+    let shard = |group| map.place_of(group, id.into()).shard.0;
+    let is_pinned = Group::ALL.iter().any(|group| map.pins_of(*group, id.bucket()).any(|(user, _)| user == id));
+    let bucket = id.bucket().number();
+    Lives { bucket, account: shard(Group::Account), content: shard(Group::Content), is_pinned }
 }
 
 fn said(page: &Page, out: &Output) -> String {
@@ -212,11 +237,12 @@ fn said(page: &Page, out: &Output) -> String {
         format!("{}\n            {}", first_line(&text, out.width), post.post_id)
     }));
     lines.extend(page.posts.is_empty().then(|| "none".to_owned()));
-    let Lives { bucket, account, content } = page.lives;
+    let Lives { bucket, account, content, is_pinned } = page.lives;
+    let bucket = if is_pinned { format!("apart from bucket {bucket}") } else { format!("in bucket {bucket}") };
     let place = if account == content {
-        format!("Everything of this person lives on shard {account}, in bucket {bucket}.")
+        format!("Everything of this person lives on shard {account}, {bucket}.")
     } else {
-        format!("The account lives on shard {account}, the content on shard {content}, in bucket {bucket}.")
+        format!("The account lives on shard {account}, the content on shard {content}, {bucket}.")
     };
     lines.extend([String::new(), place]);
     lines.join("\n")

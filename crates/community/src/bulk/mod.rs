@@ -14,7 +14,7 @@ use crate::community::Community;
 use crate::error::{Error, Result};
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
-use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
+use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use rows::{BulkRow, NamedUser};
 use shards::Bulk;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -125,29 +125,29 @@ impl Community {
         }
     }
 
-    /// Does some work on rows, on the shards that own their buckets, side by side, until all of it is done somewhere.
+    /// Does some work on rows, on the shards that have their owners, side by side, until all of it is done somewhere.
     /// The work must be one that can be repeated; it hears whether it is.
     pub(crate) async fn in_bulk<T, R>(
         &self,
         group: Group,
         rows: Vec<T>,
-        bucket: impl Fn(&T) -> Bucket,
+        whose: impl Fn(&T) -> Whose,
         work: impl AsyncFn(&Bulk, &[T], bool) -> Done<R>,
     ) -> Result<Vec<Part<T, R>>> {
         let mut done = Vec::new();
         let mut open = rows;
         let mut tries = 0;
         while !open.is_empty() {
-            let mut by_shard: BTreeMap<ShardNo, (BTreeSet<Bucket>, Vec<T>)> = BTreeMap::new();
+            let mut by_shard: BTreeMap<ShardNo, (BTreeSet<Whose>, Vec<T>)> = BTreeMap::new();
             for row in open.drain(..) {
-                let bucket = bucket(&row);
-                let part = by_shard.entry(self.shard_of(group, bucket)).or_default();
-                part.0.insert(bucket);
+                let whose = whose(&row);
+                let part = by_shard.entry(self.shard_of(group, whose)).or_default();
+                part.0.insert(whose);
                 part.1.push(row);
             }
             let work = &work;
-            let parts = by_shard.into_iter().map(|(shard, (buckets, rows))| async move {
-                let said = self.on_shard(group, shard, &buckets, async |bulk| work(bulk, &rows, tries > 0).await).await;
+            let parts = by_shard.into_iter().map(|(shard, (owners, rows))| async move {
+                let said = self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, tries > 0).await).await;
                 (shard, rows, said)
             });
             for (shard, rows, said) in join_all(parts).await {
@@ -163,15 +163,15 @@ impl Community {
         Ok(done)
     }
 
-    /// One transaction on one shard. `None`: the shard does not own all of the buckets (any more).
+    /// One transaction on one shard. `None`: the shard does not have all of these owners (any more).
     async fn on_shard<R>(
         &self,
         group: Group,
         shard: ShardNo,
-        buckets: &BTreeSet<Bucket>,
+        owners: &BTreeSet<Whose>,
         work: impl AsyncFnOnce(&Bulk) -> Done<R>,
     ) -> Done<Option<R>> {
-        let Some(bulk) = self.shards().bulk(group, shard, buckets).await? else { return Ok(None) };
+        let Some(bulk) = self.shards().bulk(group, shard, owners).await? else { return Ok(None) };
         let said = work(&bulk).await?;
         fail::fail_point!("bulk.before_commit");
         bulk.commit().await?;
@@ -199,7 +199,7 @@ impl BulkWriter {
         let community = self.community.clone();
         let (before, names_taken) = self.names_taken.add();
         self.begin(kind, users.len(), async move {
-            let keys = users.iter().map(|u| (u.user_id.bucket(), u.user_id.0)).collect();
+            let keys = users.iter().map(|u| (u.user_id.into(), u.user_id.0)).collect();
             let (known, buried) = community.known_users(keys).await?;
             let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
             if !is_done(before).await {
@@ -212,7 +212,7 @@ impl BulkWriter {
                 names::unbury(bulk, users).await?;
                 copy(bulk, users, again).await
             };
-            let parts = community.in_bulk(Group::Account, named, NamedUser::bucket, write).await?;
+            let parts = community.in_bulk(Group::Account, named, NamedUser::whose, write).await?;
             let mut copied = copied(&parts);
             copied.existing += u64::try_from(old.len()).unwrap_or(0);
             community.settle_events(kind, community.tell_of_users(&parts).await, &parts);
@@ -227,7 +227,7 @@ impl BulkWriter {
         let (before, written) = self.threads_written.add();
         self.begin(kind, threads.len(), async move {
             let write = async |bulk: &Bulk, threads: &[BulkThread], again| copy(bulk, threads, again).await;
-            let parts = community.in_bulk(Group::Content, threads, BulkThread::bucket, write).await?;
+            let parts = community.in_bulk(Group::Content, threads, BulkThread::whose, write).await?;
             if is_done(before).await {
                 let _ = written.send(());
             }
@@ -252,7 +252,7 @@ impl BulkWriter {
                 landed.event = event;
                 Ok((landed, sums))
             };
-            let parts = community.in_bulk(Group::Content, posts, BulkPost::bucket, write).await?;
+            let parts = community.in_bulk(Group::Content, posts, BulkPost::whose, write).await?;
             let (mut landed, mut sums) = (Vec::new(), Vec::new());
             for Part { shard, rows, said } in parts {
                 landed.push(Part { shard, rows, said: said.0 });
@@ -362,7 +362,8 @@ async fn copy<R: BulkRow>(bulk: &Bulk, rows: &[R], again: bool) -> Done<Landed> 
 /// and all are looked for `again`.
 async fn known<R: BulkRow>(bulk: &Bulk, rows: &[R], again: bool) -> Done<HashSet<Uuid>> {
     let look = async |step: usize| {
-        let keys: (Vec<i16>, Vec<Uuid>) = rows.iter().step_by(step).map(|row| (row.bucket().sql(), row.id())).unzip();
+        let keys: (Vec<i16>, Vec<Uuid>) =
+            rows.iter().step_by(step).map(|row| (row.owner().bucket().sql(), row.id())).unzip();
         let known = bulk.query(R::KNOWN, &[&keys.0, &keys.1]).await?;
         Done::Ok(known.iter().map(|row| row.get(0)).collect::<HashSet<Uuid>>())
     };

@@ -5,7 +5,7 @@ use super::rows::{BulkRow, BulkUser, NamedUser};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::names::{Name, NameKind};
-use placement::{Bucket, Group, UserId};
+use placement::{Bucket, Group, UserId, Whose};
 use shards::Bulk;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -49,7 +49,7 @@ pub(super) async fn unbury(bulk: &Bulk, users: &[NamedUser]) -> Done<()> {
     let buried = users.iter().filter_map(|user| user.buried.map(|version| (user, version)));
     let (mut buckets, mut ids, mut versions) = (Vec::new(), Vec::new(), Vec::new());
     for (user, version) in buried {
-        buckets.push(user.bucket().sql());
+        buckets.push(user.owner().bucket().sql());
         ids.push(user.id());
         versions.push(version);
     }
@@ -110,7 +110,7 @@ impl Community {
             .in_bulk(
                 Group::Account,
                 wanted,
-                |name| name.bucket,
+                |name| name.bucket.into(),
                 async |bulk: &Bulk, names: &[Wanted], _| {
                     let buckets: Vec<i16> = names.iter().map(|n| n.bucket.sql()).collect();
                     let keys: Vec<Uuid> = names.iter().map(|n| n.key).collect();
@@ -127,7 +127,7 @@ impl Community {
     /// Confirms the names of users whose rows are written: key, user, and the version of its row.
     pub(super) async fn confirm_many(&self, mut names: Vec<(Uuid, UserId, i64)>) -> Result<()> {
         names.sort_unstable_by_key(|(key, ..)| *key);
-        let bucket = |name: &(Uuid, UserId, i64)| placement::bucket_of(name.0);
+        let whose = |name: &(Uuid, UserId, i64)| Whose::from(placement::bucket_of(name.0));
         let confirm = async |bulk: &Bulk, names: &[(Uuid, UserId, i64)], _| {
             let buckets: Vec<i16> = names.iter().map(|(key, ..)| placement::bucket_of(*key).sql()).collect();
             let keys: Vec<Uuid> = names.iter().map(|(key, ..)| *key).collect();
@@ -135,7 +135,7 @@ impl Community {
             let versions: Vec<i64> = names.iter().map(|(.., version)| *version).collect();
             bulk.query(CONFIRM, &[&buckets, &keys, &users, &versions]).await
         };
-        self.in_bulk(Group::Account, names, bucket, confirm).await?;
+        self.in_bulk(Group::Account, names, whose, confirm).await?;
         fail::fail_point!("bulk.names_confirmed");
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The rows that are brought in, and how each is copied.
 
 use chrono::{DateTime, Utc};
-use placement::{Bucket, Group, PostId, ShardNo, ThreadId, UserId};
+use placement::{Group, PostId, ShardNo, ThreadId, UserId, Whose};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use tokio_postgres::types::{ToSql, Type};
@@ -111,8 +111,8 @@ pub(super) trait BulkRow: Sync {
 
     fn shared(&self, version: i64) -> Shared;
 
-    fn bucket(&self) -> Bucket {
-        self.owner().bucket()
+    fn whose(&self) -> Whose {
+        self.owner().into()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread
 use chrono::{DateTime, Utc};
 use futures_util::TryFutureExt;
 use futures_util::future::try_join;
-use placement::{Bucket, Group, ShardNo, ThreadId, UserId};
+use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use shards::{Bulk, Unfenced};
 use std::collections::BTreeMap;
 use tokio_postgres::types::ToSql;
@@ -214,8 +214,8 @@ impl Community {
             let (owners, threads) = touched.into_iter().unzip();
             leave_event(bulk, Group::Content, "totals", &owners, Some(&threads)).await
         };
-        let bucket = |sum: &Contribution| sum.thread_author_id.bucket();
-        let parts = self.in_bulk(Group::Content, sums, bucket, tell).await?;
+        let whose = |sum: &Contribution| Whose::from(sum.thread_author_id);
+        let parts = self.in_bulk(Group::Content, sums, whose, tell).await?;
         Ok(parts.iter().map(|part| (part.shard, part.said)).collect())
     }
 
@@ -229,8 +229,8 @@ impl Community {
                 let ids: Vec<Uuid> = threads.iter().map(|(thread, _)| thread.0).collect();
                 bulk.query(SUM_TOTALS, &[&buckets, &authors, &ids]).await
             };
-            let bucket = |thread: &(ThreadId, UserId)| -> Bucket { thread.1.bucket() };
-            let parts = self.in_bulk(Group::Content, batch.to_vec(), bucket, sum).await?;
+            let whose = |thread: &(ThreadId, UserId)| Whose::from(thread.1);
+            let parts = self.in_bulk(Group::Content, batch.to_vec(), whose, sum).await?;
             let mut rows: Vec<_> = parts.iter().flat_map(|part| &part.said).collect();
             rows.sort_unstable_by_key(|row| row.get::<_, Uuid>("thread_id"));
             let ids: Vec<Uuid> = rows.iter().map(|row| row.get("thread_id")).collect();

@@ -26,7 +26,7 @@ const PAIRS: &[Pair] = &[
             "SELECT therev.bucket_of(therev.claim_key(n.kind, n.value)) AS class, n.kind || ' ' || n.value AS key,
                     hashtextextended(u.user_id::text, 0) AS digest
                FROM therev.fence AS f
-               JOIN users AS u ON get_bit(f.readable, u.bucket) = 1, therev.names_of(u) AS n
+               JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id), therev.names_of(u) AS n
               WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL",
         ),
         right: Side::Shards(
@@ -44,7 +44,7 @@ const PAIRS: &[Pair] = &[
                                                u.profile_pic_url, u.role, u.is_active, u.created_at, u.version), 0)
                         AS digest
                FROM therev.fence AS f
-               JOIN users AS u ON get_bit(f.readable, u.bucket) = 1
+               JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id)
               WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL",
         ),
         right: Side::Directory(
@@ -63,7 +63,7 @@ const PAIRS: &[Pair] = &[
                                                t.created_at, t.version, coalesce(s.posts, 0),
                                                greatest(t.created_at, s.last_post_at)), 0) AS digest
                FROM therev.fence AS f
-               JOIN threads AS t ON get_bit(f.readable, t.bucket) = 1
+               JOIN threads AS t ON therev.may_read(f, t.bucket, t.author_id)
                LEFT JOIN therev.thread_totals AS s
                  ON s.bucket = t.bucket AND s.author_id = t.author_id AND s.thread_id = t.thread_id
               WHERE f.colocation_group = 'content' AND t.deleted_at IS NULL",
@@ -83,7 +83,7 @@ const PAIRS: &[Pair] = &[
                     hashtextextended(concat_ws('|', c.thread_author_id, c.posts, c.deleted, c.last_post_at, c.version),
                                      0) AS digest
                FROM therev.fence AS f
-               JOIN therev.thread_contributions AS c ON get_bit(f.readable, c.bucket) = 1
+               JOIN therev.thread_contributions AS c ON therev.may_read(f, c.bucket, c.author_id)
               WHERE f.colocation_group = 'content'",
         ),
         right: Side::Shards(
@@ -92,7 +92,7 @@ const PAIRS: &[Pair] = &[
                     hashtextextended(concat_ws('|', p.author_id, p.posts, p.deleted, p.last_post_at, p.version), 0)
                         AS digest
                FROM therev.fence AS f
-               JOIN therev.thread_participants AS p ON get_bit(f.readable, p.bucket) = 1
+               JOIN therev.thread_participants AS p ON therev.may_read(f, p.bucket, p.author_id)
               WHERE f.colocation_group = 'content'",
         ),
     },

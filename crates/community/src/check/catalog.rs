@@ -5,6 +5,7 @@ use schema::Kind;
 use shards::{Database, Error};
 use std::collections::BTreeMap;
 use tokio_postgres::Client;
+use uuid::Uuid;
 
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
     Ok(vec![schema_versions(databases).await?, one_owner(databases).await?, nothing_left(databases).await?])
@@ -75,7 +76,64 @@ async fn look_at_owners(databases: &Databases) -> Result<Check, Error> {
             None => check.wrong(format!("{group} bucket {bucket}: owned by nobody")),
         }
     }
+    look_at_pins(databases, &owners, &mut check).await?;
     Ok(check)
+}
+
+/// What the shards say of one user who is placed apart.
+#[derive(Default)]
+struct Apart {
+    bucket: i16,
+    /// The shards that read the user's rows.
+    here: Vec<i16>,
+    /// Who points where.
+    points: BTreeMap<i16, i16>,
+    /// Where the control database says the user is.
+    placed: Option<i16>,
+}
+
+/// A user placed apart is on one shard, the bucket's owner points there, and so does the control database.
+async fn look_at_pins(
+    databases: &Databases,
+    owners: &BTreeMap<(String, i16), Vec<i16>>,
+    check: &mut Check,
+) -> Result<(), Error> {
+    let mut users: BTreeMap<(String, Uuid), Apart> = BTreeMap::new();
+    let pins = "SELECT p.colocation_group::text, p.user_id, p.bucket, p.state IN ('owned', 'draining') AS here, p.peer
+                  FROM therev.pins AS p";
+    for (database, client) in &databases.shards {
+        let Database::Shard(number) = database else { continue };
+        for row in client.query(pins, &[]).await.map_err(|source| Error::Sql { database: *database, source })? {
+            let apart = users.entry((row.get(0), row.get(1))).or_default();
+            apart.bucket = row.get("bucket");
+            if row.get("here") {
+                apart.here.push(number.0);
+            }
+            apart.points.extend(row.get::<_, Option<i16>>("peer").map(|peer| (number.0, peer)));
+        }
+    }
+    let placed =
+        databases.control.query("SELECT p.colocation_group, p.user_id, p.bucket, p.shard FROM therev.pins AS p", &[]);
+    for row in placed.await.map_err(|source| Error::Sql { database: Database::Control, source })? {
+        let apart = users.entry((row.get(0), row.get(1))).or_default();
+        (apart.bucket, apart.placed) = (row.get(2), Some(row.get(3)));
+    }
+    for ((group, user), apart) in &users {
+        check.checked += 1;
+        let homes = owners.get(&(group.clone(), apart.bucket)).map_or(&[][..], Vec::as_slice);
+        let ([here], [home]) = (apart.here.as_slice(), homes) else {
+            check.wrong(format!("{group} user {user}, placed apart: on shards {:?}", apart.here));
+            continue;
+        };
+        if here != home && apart.points.get(home) != Some(here) {
+            check.wrong(format!("{group} user {user}, placed apart: on shard {here}, which shard {home} does not say"));
+        }
+        // Who is with the bucket again, or for as long as it is there, need not be placed anywhere.
+        if here != home && apart.placed != Some(*here) {
+            check.wrong(format!("{group} user {user}: apart on shard {here}, placed on shard {:?}", apart.placed));
+        }
+    }
+    Ok(())
 }
 
 /// Slots, publications and subscriptions belong to a relocation that has its part on that shard. One that does not holds the

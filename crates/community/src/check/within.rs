@@ -18,24 +18,24 @@ const PROOFS: &[Proof] = &[
         sql: "
             SELECT r.key,
                    -- What a relocation brings or has not taken away yet is on its way.
-                   get_bit(f.readable, r.bucket) = 0
+                   NOT therev.may_read(f, r.bucket, r.owner)
                    AND NOT EXISTS (SELECT FROM therev.relocation_parts AS p
                                     WHERE f.colocation_group = ANY (p.groups) AND r.bucket = ANY (p.buckets)) AS wrong
-              FROM (SELECT 'account' AS g, bucket, 'user ' || user_id AS key FROM users
-                    UNION ALL SELECT 'account', bucket, 'session ' || session_id FROM user_sessions
-                    UNION ALL SELECT 'account', bucket, 'account ' || account_id FROM user_ai_accounts
-                    UNION ALL SELECT 'account', bucket, 'task ' || task_id FROM ai_tasks
-                    UNION ALL SELECT 'account', bucket, 'task log ' || log_id FROM ai_task_logs
-                    UNION ALL SELECT 'account', bucket, 'audit ' || audit_id FROM audit_log
-                    UNION ALL SELECT 'account', bucket, kind || ' ' || value FROM therev.claims
-                    UNION ALL SELECT 'account', bucket, 'route ' || id FROM therev.id_routes
-                    UNION ALL SELECT 'content', bucket, 'thread ' || thread_id FROM threads
-                    UNION ALL SELECT 'content', bucket, 'post ' || post_id FROM posts
-                    UNION ALL SELECT 'content', bucket, 'contribution ' || author_id || ' to ' || thread_id
+              FROM (SELECT 'account' AS g, bucket, user_id AS owner, 'user ' || user_id AS key FROM users
+                    UNION ALL SELECT 'account', bucket, user_id, 'session ' || session_id FROM user_sessions
+                    UNION ALL SELECT 'account', bucket, user_id, 'account ' || account_id FROM user_ai_accounts
+                    UNION ALL SELECT 'account', bucket, user_id, 'task ' || task_id FROM ai_tasks
+                    UNION ALL SELECT 'account', bucket, user_id, 'task log ' || log_id FROM ai_task_logs
+                    UNION ALL SELECT 'account', bucket, user_id, 'audit ' || audit_id FROM audit_log
+                    UNION ALL SELECT 'account', bucket, claim_key, kind || ' ' || value FROM therev.claims
+                    UNION ALL SELECT 'account', bucket, id, 'route ' || id FROM therev.id_routes
+                    UNION ALL SELECT 'content', bucket, author_id, 'thread ' || thread_id FROM threads
+                    UNION ALL SELECT 'content', bucket, author_id, 'post ' || post_id FROM posts
+                    UNION ALL SELECT 'content', bucket, author_id, 'contribution ' || author_id || ' to ' || thread_id
                                 FROM therev.thread_contributions
-                    UNION ALL SELECT 'content', bucket, 'participant ' || participant_id || ' of ' || thread_id
+                    UNION ALL SELECT 'content', bucket, author_id, 'participant ' || participant_id || ' of ' || thread_id
                                 FROM therev.thread_participants
-                    UNION ALL SELECT 'content', bucket, 'totals of ' || thread_id FROM therev.thread_totals) AS r
+                    UNION ALL SELECT 'content', bucket, author_id, 'totals of ' || thread_id FROM therev.thread_totals) AS r
               JOIN therev.fence AS f ON f.colocation_group = r.g::therev.colocation_group",
     },
     Proof {
@@ -59,7 +59,7 @@ const PROOFS: &[Proof] = &[
                     UNION ALL SELECT bucket, user_id, 'task ' || task_id FROM ai_tasks) AS r
               JOIN users AS u USING (bucket, user_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
-                             WHERE f.colocation_group = 'account' AND get_bit(f.readable, u.bucket) = 1)",
+                             WHERE f.colocation_group = 'account' AND therev.may_read(f, u.bucket, u.user_id))",
     },
     Proof {
         name: "ids that route",
@@ -90,7 +90,7 @@ const PROOFS: &[Proof] = &[
                      GROUP BY bucket, author_id, thread_id, thread_author_id) AS p
               FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id, thread_author_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
-                             WHERE f.colocation_group = 'content' AND get_bit(f.readable, bucket) = 1)",
+                             WHERE f.colocation_group = 'content' AND therev.may_read(f, bucket, author_id))",
     },
     Proof {
         name: TOTALS,
@@ -105,7 +105,7 @@ const PROOFS: &[Proof] = &[
                      GROUP BY bucket, author_id, thread_id) AS p
               FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
-                             WHERE f.colocation_group = 'content' AND get_bit(f.readable, bucket) = 1)",
+                             WHERE f.colocation_group = 'content' AND therev.may_read(f, bucket, author_id))",
     },
     Proof {
         name: OUTBOX,

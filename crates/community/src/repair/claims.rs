@@ -28,7 +28,7 @@ const CLAIMS: &str = "
 const HOLDERS: &str = "
     SELECT n.kind || ' ' || n.value AS name, u.user_id, u.version
       FROM therev.fence AS f
-      JOIN users AS u ON get_bit(f.readable, u.bucket) = 1, therev.names_of(u) AS n
+      JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id), therev.names_of(u) AS n
      WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL AND n.kind || ' ' || n.value = ANY ($1)";
 
 static VERSIONS: ReadMany = ReadMany::new(
@@ -88,7 +88,7 @@ impl Case {
     fn misplaced(&self) -> impl Iterator<Item = Item> {
         self.misplaced.iter().map(|key| {
             let value = json!({ "claim_key": key, "kind": self.name.kind, "value": self.name.value });
-            Item { bucket: bucket_of(*key), value }
+            Item { whose: bucket_of(*key).into(), value }
         })
     }
 }
@@ -133,7 +133,7 @@ impl Community {
         let claims: Vec<Claim> =
             databases.ask_shards(CLAIMS, &[&claim_keys, &keys]).await?.iter().map(Claim::from).collect();
         let users: BTreeSet<UserId> = claims.iter().map(|claim| claim.user).collect();
-        let asked = users.into_iter().map(|user| (user.bucket(), user.0)).collect();
+        let asked = users.into_iter().map(|user| (user.into(), user.0)).collect();
         let rows = self.shards().read_many(&VERSIONS, asked, &[]).await.whole()?;
         let versions: BTreeMap<Uuid, i64> = rows.iter().map(|row| (row.get("user_id"), row.get("version"))).collect();
         let mut holders: BTreeMap<String, Vec<(UserId, i64)>> = BTreeMap::new();
@@ -224,7 +224,7 @@ impl Community {
             "claim_key": claim.key, "kind": name.kind, "value": name.value, "user_id": user, "version": version,
             "seen_user_id": claim.user, "seen_version": claim.version
         });
-        let item = Item { bucket: bucket_of(claim.key), value };
+        let item = Item { whose: bucket_of(claim.key).into(), value };
         Ok(!self.write_all(&HAND_OVER, vec![item]).await?.is_empty())
     }
 }

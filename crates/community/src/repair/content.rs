@@ -17,7 +17,7 @@ use uuid::Uuid;
 const COPIES: &str = "
     SELECT p.author_id, p.thread_id, p.participant_id, p.version
       FROM therev.fence AS f
-      JOIN therev.thread_participants AS p ON get_bit(f.readable, p.bucket) = 1
+      JOIN therev.thread_participants AS p ON therev.may_read(f, p.bucket, p.author_id)
       JOIN unnest($1::uuid[], $2::uuid[]) AS k (participant_id, thread_id) USING (participant_id, thread_id)
      WHERE f.colocation_group = 'content'";
 
@@ -148,7 +148,7 @@ impl Copied {
     fn item(&self) -> Item {
         let value =
             json!({ "author_id": self.thread_author, "thread_id": self.thread, "participant_id": self.participant });
-        Item { bucket: self.thread_author.bucket(), value }
+        Item { whose: self.thread_author.into(), value }
     }
 }
 
@@ -216,7 +216,7 @@ impl Community {
             }
             Done::Ok(there)
         };
-        let parts = self.in_bulk(Group::Content, wrong, |one| one.author.bucket(), count).await?;
+        let parts = self.in_bulk(Group::Content, wrong, |one| one.author.into(), count).await?;
         Ok(parts.into_iter().flat_map(|part| part.said).collect())
     }
 
@@ -224,7 +224,7 @@ impl Community {
     pub(super) async fn sum_again(&self, threads: Vec<(Uuid, Uuid)>) -> Result<()> {
         for batch in threads.chunks(BATCH) {
             let fact = |(thread, author): &(Uuid, Uuid)| json!({ "thread_id": thread, "author_id": author });
-            let item = |key: &(Uuid, Uuid)| Item { bucket: UserId(key.1).bucket(), value: fact(key) };
+            let item = |key: &(Uuid, Uuid)| Item { whose: UserId(key.1).into(), value: fact(key) };
             self.write_all(&OPEN_TOTALS, batch.iter().map(item).collect()).await?;
             let ids: Vec<Uuid> = batch.iter().map(|(thread, _)| *thread).collect();
             self.shards().directory().writer(&OPEN_LISTED_TOTALS, &[&ids]).await?;

@@ -3,7 +3,7 @@
 use super::BATCH;
 use crate::community::Community;
 use crate::error::Result;
-use placement::{Bucket, Group, UserId};
+use placement::{Bucket, Group, UserId, Whose};
 use serde_json::Value;
 use shards::{ReadMany, Unfenced};
 use std::collections::BTreeSet;
@@ -44,7 +44,8 @@ static USER_STATES: ReadMany = ReadMany::new(
 static THREAD_STATES: ReadMany = ReadMany::new(
     Group::Content,
     "SELECT t.thread_id AS id, t.author_id, therev.thread_state(t) AS state
-       FROM asked AS a JOIN threads AS t ON t.bucket = a.bucket AND t.thread_id = a.key",
+       FROM asked AS a JOIN threads AS t ON t.bucket = a.bucket AND t.thread_id = a.key, therev.fence AS f
+      WHERE f.colocation_group = 'content' AND therev.may_read(f, t.bucket, t.author_id)",
 );
 
 crate::fenced_list! { USER_STATES THREAD_STATES }
@@ -54,7 +55,7 @@ impl Community {
     pub(super) async fn repair_users(&self, users: Vec<Uuid>) -> Result<()> {
         for batch in users.chunks(BATCH) {
             let opened = self.shards().directory().writer(&OPEN_USERS, &[&batch]).await?;
-            let keys = batch.iter().map(|id| (UserId(*id).bucket(), *id)).collect();
+            let keys = batch.iter().map(|id| (UserId(*id).into(), *id)).collect();
             let found = self.shards().read_many(&USER_STATES, keys, &[]).await.whole()?;
             self.deliver_facts("user", facts(&opened, &found)).await?;
         }
@@ -69,10 +70,10 @@ impl Community {
             // Its id need not tell the bucket, and the directory's row may be wrong about the author.
             let seen = |(id, buckets): &(Uuid, &BTreeSet<i16>)| {
                 let number = |bucket: &i16| Bucket::try_from(*bucket).ok();
-                buckets.iter().filter_map(number).map(|bucket| (bucket, *id)).collect::<Vec<_>>()
+                buckets.iter().filter_map(number).map(|bucket| (bucket.into(), *id)).collect::<Vec<_>>()
             };
-            let mut keys: BTreeSet<(Bucket, Uuid)> = batch.iter().flat_map(seen).collect();
-            keys.extend(opened.iter().map(|row| (UserId(row.get("author_id")).bucket(), row.get("id"))));
+            let mut keys: BTreeSet<(Whose, Uuid)> = batch.iter().flat_map(seen).collect();
+            keys.extend(opened.iter().map(|row| (UserId(row.get("author_id")).bucket().into(), row.get("id"))));
             let keys = keys.into_iter().collect();
             let found = self.shards().read_many(&THREAD_STATES, keys, &[]).await.whole()?;
             self.deliver_facts("thread", facts(&opened, &found)).await?;

@@ -92,7 +92,7 @@ impl Scene {
 
     async fn begin(&self, lot: &Lot, goal: Goal) -> i64 {
         let (groups, buckets) = (Group::ALL.to_vec(), lot.buckets.clone());
-        let request = Request { groups, buckets, source: lot.here, target: lot.there() };
+        let request = Request { groups, buckets, pin: None, source: lot.here, target: lot.there() };
         let plan = self.mover.plan(&request).await.expect("a plan");
         assert_eq!(plan.obstacles, []);
         self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation

@@ -47,6 +47,7 @@ impl Scene {
         let request = Request {
             groups: Group::ALL.to_vec(),
             buckets: vec![self.moving.bucket()],
+            pin: None,
             source: self.here,
             target: self.there,
         };

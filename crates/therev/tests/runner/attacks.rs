@@ -37,7 +37,8 @@ impl Attacked {
 
     async fn begin(&self, goal: Goal) -> i64 {
         let (source, target) = (ShardNo(0), ShardNo(1));
-        let request = Request { groups: Group::ALL.to_vec(), buckets: vec![self.ada.bucket()], source, target };
+        let request =
+            Request { groups: Group::ALL.to_vec(), buckets: vec![self.ada.bucket()], pin: None, source, target };
         let plan = self.mover.plan(&request).await.expect("a plan");
         self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
     }

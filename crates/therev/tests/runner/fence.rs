@@ -65,6 +65,67 @@ fn some_value(number: usize, param: &Type, many: bool, owner: UserId) -> Box<dyn
     }
 }
 
+/// Tries every statement on one user's rows at a shard that must refuse them.
+async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev::AnyFenced) -> bool) {
+    client.batch_execute("SET ROLE therev").await.expect("the library's role");
+    let statements: Vec<_> = therev::fenced_statements().into_iter().chain(therev::fenced_task_statements()).collect();
+    assert!(statements.len() > 40, "{} statements are known", statements.len());
+    for (name, statement) in statements.into_iter().filter(|(_, statement)| takes(statement)) {
+        let prepared = client.prepare(statement.sql()).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let many = statement.asks_many();
+        let values: Vec<_> =
+            prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, many, ada)).collect();
+        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
+        let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        if many || statement.is_by_id() {
+            assert_eq!(rows.len(), 1, "{name} answers with nothing but the refusal");
+            assert_eq!(rows[0].get::<_, Option<bool>>("present"), None, "{name}");
+        }
+        if many {
+            assert_eq!(rows[0].get::<_, Vec<i64>>("refused"), [1], "{name}");
+        } else if statement.is_by_id() {
+            let apart = rows[0].get::<_, Option<Vec<Uuid>>>("apart_user_id").unwrap_or_default();
+            assert!(!rows[0].get::<_, bool>("is_home") || apart == [ada.0], "{name}");
+        } else {
+            assert!(rows.is_empty(), "{name} was answered where its owner is not");
+        }
+        if let Some(quick) = statement.quick() {
+            let rows = client.query(quick, &params).await.unwrap_or_else(|e| panic!("{name}, quick: {e:?}"));
+            assert!(rows.is_empty(), "{name} in its quick form was answered where its owner is not");
+        }
+    }
+    client.batch_execute("RESET ROLE").await.expect("the superuser again");
+}
+
+#[tokio::test]
+async fn every_statement_is_refused_where_the_user_is_away() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Owned by shard 0").await;
+    post(&node, ada, &open, "by its author").await;
+    post(&node, bob, &open, "by another").await;
+    node.relay_once().await.expect("the relay runs");
+
+    let client = cluster.stranger("shard_0").await;
+    let away = format!(
+        "INSERT INTO therev.pins (colocation_group, user_id, bucket, state, peer, epoch)
+         SELECT g, '{ada}', therev.bucket_of('{ada}'), 'moved', 1, 2
+           FROM unnest(enum_range(NULL::therev.colocation_group)) AS g"
+    );
+    client.batch_execute(&away).await.expect("she is away");
+    let before = contents(&client).await;
+    refuses_everything(&client, ada, |statement| !statement.is_of_buckets()).await;
+    let update = format!("UPDATE threads SET title = 'changed' WHERE author_id = '{ada}'");
+    let refused = client.batch_execute(&update).await.expect_err("a stranger is refused too");
+    assert!(refused.as_db_error().is_some_and(|e| e.message().contains("moved shard 1")), "{refused:?}");
+    assert_eq!(contents(&client).await, before, "nothing was let through");
+
+    client.batch_execute("DELETE FROM therev.pins").await.expect("she is back");
+    drop((client, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
     let cluster = TestCluster::colocated().await;
@@ -84,29 +145,7 @@ async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
         .await
         .expect("shard 0 gives everything away");
     let before = contents(&client).await;
-    client.batch_execute("SET ROLE therev").await.expect("the library's role");
-    let statements: Vec<_> = therev::fenced_statements().into_iter().chain(therev::fenced_task_statements()).collect();
-    assert!(statements.len() > 40, "{} statements are known", statements.len());
-    for (name, statement) in statements {
-        let prepared = client.prepare(statement.sql()).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        let many = statement.asks_many();
-        let values: Vec<_> =
-            prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, many, ada)).collect();
-        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
-        let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        if many {
-            assert_eq!(rows.len(), 1, "{name} answers with nothing but the refusal");
-            assert_eq!(rows[0].get::<_, Vec<i16>>("refused"), [ada.bucket().sql()], "{name}");
-            assert_eq!(rows[0].get::<_, Option<bool>>("present"), None, "{name}");
-        } else {
-            assert!(rows.is_empty(), "{name} was answered where its bucket is not owned");
-        }
-        if let Some(quick) = statement.quick() {
-            let rows = client.query(quick, &params).await.unwrap_or_else(|e| panic!("{name}, quick: {e:?}"));
-            assert!(rows.is_empty(), "{name} in its quick form was answered where its bucket is not owned");
-        }
-    }
-    client.batch_execute("RESET ROLE").await.expect("the superuser again");
+    refuses_everything(&client, ada, |_| true).await;
     assert_eq!(contents(&client).await, before, "nothing was let through");
 
     client
@@ -168,8 +207,8 @@ async fn a_refused_write_lets_nothing_of_its_transaction_through() {
     assert!(hurried.create_thread(NewThread::new(ada, "t", "b")).await.is_err());
 
     // A bulk transaction: the check fails before anything is sent.
-    let buckets = std::collections::BTreeSet::from([ada.bucket()]);
-    let bulk = hurried.shards().bulk(Group::Content, therev::ShardNo(0), &buckets).await.expect("an answer");
+    let owners = std::collections::BTreeSet::from([ada.into()]);
+    let bulk = hurried.shards().bulk(Group::Content, therev::ShardNo(0), &owners).await.expect("an answer");
     assert!(bulk.is_none());
 
     // A stranger's transaction of several statements, and one with a savepoint.

@@ -8,7 +8,7 @@ use therev::{Group, Layout, ShardNo, Therev};
 
 /// A request for all buckets of these owners' shard that hold something.
 fn request(source: ShardNo, target: ShardNo, buckets: Vec<therev::Bucket>) -> Request {
-    Request { groups: Group::ALL.to_vec(), buckets, source, target }
+    Request { groups: Group::ALL.to_vec(), buckets, pin: None, source, target }
 }
 
 /// Nothing of any relocation is left on the servers of a cluster.
@@ -277,7 +277,8 @@ async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let tag = mover.show(number).await.expect("it is known").tag;
     let bucket = authors[0].bucket().sql();
     for (part, side, peer) in [("shard_0", "source", 2_i16), ("shard_2", "target", 0)] {
-        let begin = "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}')";
+        let begin =
+            "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}', NULL, '[]')";
         let client = cluster.stranger(part).await;
         client.query(begin, &[&number, &tag, &side, &peer, &bucket]).await.expect("a part begins");
     }

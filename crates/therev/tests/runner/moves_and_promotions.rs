@@ -47,7 +47,8 @@ impl Scene {
 
     async fn begin(&self, goal: Goal) -> i64 {
         let (source, target) = (ShardNo(SOURCE.cast_signed()), ShardNo(TARGET.cast_signed()));
-        let request = Request { groups: Group::ALL.to_vec(), buckets: vec![self.moving.bucket()], source, target };
+        let request =
+            Request { groups: Group::ALL.to_vec(), buckets: vec![self.moving.bucket()], pin: None, source, target };
         let plan = self.mover.plan(&request).await.expect("a plan");
         self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
     }

@@ -10,7 +10,13 @@ fn mover(node: &Therev) -> Mover {
 }
 
 fn request(bucket: Bucket, source: i16, target: i16) -> Request {
-    Request { groups: Group::ALL.to_vec(), buckets: vec![bucket], source: ShardNo(source), target: ShardNo(target) }
+    Request {
+        groups: Group::ALL.to_vec(),
+        buckets: vec![bucket],
+        pin: None,
+        source: ShardNo(source),
+        target: ShardNo(target),
+    }
 }
 
 /// What is refused, and what to do about it, in one line.

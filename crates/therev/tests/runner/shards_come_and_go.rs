@@ -292,6 +292,7 @@ async fn what_cannot_go_or_move_is_refused_with_the_reason() {
     let there = Request {
         groups: Group::ALL.to_vec(),
         buckets: vec![authors[0].bucket()],
+        pin: None,
         source: ShardNo(0),
         target: ShardNo(1),
     };

@@ -1,4 +1,5 @@
-//! Movers: processes that move users from shard to shard for as long as they live, as operators would: some relocations go
+//! Movers: processes that move users from shard to shard, with their buckets or alone, for as long as they live, as operators
+//! would: some relocations go
 //! through, some are held at the switch and then reversed or finished, some aborted or paused in the middle. Several movers
 //! take up what others left, and are killed and put to sleep themselves.
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 use futures_util::future::join;
 use rand::RngExt;
 use therev::relocation::{self, Goal, Mover, Options, Relocation, Request, State};
-use therev::{Bucket, Group, Map, ShardNo};
+use therev::{Bucket, Group, Map, ShardNo, UserId};
 
 use crate::journal::{Event, Journal};
 use crate::writer::{Spec, connect, end_of_input};
@@ -25,6 +26,8 @@ const MORE_BUCKETS: u16 = 12;
 const MEDDLES_MS: u64 = 1_500;
 /// Longer than a relocation of so little takes, whatever is broken meanwhile.
 const HANGS: Duration = Duration::from_secs(180);
+/// How often a user moves alone and not with the bucket.
+const PINS: f64 = 0.4;
 /// Between two relocations.
 const REST: Duration = Duration::from_millis(50);
 
@@ -39,7 +42,7 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn Error>> {
             // A user and a map of now.
             let user = spec.histories[rand::rng().random_range(0..spec.histories.len())].user;
             let map = node.shards().map();
-            let moved = Box::pin(one(&mover, user.bucket(), &map));
+            let moved = Box::pin(one(&mover, user, &map));
             let event = match tokio::time::timeout(HANGS, moved).await {
                 Ok(Ok(Some(ended))) => {
                     let Relocation { relocation, source, target, state, .. } = &ended;
@@ -65,7 +68,7 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn Error>> {
 }
 
 /// One relocation, an open one or a new one, until it rests. `None`: there is nothing to do.
-async fn one(mover: &Mover, bucket: Bucket, map: &Map) -> relocation::Result<Option<Relocation>> {
+async fn one(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<Option<Relocation>> {
     let open = mover.list(true).await?;
     let left: Vec<&Relocation> = open.iter().filter(|one| !one.has_worker).collect();
     if !left.is_empty() && (open.len() >= OPEN_MAX || rand::rng().random_bool(0.7)) {
@@ -75,9 +78,24 @@ async fn one(mover: &Mover, bucket: Bucket, map: &Map) -> relocation::Result<Opt
     if open.len() >= OPEN_MAX {
         return Ok(None);
     }
+    let goal = if rand::rng().random_bool(0.5) { Goal::Done } else { Goal::Switched };
+    let Some(request) = request(mover, user, map).await? else { return Ok(None) };
+    let begun = mover.begin(&mover.plan(&request).await?, goal, "nemesis").await?;
+    Box::pin(carry_on(mover, begun.relocation)).await.map(Some)
+}
+
+/// A user's bucket with some others; or the user alone, to be placed apart or to go back.
+async fn request(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<Option<Request>> {
     let shards = shards_of(map);
-    let source = map.place(Group::Content, bucket).shard;
     let target = shards[rand::rng().random_range(0..shards.len())];
+    if rand::rng().random_bool(PINS) {
+        let away = rand::rng().random_bool(0.5);
+        let mut requests =
+            if away { mover.pin_requests(user, target).await } else { mover.unpin_requests(user).await }?;
+        return Ok(requests.pop());
+    }
+    let bucket = user.bucket();
+    let source = map.place(Group::Content, bucket).shard;
     if source == target {
         return Ok(None);
     }
@@ -90,10 +108,7 @@ async fn one(mover: &Mover, bucket: Bucket, map: &Map) -> relocation::Result<Opt
         .collect();
     buckets.sort_unstable();
     buckets.dedup();
-    let plan = mover.plan(&Request { groups: Group::ALL.to_vec(), buckets, source, target }).await?;
-    let goal = if rand::rng().random_bool(0.5) { Goal::Done } else { Goal::Switched };
-    let begun = mover.begin(&plan, goal, "nemesis").await?;
-    Box::pin(carry_on(mover, begun.relocation)).await.map(Some)
+    Ok(Some(Request { groups: Group::ALL.to_vec(), buckets, pin: None, source, target }))
 }
 
 /// The shards that have something.

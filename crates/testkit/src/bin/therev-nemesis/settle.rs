@@ -92,6 +92,8 @@ pub(crate) async fn left_overs(world: &World) -> Result<Vec<String>, Box<dyn Err
         UNION ALL SELECT 'origin ' || o.roname FROM pg_replication_origin AS o
         UNION ALL SELECT 'bucket ' || o.bucket || ' of ' || o.colocation_group || ' is ' || o.state
                     FROM therev.ownership AS o WHERE o.state NOT IN ('owned', 'moved')
+        UNION ALL SELECT 'user ' || p.user_id || ' of ' || p.colocation_group || ' is ' || p.state
+                    FROM therev.pins AS p WHERE p.state NOT IN ('owned', 'moved')
         UNION ALL SELECT 'advisory lock ' || l.objid FROM pg_locks AS l WHERE l.locktype = 'advisory'
         UNION ALL SELECT 'lock of ' || l.pid || ' on ' || l.relation::regclass FROM pg_locks AS l
                     JOIN therev.owned_tables AS t ON l.relation = t.table_name::regclass

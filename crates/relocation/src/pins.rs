@@ -1,0 +1,165 @@
+//! Users placed apart from their buckets: to another shard, back again, and those whose load asks for it.
+
+use crate::error::{Error, Result};
+use crate::mover::Mover;
+use crate::plan::Request;
+use crate::record::{Goal, Relocation};
+use placement::planner::{Isolation, Item, Pin, Shard, UserLoad, isolate};
+use placement::{Bucket, Group, Layout, ShardNo, UserId, Whose};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How many users are isolated at a time: what that did is seen before it is gone on with.
+const AT_A_TIME: usize = 4;
+/// How often it is looked whether somebody should be.
+const ISOLATE_EVERY: Duration = Duration::from_secs(60);
+/// Of how many of the busiest users the load is known apart.
+const BUSIEST: usize = 200;
+/// Operations are counted in thousandths of one a second.
+const LOAD_UNIT: f64 = 1_000.0;
+
+impl Mover {
+    /// What moves a user to a shard, apart from its bucket: one request for each shard that has rows of the user now.
+    ///
+    /// To the shard that owns the bucket is back to the bucket.
+    pub async fn pin_requests(&self, user: UserId, target: ShardNo) -> Result<Vec<Request>> {
+        self.shards.refresh().await?;
+        let requests = self.requests(user, |_| target).await?;
+        if requests.is_empty() {
+            return Err(Error::refused(
+                format!("this user is on shard {target} already"),
+                "`therev where ID` says where everybody is",
+            ));
+        }
+        Ok(requests)
+    }
+
+    /// What moves a user back to its bucket.
+    pub async fn unpin_requests(&self, user: UserId) -> Result<Vec<Request>> {
+        self.shards.refresh().await?;
+        let map = self.shards.map();
+        let requests = self.requests(user, |group| map.place(group, user.bucket()).shard).await?;
+        if requests.is_empty() {
+            return Err(Error::refused("this user is with its bucket", "`therev move user` places a user apart"));
+        }
+        Ok(requests)
+    }
+
+    async fn requests(&self, user: UserId, target: impl Fn(Group) -> ShardNo) -> Result<Vec<Request>> {
+        let whose = Whose::from(user);
+        let mut by_ends: BTreeMap<(ShardNo, ShardNo), Vec<Group>> = BTreeMap::new();
+        for group in Group::ALL {
+            // The shard's own word, for the map may be old.
+            let mut source = self.shards.map().place_of(group, whose);
+            for _ in 0..self.shards.numbers().len() {
+                let said = self.shards.ownership(source.shard, group, &[whose]).await?;
+                match said.first().and_then(|said| said.ownership.hint(source.epoch).place(source.shard)) {
+                    Some(place) if place.shard != source.shard => source = place,
+                    _ => break,
+                }
+            }
+            let target = target(group);
+            if source.shard != target {
+                by_ends.entry((source.shard, target)).or_default().push(group);
+            }
+        }
+        let buckets = vec![user.bucket()];
+        let request =
+            |((source, target), groups)| Request { groups, buckets: buckets.clone(), pin: Some(user), source, target };
+        Ok(by_ends.into_iter().map(request).collect())
+    }
+
+    /// Who should be placed apart by the load that all nodes have told in the last minute, and where.
+    ///
+    /// The load of the busiest users is known by name; what is left of it lies evenly over the buckets, which is how a hash
+    /// spreads the many.
+    pub async fn plan_isolation(&self) -> Result<Vec<Isolation>> {
+        self.shards.refresh().await?;
+        let told = self.shards.hot_users(BUSIEST).await?;
+        let (catalog, map) = (self.shards.catalog(), self.shards.map());
+        // Accounts have one shard in the split layout: who is hot there is hot by what it writes.
+        let group = if catalog.layout == Layout::Split { Group::Content } else { Group::Account };
+        let busiest: f64 = told.users.iter().map(|user| user.operations_per_s).sum();
+        let buckets = f64::from(placement::BUCKETS);
+        let rest = load((told.operations_per_s - busiest).max(0.0) / buckets);
+        let mut items: BTreeMap<Bucket, Item> = map
+            .places(group)
+            .map(|(bucket, place)| (bucket, Item { bucket, shard: place.shard, bytes: 0, load: rest }))
+            .collect();
+        let (mut pins, mut users) = (Vec::new(), Vec::new());
+        for one in &told.users {
+            let (user, load) = (UserId(one.user_id), load(one.operations_per_s));
+            let shard = map.place_of(group, user.into()).shard;
+            let bucket = user.bucket();
+            if map.pins_of(group, bucket).any(|(pinned, _)| pinned == user) {
+                pins.push(Pin { bucket, shard, bytes: 0, load });
+            } else if let Some(item) = items.get_mut(&bucket) {
+                item.load += load;
+            }
+            users.push(UserLoad { user, bucket, shard, bytes: 0, load });
+        }
+        // Shards that have none of these rows are no place for them: in the split layout the accounts'.
+        let holding: BTreeSet<ShardNo> = items.values().map(|item| item.shard).collect();
+        let shards: Vec<Shard> = catalog
+            .shards
+            .iter()
+            .filter(|entry| catalog.layout == Layout::Colocated || holding.contains(&entry.shard))
+            .map(|entry| Shard { shard: entry.shard, weight: crate::rebalance::whole(entry.weight) })
+            .collect();
+        let items: Vec<Item> = items.into_values().collect();
+        isolate(&shards, &items, &pins, &users, AT_A_TIME)
+            .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))
+    }
+
+    /// Places users apart whose load asks for it, for as long as it is polled: begun here, carried through by whoever carries on.
+    pub async fn isolate_hot(&self) {
+        loop {
+            tokio::time::sleep(ISOLATE_EVERY).await;
+            match self.isolate_once("therev").await {
+                Ok(begun) => begun.iter().for_each(|one| {
+                    tracing::info!(relocation = one.relocation, user = ?one.pin, "a hot user is placed apart");
+                }),
+                Err(error) => tracing::debug!(error = %crate::mover::chain(&error), "nobody is placed apart"),
+            }
+        }
+    }
+
+    /// The same once; says what was begun. While a user is on the way nobody else sets out: the load is looked at anew after.
+    pub async fn isolate_once(&self, actor: &str) -> Result<Vec<Relocation>> {
+        let mut begun = Vec::new();
+        if self.list(true).await?.iter().any(|open| open.pin.is_some()) {
+            return Ok(begun);
+        }
+        for one in self.plan_isolation().await? {
+            for request in self.pin_requests(one.user, one.to).await? {
+                let plan = self.plan(&request).await?;
+                match self.begin(&plan, Goal::Done, actor).await {
+                    Ok(one) => begun.push(one),
+                    // Its bucket is on the way, perhaps with another hot user's: its turn comes.
+                    Err(Error::Refused { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// What moves the users that a shard has apart from their buckets back to these, where another shard owns them.
+    pub(crate) async fn pins_on(&self, shard: ShardNo) -> Result<Vec<Request>> {
+        let map = self.shards.map();
+        let here = map.pins().iter().flat_map(|((group, bucket), users)| {
+            let home = map.place(*group, *bucket).shard;
+            users.iter().filter(move |(_, place)| place.shard == shard && home != shard).map(|(user, _)| *user)
+        });
+        let mut requests = Vec::new();
+        for user in here.collect::<BTreeSet<UserId>>() {
+            requests.extend(self.requests(user, |group| map.place(group, user.bucket()).shard).await?);
+        }
+        Ok(requests)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "operations a second fit by far")]
+fn load(operations_per_s: f64) -> u64 {
+    (operations_per_s * LOAD_UNIT).round() as u64
+}

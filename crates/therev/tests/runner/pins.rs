@@ -1,0 +1,255 @@
+//! Pins: a user placed apart from its bucket is found by everybody, and nobody else notices.
+
+use crate::things::{operator, post, thread, user_per_shard};
+use std::time::Duration;
+use testkit::{TestCluster, Writing};
+use therev::relocation::{Aim, Goal, Mover, Options, Relocation, Request, State};
+use therev::{
+    AccountType, Database, Group, Layout, Map, NewAccount, NewTask, NewUser, PostChange, Provider, ShardNo, TaskType,
+    Therev, Thread, UserId,
+};
+
+/// A cluster with a user who is moved about, and one who has the same bucket.
+struct Scene {
+    cluster: TestCluster,
+    node: Therev,
+    mover: Mover,
+    pinned: UserId,
+    neighbour: UserId,
+    threads: [Thread; 2],
+}
+
+impl Scene {
+    async fn new() -> Scene {
+        let cluster = TestCluster::colocated().await;
+        let node = cluster.node().await;
+        let [pinned, other, ..] = user_per_shard(&node).await;
+        let neighbour =
+            std::iter::repeat_with(UserId::new).find(|id| id.bucket() == pinned.bucket()).expect("one of many");
+        let new = NewUser { user_id: Some(neighbour), user_name: "neighbour".into(), ..NewUser::default() };
+        node.register(new, &operator()).await.expect("registered");
+        let threads =
+            [thread(&node, pinned, "By the pinned").await.value, thread(&node, neighbour, "By the other").await.value];
+        for open in &threads {
+            for author in [pinned, neighbour, other] {
+                post(&node, author, open, "a post").await;
+            }
+        }
+        node.relay_once().await.expect("the relay runs");
+        let mover = Mover::new(node.shards().clone(), Options::default());
+        Scene { cluster, node, mover, pinned, neighbour, threads }
+    }
+
+    async fn move_it(&self, pin: Option<UserId>, source: i16, target: i16, goal: Goal) -> i64 {
+        let buckets = vec![self.pinned.bucket()];
+        let (source, target) = (ShardNo(source), ShardNo(target));
+        let request = Request { groups: Group::ALL.to_vec(), buckets, pin, source, target };
+        let plan = self.mover.plan(&request).await.expect("a plan");
+        assert!(plan.obstacles.is_empty() && plan.rows > 0, "{plan:?}");
+        self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
+    }
+
+    async fn drive(&self, number: i64) -> Relocation {
+        let relaying = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(50));
+            loop {
+                ticks.tick().await;
+                self.node.relay_once().await.expect("the relay runs");
+            }
+        };
+        tokio::select! {
+            driven = Box::pin(self.mover.drive(number, &|_| {})) => driven.expect("the relocation goes on"),
+            () = relaying => unreachable!("the relay has no end"),
+        }
+    }
+
+    async fn moved(&self, pin: Option<UserId>, source: i16, target: i16) {
+        let number = self.move_it(pin, source, target, Goal::Done).await;
+        assert_eq!(Box::pin(self.drive(number)).await.state, State::Done);
+        self.nothing_left().await;
+    }
+
+    async fn nothing_left(&self) {
+        let shards: Vec<String> = (0..self.cluster.shards()).map(|n| self.cluster.url(&format!("shard_{n}"))).collect();
+        testkit::nothing_left(&shards).await;
+    }
+
+    fn statements_on_shards(&self) -> u64 {
+        let of_shard = |(database, count)| matches!(database, Database::Shard(_)).then_some(count);
+        self.node.shards().statements().into_iter().filter_map(of_shard).sum()
+    }
+
+    /// How many rows say of users that they are placed apart, on each shard.
+    async fn pins(&self) -> Vec<i64> {
+        let mut pins = Vec::new();
+        for shard in 0..self.cluster.shards() {
+            let client = self.cluster.stranger(&format!("shard_{shard}")).await;
+            pins.push(client.query_one("SELECT count(*) FROM therev.pins", &[]).await.expect("pins").get(0));
+        }
+        pins
+    }
+
+    /// Both users are found with everything, by a node that knows nothing as well.
+    async fn prove(&self, pinned_at: i16, neighbour_at: i16) {
+        let stale = self.cluster.node().await;
+        for round in 0..2 {
+            if round == 0 {
+                stale.shards().forget_placement(Map::first(Layout::Colocated, 4));
+            }
+            for (user, shard) in [(self.pinned, pinned_at), (self.neighbour, neighbour_at)] {
+                assert_eq!(stale.user(user).await.expect("the user").user_id, user);
+                let posts = stale.posts_by_author(user, None, 50).await.expect("posts");
+                assert!(posts.len() >= 2, "{posts:?}");
+                assert_eq!(stale.post(posts[0].post_id).await.expect("by its id").author_id, user);
+                assert_eq!(stale.where_id(user.0).await.expect("a place").shard, ShardNo(shard));
+                assert_eq!(stale.where_id(posts[0].post_id.0).await.expect("a place").shard, ShardNo(shard));
+            }
+            for open in &self.threads {
+                let page = stale.thread_page(open.thread_id, None, 50).await.expect("a page");
+                assert!(!page.partial && page.posts.len() >= 3, "{page:?}");
+                let mut authors: Vec<UserId> = page.posts.iter().map(|post| post.post.author_id).collect();
+                authors.sort_unstable();
+                authors.dedup();
+                assert_eq!(authors.len(), 3, "everybody's posts are on the page");
+            }
+            let nobody = therev::PostId::new(self.pinned);
+            assert!(matches!(stale.post(nobody).await, Err(therev::Error::NotFound { .. })));
+        }
+        self.cluster.prove().await;
+    }
+}
+
+#[tokio::test]
+async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
+    let scene = Scene::new().await;
+    let Scene { node, pinned, neighbour, .. } = &scene;
+    // Away from home, and what is written then is written there.
+    scene.moved(Some(*pinned), 0, 3).await;
+    assert_eq!(scene.pins().await, [2, 0, 0, 2]);
+    scene.prove(3, 0).await;
+    // A node that has heard of it goes straight there, and its neighbour's calls are what they were.
+    node.shards().refresh().await.expect("the control database answers");
+    for user in [pinned, neighbour] {
+        let before = scene.statements_on_shards();
+        node.user(*user).await.expect("an answer");
+        assert_eq!(scene.statements_on_shards() - before, 1);
+    }
+    let tasks = node.tasks();
+    let new = NewAccount::new(*pinned, Provider::Claude, AccountType::Api, "mine");
+    let account = tasks.create_account(new).await.expect("an account");
+    assert_eq!(tasks.account(account.account_id).await.expect("by its id").user_id, *pinned);
+    let task =
+        tasks.create_task(NewTask::new(*pinned, TaskType::Summarization, serde_json::json!({}))).await.expect("a task");
+    assert_eq!(tasks.cancel_task(task.task_id, &operator()).await.expect("by its id").user_id, *pinned);
+    for user in [pinned, neighbour] {
+        let written = post(node, *user, &scene.threads[0], "after the pin").await;
+        let change = PostChange { body: Some("changed".into()), ..PostChange::default() };
+        node.change_post(written.post_id, change, &operator()).await.expect("changed by its id");
+        node.delete_post(written.post_id, &operator()).await.expect("deleted by its id");
+    }
+    // From there to another place.
+    scene.moved(Some(*pinned), 3, 1).await;
+    assert_eq!(scene.pins().await, [2, 2, 0, 0]);
+    scene.prove(1, 0).await;
+    // Its bucket moves without it, then to the shard where it is, then away from there.
+    scene.moved(None, 0, 2).await;
+    assert_eq!(scene.pins().await, [0, 2, 2, 0]);
+    scene.prove(1, 2).await;
+    scene.moved(None, 2, 1).await;
+    assert_eq!(scene.pins().await, [0, 2, 0, 0]);
+    scene.prove(1, 1).await;
+    scene.moved(None, 1, 3).await;
+    assert_eq!(scene.pins().await, [0, 2, 0, 2]);
+    scene.prove(1, 3).await;
+    // Back to its bucket.
+    scene.moved(Some(*pinned), 1, 3).await;
+    assert_eq!(scene.pins().await, [0, 0, 0, 0]);
+    scene.prove(3, 3).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_pin_goes_back_and_is_undone_like_any_relocation() {
+    let scene = Scene::new().await;
+    let (node, pinned) = (&scene.node, scene.pinned);
+    let writing = [pinned, scene.neighbour].map(|user| Writing::begin(node.clone(), user, scene.threads[1].thread_id));
+    let held = scene.move_it(Some(pinned), 0, 2, Goal::Switched).await;
+    assert_eq!(Box::pin(scene.drive(held)).await.state, State::Switched);
+    for one in &writing {
+        one.goes_on(Duration::from_secs(10)).await;
+    }
+    scene.mover.want(held, Goal::Reversed).await.expect("the way back is open");
+    assert_eq!(Box::pin(scene.drive(held)).await.state, State::Reversed);
+    assert_eq!(scene.pins().await, [0, 0, 0, 0]);
+    scene.nothing_left().await;
+    let undone = scene.move_it(Some(pinned), 0, 2, Goal::Aborted).await;
+    assert_eq!(Box::pin(scene.drive(undone)).await.state, State::Aborted);
+    assert_eq!(scene.pins().await, [0, 0, 0, 0]);
+    // While it is away its bucket can be moved and come back.
+    scene.moved(Some(pinned), 0, 2).await;
+    let bucket = scene.move_it(None, 0, 1, Goal::Switched).await;
+    assert_eq!(Box::pin(scene.drive(bucket)).await.state, State::Switched);
+    for one in &writing {
+        one.goes_on(Duration::from_secs(10)).await;
+    }
+    scene.mover.want(bucket, Goal::Reversed).await.expect("the way back is open");
+    assert_eq!(Box::pin(scene.drive(bucket)).await.state, State::Reversed);
+    scene.nothing_left().await;
+    assert_eq!(scene.pins().await, [2, 0, 2, 0]);
+    let shards: Vec<String> = (0..scene.cluster.shards()).map(|n| scene.cluster.url(&format!("shard_{n}"))).collect();
+    for one in writing {
+        assert!(one.prove(&shards).await > 10);
+    }
+    node.relay_once().await.expect("the relay runs");
+    scene.prove(2, 0).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_hot_user_is_isolated_and_goes_back_when_the_shard_is_drained() {
+    let scene = Scene::new().await;
+    let Scene { cluster, mover, pinned, neighbour, .. } = &scene;
+    let third = std::iter::repeat_with(UserId::new).find(|id| id.bucket().number() % 4 == 0).expect("one of many");
+    let new = NewUser { user_id: Some(third), user_name: "third".into(), ..NewUser::default() };
+    scene.node.register(new, &operator()).await.expect("registered");
+    // Three users of shard 0 together are too much for it; each of the others has room for one.
+    let told = "INSERT INTO therev.nodes (node, window_s, operations, users, user_operations)
+                VALUES (gen_random_uuid(), 1, 10000, ARRAY[$1::uuid, $2, $3], ARRAY[401, 400, 400])";
+    let control = cluster.stranger("control").await;
+    control.execute(told, &[&pinned.0, &neighbour.0, &third.0]).await.expect("a node tells its load");
+    let isolated = mover.plan_isolation().await.expect("a plan");
+    assert!(isolated.iter().any(|one| one.user == *pinned && one.from == ShardNo(0)), "{isolated:?}");
+    let begun = mover.isolate_once("test").await.expect("it begins");
+    assert!(!begun.is_empty() && mover.isolate_once("test").await.expect("nothing more").is_empty());
+    for one in &begun {
+        assert_eq!(Box::pin(scene.drive(one.relocation)).await.state, State::Done);
+    }
+    let there = begun[0].target;
+    scene.prove(there.0, 0).await;
+    let told = "UPDATE therev.nodes SET operations = 1, users = '{}', user_operations = '{}'";
+    control.execute(told, &[]).await.expect("the load is gone");
+
+    let relaying = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            ticks.tick().await;
+            scene.node.relay_once().await.expect("the relay runs");
+        }
+    };
+    let emptied = tokio::select! {
+        ended = Box::pin(mover.rebalance(Aim::Empty(there), "test", &|_| {})) => ended.expect("it is emptied"),
+        () = relaying => unreachable!("the relay has no end"),
+    };
+    assert!(emptied.iter().any(|one| one.pin == begun[0].pin));
+    assert_eq!(scene.pins().await[usize::try_from(there.0).expect("a number")], 0);
+    scene.nothing_left().await;
+    scene.prove(0, 0).await;
+    drop(control);
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
