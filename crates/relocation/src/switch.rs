@@ -150,7 +150,9 @@ impl<'a> Switch<'a> {
         fail::fail_point!("relocation.drained");
         while let Some(writers) = left.take_if(|writers| !writers.is_empty()) {
             if spent(WAIT_FOR_WRITERS) {
-                return self.give_up(attempt, tried, "a transaction held the tables for longer than the budget allows").await;
+                return self
+                    .give_up(attempt, tried, "a transaction held the tables for longer than the budget allows")
+                    .await;
             }
             left = self.send_sentinel(attempt, Some(writers)).await?;
         }
