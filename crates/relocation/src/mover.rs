@@ -438,40 +438,37 @@ impl Mover {
         if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
             return self.abort(relocation).await;
         }
-        if relocation.state != State::Planned {
-            let pair = pair?;
-            if let Some(state) = finish::by_the_parts(relocation, &pair, &admin).await? {
-                return Records(&control).advance(relocation, self.worker, state).await;
-            }
+        let pair = &pair?;
+        if relocation.state != State::Planned
+            && let Some(state) = finish::by_the_parts(relocation, pair, &admin).await?
+        {
+            return Records(&control).advance(relocation, self.worker, state).await;
         }
         let next = match relocation.state {
-            State::Planned => self.prepare(relocation).await?,
-            State::Copying => self.copy(relocation, progress).await?,
-            State::CatchingUp => self.catch_up(relocation, progress).await?,
+            State::Planned => self.prepare(relocation, &control, pair).await?,
+            State::Copying => self.copy(relocation, &control, pair, &admin, progress).await?,
+            State::CatchingUp => self.catch_up(relocation, pair, &admin, progress).await?,
             State::Verified => State::Switching,
-            State::Switching => match self.switch(relocation, progress).await? {
+            State::Switching => match self.switch(relocation, pair, &admin, progress).await? {
                 Some(next) => next,
                 None => return self.show(relocation.relocation).await,
             },
             State::Switched if relocation.goal == Goal::Reversed => State::Switching,
             State::Switched => State::Finishing,
             State::Finishing => {
-                let admin = self.admin()?;
-                let pair = Pair::connect(&admin, relocation).await?;
-                finish::run(relocation, &pair, &admin, progress).await?;
+                finish::run(relocation, pair, &admin, progress).await?;
                 if relocation.goal == Goal::Reversed { State::Reversed } else { State::Done }
             }
             State::Done | State::Aborted | State::Reversed => return Ok(relocation.clone()),
         };
         fail::fail_point!("relocation.before_advance");
+        // The work may have taken hours: the connection that began it may be gone by now.
         Records(&self.control().await?).advance(relocation, self.worker, next).await
     }
 
     /// Which lives it counts on, and a part on each side.
-    async fn prepare(&self, relocation: &Relocation) -> Result<State> {
-        let pair = Pair::connect(&self.admin()?, relocation).await?;
-        let (source_life, target_life) = verify::lives(&pair).await?;
-        let control = self.control().await?;
+    async fn prepare(&self, relocation: &Relocation, control: &Client, pair: &Pair) -> Result<State> {
+        let (source_life, target_life) = verify::lives(pair).await?;
         control
             .execute(
                 "UPDATE therev.relocations SET source_life = $3, target_life = $4
@@ -522,8 +519,14 @@ impl Mover {
         Ok(State::Copying)
     }
 
-    async fn copy(&self, relocation: &Relocation, progress: &Progress) -> Result<State> {
-        let control = self.control().await?;
+    async fn copy(
+        &self,
+        relocation: &Relocation,
+        control: &Client,
+        pair: &Pair,
+        admin: &Admin,
+        progress: &Progress,
+    ) -> Result<State> {
         let row = control
             .query_opt(
                 "UPDATE therev.relocations SET copy_round = copy_round + 1, rows_copied = 0, bytes_copied = 0
@@ -534,16 +537,18 @@ impl Mover {
             .map_err(at)?;
         let copy_round = row.ok_or(Error::Taken(relocation.relocation))?.get(0);
         let relocation = Relocation { copy_round, ..relocation.clone() };
-        let admin = self.admin()?;
-        let pair = Pair::connect(&admin, &relocation).await?;
         pair.check_lives(&relocation).await?;
-        copy::run(&relocation, &pair, &admin, progress).await?;
+        copy::run(&relocation, pair, admin, progress).await?;
         Ok(State::CatchingUp)
     }
 
-    async fn catch_up(&self, relocation: &Relocation, progress: &Progress) -> Result<State> {
-        let admin = self.admin()?;
-        let pair = Pair::connect(&admin, relocation).await?;
+    async fn catch_up(
+        &self,
+        relocation: &Relocation,
+        pair: &Pair,
+        admin: &Admin,
+        progress: &Progress,
+    ) -> Result<State> {
         pair.check_lives(relocation).await?;
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
@@ -559,10 +564,10 @@ impl Mover {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Beats::new(relocation, &pair).await?.arrive().await?;
+        Beats::new(relocation, pair).await?.arrive().await?;
         progress.lag_bytes.store(0, Ordering::Relaxed);
         fail::fail_point!("relocation.caught_up");
-        let compared = verify::run(relocation, &pair, &admin, progress, false).await?;
+        let compared = verify::run(relocation, pair, admin, progress, false).await?;
         tracing::info!(relocation = relocation.relocation, compared, "both sides hold the same rows");
         Ok(State::Verified)
     }
@@ -577,21 +582,25 @@ impl Mover {
     }
 
     /// `None`: something else is wanted by now.
-    async fn switch(&self, relocation: &Relocation, progress: &Progress) -> Result<Option<State>> {
-        let admin = self.admin()?;
-        let pair = Pair::connect(&admin, relocation).await?;
+    async fn switch(
+        &self,
+        relocation: &Relocation,
+        pair: &Pair,
+        admin: &Admin,
+        progress: &Progress,
+    ) -> Result<Option<State>> {
         let told = |one: &Try| {
             tracing::debug!(relocation = one.relocation, attempt = one.attempt, steps = %one.told(), "a switch was tried");
             (self.on_try)(one);
         };
-        let Some(done) = switch::run(relocation, &pair, self.options.budget, progress, self, &told).await? else {
+        let Some(done) = switch::run(relocation, pair, self.options.budget, progress, self, &told).await? else {
             return Ok(None);
         };
         progress.say("");
         self.note_switch(relocation, &done).await?;
-        finish::record_placement(relocation, &pair, &admin).await?;
+        finish::record_placement(relocation, pair, admin).await?;
         fail::fail_point!("relocation.recorded");
-        switch::turn_streams(relocation, &pair).await?;
+        switch::turn_streams(relocation, pair).await?;
         fail::fail_point!("relocation.streams_turned");
         Ok(Some(if relocation.goal == Goal::Reversed { State::Finishing } else { State::Switched }))
     }

@@ -19,12 +19,13 @@ const BUDGET: Duration = Duration::from_secs(1);
 /// Points that only an abort passes.
 pub(crate) const OF_ABORTS: [&str; 2] = ["relocation.undone_at_source", "relocation.undone_streams"];
 /// Points that are passed in several steps, and the passes that are worth a death: those between any two states, those at
-/// the end, and those where an earlier copy is cleared away.
-const PASSED_OFTEN: [(&str, &[u32]); 4] = [
-    ("relocation.stepped", &[1, 2, 3, 4, 5, 6]),
-    ("relocation.before_advance", &[1, 2, 5, 7]),
-    ("relocation.unsubscribed", &[1, 3]),
-    ("relocation.slots_dropped", &[1, 4]),
+/// the end, and those where an earlier copy is cleared away. First those where no other point finds the same; the full tier
+/// goes through the others.
+const PASSED_OFTEN: [(&str, &[u32], &[u32]); 4] = [
+    ("relocation.stepped", &[1, 3, 5], &[2, 4, 6]),
+    ("relocation.before_advance", &[2, 7], &[1, 5]),
+    ("relocation.unsubscribed", &[3], &[1]),
+    ("relocation.slots_dropped", &[4], &[1]),
 ];
 
 /// The files of the crate that have fail points.
@@ -67,7 +68,7 @@ fn id_in(shard: u16, part: u16) -> UserId {
 impl Scene {
     async fn new() -> (Scene, Lot, Lot) {
         let cluster = TestCluster::new(Layout::Colocated, 2).await;
-        let node = therev::connect(Config { relay_ms: 50, ..cluster.config() }).await.expect("a node");
+        let node = therev::connect(Config { relay_ms: 100, ..cluster.config() }).await.expect("a node");
         let authors = [id_in(0, 0), id_in(0, 1), id_in(1, 2)];
         for (n, id) in authors.into_iter().enumerate() {
             let new = NewUser { user_id: Some(id), user_name: format!("user-{n}"), ..NewUser::default() };
@@ -100,9 +101,7 @@ impl Scene {
 
     /// Everybody writes something more, with nobody to help them.
     async fn writers_go_on(&self) {
-        for writer in &self.writers {
-            writer.goes_on(WRITES_WAIT).await;
-        }
+        futures_util::future::join_all(self.writers.iter().map(|writer| writer.goes_on(WRITES_WAIT))).await;
     }
 
     /// A process carries the relocation on and is killed at the nth pass of a point.
@@ -204,30 +203,44 @@ impl Scene {
     }
 }
 
-/// Kills two movers at each of these points, one to be resumed and one to be aborted.
-async fn at_each(points: &[String]) {
+/// Kills two movers at each of these passes of points, one to be resumed and one to be aborted.
+async fn at_passes(passes: &[(&str, u32)]) {
     let (scene, mut one, mut other) = Scene::new().await;
-    for point in points.iter().map(String::as_str).filter(|point| !OF_ABORTS.contains(point)) {
-        let often = PASSED_OFTEN.iter().find(|(often, _)| *often == point);
-        for nth in often.map_or(&[1][..], |(_, passes)| passes) {
-            let resumed = Box::pin(scene.killed_and_resumed(&mut one, point, *nth));
-            let aborted = Box::pin(scene.killed_and_aborted(&mut other, point, *nth));
-            tokio::join!(resumed, aborted);
-            scene.rests().await;
-        }
+    for (point, nth) in passes {
+        let resumed = Box::pin(scene.killed_and_resumed(&mut one, point, *nth));
+        let aborted = Box::pin(scene.killed_and_aborted(&mut other, point, *nth));
+        tokio::join!(resumed, aborted);
+        scene.rests().await;
     }
     scene.finish().await;
 }
 
+/// The same at each of these points.
+async fn at_each(points: &[String]) {
+    let mut all = Vec::new();
+    for point in points.iter().map(String::as_str).filter(|point| !OF_ABORTS.contains(point)) {
+        let passes = PASSED_OFTEN.iter().find(|(often, ..)| *often == point).map_or(&[1][..], |(_, passes, _)| passes);
+        all.extend(passes.iter().map(|nth| (point, *nth)));
+    }
+    at_passes(&all).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn between_states() {
-    let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, _)| often == point);
+    let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, ..)| often == point);
     at_each(&points("mover.rs").into_iter().filter(of_states).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "they find what other points found; the full tier runs it"]
+async fn at_passes_that_resemble_others() {
+    let all = PASSED_OFTEN.iter().flat_map(|(point, _, more)| more.iter().map(move |nth| (*point, *nth)));
+    at_passes(&all.collect::<Vec<_>>()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn within_states() {
-    let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, _)| often == point);
+    let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, ..)| often == point);
     at_each(&points("mover.rs").into_iter().filter(|point| !of_states(point)).collect::<Vec<_>>()).await;
 }
 
@@ -294,6 +307,6 @@ fn no_point_is_forgotten() {
         }
     }
     let of_aborts = OF_ABORTS.iter().all(|point| names.contains(*point));
-    assert!(of_aborts && PASSED_OFTEN.iter().all(|(point, _)| names.contains(*point)), "{names:?}");
-    assert!(names.len() >= 30, "{names:?}");
+    assert!(of_aborts && PASSED_OFTEN.iter().all(|(point, ..)| names.contains(*point)), "{names:?}");
+    assert!(names.len() >= 29, "{names:?}");
 }
