@@ -1,7 +1,6 @@
 //! Why a relocation does not go on.
 
 use shards::Database;
-use tokio_postgres::error::{DbError, SqlState};
 
 /// The result of this crate's calls.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -81,15 +80,10 @@ impl Error {
             Error::Sql { source, .. } => source.as_db_error().is_none_or(|error| {
                 let class = &error.code().code()[..2];
                 // Operator intervention, lack of resources, a broken connection, a deadlock, an object in use.
-                matches!(class, "57" | "53" | "08" | "40" | "55") || has_missed_publication(error)
+                matches!(class, "57" | "53" | "08" | "40" | "55") || shards::has_missed_publication(error)
             }),
             Error::Stream { .. } | Error::OtherLife { .. } | Error::PartGone { .. } => true,
             _ => false,
         }
     }
-}
-
-/// PostgreSQL finds a table's publications, then reads each: it says this when another relocation dropped its own in between.
-fn has_missed_publication(error: &DbError) -> bool {
-    *error.code() == SqlState::INTERNAL_ERROR && error.message().starts_with("cache lookup failed for publication")
 }

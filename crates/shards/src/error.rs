@@ -186,3 +186,10 @@ fn is_local(error: &tokio_postgres::Error) -> bool {
         text.contains("serializing") || text.contains("deserializing") || text.contains("number of")
     }
 }
+
+/// Whether a statement failed, and changed nothing, because a publication went just then: PostgreSQL finds a table's publications,
+/// then reads each, and says this when a relocation has ended in between.
+pub fn has_missed_publication(error: &tokio_postgres::error::DbError) -> bool {
+    *error.code() == tokio_postgres::error::SqlState::INTERNAL_ERROR
+        && error.message().starts_with("cache lookup failed for publication")
+}

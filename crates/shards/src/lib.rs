@@ -37,7 +37,7 @@ pub use bulk::Bulk;
 pub use catalog::{Catalog, FoundPlacement, ShardEntry};
 pub use config::Config;
 pub use directory::{Directory, InvalidToken, Token};
-pub use error::{Database, Error};
+pub use error::{Database, Error, has_missed_publication};
 pub use fan_out::{Item, Key, Many};
 pub use fresh::RolePasswords;
 pub use init::{InitPlan, Initialized, init};

@@ -1,7 +1,7 @@
 //! A pool of connections to one database, which knows whether it reached the right one.
 
 use crate::doubt::Doubt;
-use crate::error::{Database, Error};
+use crate::error::{Database, Error, has_missed_publication};
 use crate::life::{Life, Lives};
 use deadpool_postgres::{
     Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
@@ -293,10 +293,14 @@ impl Pool {
     }
 
     /// One statement, prepared once per connection, for a caller who minds the deadline. A read is tried again once when
-    /// its connection turns out to be broken: a restarted server costs its first callers nothing.
+    /// its connection turns out to be broken: a restarted server costs its first callers nothing. So is what a relocation's end has
+    /// made fail.
     pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
         match self.query_once(sql, params, writes).await {
             Err(Error::Down { source: Some(_), .. }) if !writes => Box::pin(self.query_once(sql, params, writes)).await,
+            Err(error) if error.sql_error().is_some_and(has_missed_publication) => {
+                Box::pin(self.query_once(sql, params, writes)).await
+            }
             outcome => outcome,
         }
     }
