@@ -141,6 +141,8 @@ impl Community {
         let answer = self.shards().read_many(&POSTS, keys, &[&id.0, &created_at, &post_id, &one_more]).await;
         let mut posts = answer.rows.iter().map(post_from).collect::<Result<Vec<Post>>>()?;
         posts.sort_by_key(|post| (post.created_at, post.post_id));
+        // Who came back to the bucket between two answers is in both.
+        posts.dedup_by_key(|post| post.post_id);
         let more = posts.len() > limit;
         posts.truncate(limit);
         let next = posts.last().filter(|_| more).map(|post| Cursor::new(post.created_at, post.post_id.0));
