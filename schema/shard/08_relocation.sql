@@ -443,6 +443,22 @@ BEGIN ATOMIC
        AND p.state = 'moved' AND p.epoch < k.epoch AND i.shard <> owner;
 END;
 
+-- A user who is placed apart where the bucket has come meanwhile is with it again: nothing moves. `false`: there is none.
+CREATE FUNCTION therev.release_pin(in_groups text[], of_user uuid) RETURNS boolean
+    LANGUAGE plpgsql AS
+$$
+BEGIN
+    LOCK TABLE therev.relocation_parts IN SHARE ROW EXCLUSIVE MODE;
+    IF therev.buckets_under_way(0, in_groups, ARRAY[therev.bucket_of(of_user)]) IS NOT NULL THEN
+        RAISE EXCEPTION 'bucket % is in a relocation', therev.bucket_of(of_user) USING ERRCODE = 'TR005';
+    END IF;
+    DELETE FROM therev.pins AS p USING therev.ownership AS o
+     WHERE p.user_id = of_user AND p.colocation_group::text = ANY (in_groups) AND p.state = 'owned'
+       AND o.colocation_group = p.colocation_group AND o.bucket = p.bucket AND o.state = 'owned';
+    RETURN FOUND;
+END
+$$;
+
 -- The tables of these groups and all their partitions; `holds_rows` is false of a partitioned table itself.
 CREATE FUNCTION therev.relations_of(of_groups text[])
     RETURNS TABLE (relation regclass, holds_rows boolean, colocation_group text, owner_column text)

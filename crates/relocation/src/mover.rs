@@ -74,7 +74,7 @@ impl Mover {
         self.shards.config()
     }
 
-    async fn control(&self) -> Result<Client> {
+    pub(crate) async fn control(&self) -> Result<Client> {
         Ok(self.admin()?.connect(Database::Control).await?)
     }
 

@@ -4,10 +4,12 @@ use crate::error::{Error, Result};
 use crate::mover::Mover;
 use crate::plan::Request;
 use crate::record::{Goal, Relocation};
+use crate::side::{Side, Which};
 use placement::planner::{Isolation, Item, Pin, Shard, UserLoad, isolate};
 use placement::{Bucket, Group, Layout, ShardNo, UserId, Whose};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio_postgres::types::ToSql;
 
 /// How many users are isolated at a time: what that did is seen before it is gone on with.
 const AT_A_TIME: usize = 4;
@@ -43,6 +45,34 @@ impl Mover {
             return Err(Error::refused("this user is with its bucket", "`therev move user` places a user apart"));
         }
         Ok(requests)
+    }
+
+    /// Has a user be with the bucket again whose bucket has come to the shard where the user is apart: nothing moves. `false`:
+    /// it is not so.
+    pub async fn release(&self, user: UserId) -> Result<bool> {
+        self.shards.refresh().await?;
+        let (map, bucket) = (self.shards.map(), user.bucket());
+        let mut is_released = false;
+        for group in Group::ALL {
+            let shard = map.place(group, bucket).shard;
+            let is_there = map.pins_of(group, bucket).any(|(pinned, place)| pinned == user && place.shard == shard);
+            if !is_there {
+                continue;
+            }
+            let side = Side::connect(&self.admin()?, Which::Source, shard).await?;
+            let groups = [group.name()];
+            let released = side.one("SELECT therev.release_pin($1, $2)", &[&groups.as_slice(), &user.0]).await?;
+            is_released |= released.get::<_, bool>(0);
+            let epochs = [map.place_of(group, user.into()).epoch.max(1)];
+            let control = self.control().await?;
+            let record = "SELECT therev.record_pin($1, $2, $3, $4, $5)";
+            let params: [&(dyn ToSql + Sync); 5] =
+                [&groups.as_slice(), &user.0, &bucket.sql(), &shard.0, &epochs.as_slice()];
+            let recorded = control.query(record, &params).await;
+            recorded.map_err(|source| Error::Sql { database: shards::Database::Control, source })?;
+        }
+        self.shards.refresh().await?;
+        Ok(is_released)
     }
 
     async fn requests(&self, user: UserId, target: impl Fn(Group) -> ShardNo) -> Result<Vec<Request>> {

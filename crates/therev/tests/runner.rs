@@ -26,6 +26,8 @@ mod names;
 mod outages;
 #[path = "runner/outbox.rs"]
 mod outbox;
+#[path = "runner/pairs.rs"]
+mod pairs;
 #[path = "runner/personal.rs"]
 mod personal;
 #[path = "runner/pins.rs"]

@@ -84,6 +84,10 @@ pub(crate) struct How {
 }
 
 impl How {
+    pub(crate) fn is_plan(&self) -> bool {
+        self.plan
+    }
+
     pub(crate) fn mover(&self, therev: &Therev) -> Mover {
         let options = Options { budget: Duration::from_millis(self.budget_ms), ..Options::default() };
         Mover::new(therev.shards().clone(), options)

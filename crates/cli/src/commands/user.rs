@@ -165,6 +165,11 @@ async fn unpin(app: &App, user: &str, how: &How) -> Result<()> {
     let therev = app.open_relaying().await?;
     let user = input::user(&therev, user).await?;
     let mover = how.mover(&therev);
+    if !how.is_plan() && mover.release(user).await? {
+        return app
+            .out
+            .fact(&[(); 0], || "The bucket is here: this person is with it again, nothing had to move.".to_owned());
+    }
     let requests = mover.unpin_requests(user).await?;
     carry_out(app, &therev, &mover, &requests, how).await
 }

@@ -121,7 +121,7 @@ const COUNT: &str = "
       FROM counted AS n
      WHERE c.bucket = n.bucket AND c.author_id = n.author_id AND c.thread_id = n.thread_id
        AND n.posts + n.deleted > 0
-    RETURNING c.author_id, c.thread_id, c.thread_author_id";
+    RETURNING c.author_id, c.thread_id, c.thread_author_id, c.version";
 
 /// How far a row's own count gets above the floor of versions: half of what one life of a server has.
 const COUNTED_MAX: i64 = 1 << 39;
@@ -142,7 +142,11 @@ struct Copied {
     thread: Uuid,
     thread_author: UserId,
     participant: Uuid,
+    version: i64,
 }
+
+/// A contribution: author, thread and the thread's author.
+type Contributed = (Uuid, Uuid, Uuid);
 
 impl Copied {
     fn item(&self) -> Item {
@@ -166,26 +170,37 @@ impl Community {
                     thread: row.get("thread_id"),
                     thread_author: UserId(row.get("author_id")),
                     participant: row.get("participant_id"),
+                    version: row.get("version"),
                 };
                 let greatest = versions.entry((copy.participant, copy.thread)).or_default();
-                *greatest = row.get::<_, i64>("version").max(*greatest);
+                *greatest = copy.version.max(*greatest);
                 copies.push(copy);
             }
-            self.write_all(&OPEN_COPIES, copies.iter().map(Copied::item).collect()).await?;
 
             let wrong = keys.iter().map(|(author, thread)| Wrong {
                 author: UserId(*author),
                 thread: *thread,
                 copied: versions.get(&(*author, *thread)).copied().unwrap_or(0),
             });
-            let mut there = BTreeSet::new();
+            let mut there = BTreeMap::new();
             for batch in wrong.collect::<Vec<_>>().chunks(BATCH) {
                 there.extend(self.count_again(batch.to_vec()).await?);
             }
-            let of_nothing = |copy: &&Copied| !there.contains(&(copy.participant, copy.thread, copy.thread_author.0));
-            self.write_all(&DROP_COPIES, copies.iter().filter(of_nothing).map(Copied::item).collect()).await?;
+            // What was counted is newer than its copies, and comes to replace them. Only copies of nothing are set back, and those
+            // of a version that counting does not reach: until the truth comes any old event could replace such a one.
+            let counted = |copy: &Copied| there.get(&(copy.participant, copy.thread, copy.thread_author.0)).copied();
+            let set_back = copies.iter().filter(|copy| counted(copy).is_none_or(|version| version <= copy.version));
+            self.write_all(&OPEN_COPIES, set_back.map(Copied::item).collect()).await?;
+            let of_nothing = copies.iter().filter(|copy| counted(copy).is_none());
+            self.write_all(&DROP_COPIES, of_nothing.map(Copied::item).collect()).await?;
+            // The event about these may have come before they were set back.
+            let beyond = copies.iter().filter(|copy| counted(copy).is_some_and(|version| version <= copy.version));
+            let beyond = beyond.map(|copy| Wrong { author: UserId(copy.participant), thread: copy.thread, copied: 0 });
+            for batch in beyond.collect::<Vec<_>>().chunks(BATCH) {
+                self.count_again(batch.to_vec()).await?;
+            }
             touched.extend(copies.iter().map(|copy| (copy.thread, copy.thread_author.0)));
-            touched.extend(there.into_iter().map(|(_, thread, author)| (thread, author)));
+            touched.extend(there.into_keys().map(|(_, thread, author)| (thread, author)));
         }
         if touched.is_empty() {
             return Ok(());
@@ -195,9 +210,8 @@ impl Community {
         self.sum_again(touched.into_iter().collect()).await
     }
 
-    /// Counts contributions from posts and leaves the event about them. Answers with those that are there: author, thread
-    /// and the thread's author.
-    async fn count_again(&self, wrong: Vec<Wrong>) -> Result<Vec<(Uuid, Uuid, Uuid)>> {
+    /// Counts contributions from posts and leaves the event about them. Answers with those that are there, with their versions.
+    async fn count_again(&self, wrong: Vec<Wrong>) -> Result<Vec<(Contributed, i64)>> {
         let count = async |bulk: &Bulk, wrong: &[Wrong], _| {
             let buckets: Vec<i16> = wrong.iter().map(|one| one.author.bucket().sql()).collect();
             let authors: Vec<Uuid> = wrong.iter().map(|one| one.author.0).collect();
@@ -209,9 +223,9 @@ impl Community {
             let most = floor + COUNTED_MAX;
             let counted = bulk.query(COUNT, &[&buckets, &authors, &threads, &copied, &floor, &most]).await?;
             let key = |row: &Row| (row.get("author_id"), row.get("thread_id"), row.get("thread_author_id"));
-            let there: Vec<(Uuid, Uuid, Uuid)> = counted.iter().map(key).collect();
+            let there: Vec<(Contributed, i64)> = counted.iter().map(|row| (key(row), row.get("version"))).collect();
             if !there.is_empty() {
-                let (owners, ids) = there.iter().map(|(author, thread, _)| (*author, *thread)).unzip();
+                let (owners, ids) = there.iter().map(|((author, thread, _), _)| (*author, *thread)).unzip();
                 leave_event(bulk, Group::Content, "contribution", &owners, Some(&ids)).await?;
             }
             Done::Ok(there)

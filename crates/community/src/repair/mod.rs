@@ -2,7 +2,8 @@
 //!
 //! Never writes what is a user's own. Safe beside live traffic, by one order of steps: what differs (in every look) is
 //! set back to a version below every real one, so that any state replaces it; only then is the truth read, on the shard
-//! that owns it; and it is delivered by the same statements as an event. A newer state that comes in between stays.
+//! that owns it; and it is delivered by the same statements as an event. A newer state that comes in between stays. A count
+//! of posts need not be set back: it is counted anew for a version above what differs.
 
 pub(crate) mod claims;
 pub(crate) mod content;

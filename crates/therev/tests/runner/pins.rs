@@ -165,6 +165,13 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     scene.moved(Some(*pinned), 1, 3).await;
     assert_eq!(scene.pins().await, [0, 0, 0, 0]);
     scene.prove(3, 3).await;
+    // Or the bucket to it.
+    scene.moved(Some(*pinned), 3, 1).await;
+    assert!(!scene.mover.release(*pinned).await.expect("an answer"), "its bucket is elsewhere");
+    scene.moved(None, 3, 1).await;
+    assert!(scene.mover.release(*pinned).await.expect("it is with its bucket"));
+    assert_eq!(scene.pins().await, [0, 0, 0, 0]);
+    scene.prove(1, 1).await;
     let Scene { cluster, node, mover, .. } = scene;
     drop((node, mover));
     cluster.finish().await;
