@@ -17,6 +17,8 @@ const AT_A_TIME: usize = 4;
 const ISOLATE_EVERY: Duration = Duration::from_secs(60);
 /// Of how many of the busiest users the load is known apart.
 const BUSIEST: usize = 200;
+/// Where shards have fewer operations a second than this, on average, nobody is too much for one.
+const QUIET: f64 = 100.0;
 /// Operations are counted in thousandths of one a second.
 const LOAD_UNIT: f64 = 1_000.0;
 
@@ -107,6 +109,10 @@ impl Mover {
         self.shards.refresh().await?;
         let told = self.shards.hot_users(BUSIEST).await?;
         let (catalog, map) = (self.shards.catalog(), self.shards.map());
+        let shards = u32::try_from(catalog.shards.len()).unwrap_or(u32::MAX);
+        if told.operations_per_s < QUIET * f64::from(shards) {
+            return Ok(Vec::new());
+        }
         // Accounts have one shard in the split layout: who is hot there is hot by what it writes.
         let group = if catalog.layout == Layout::Split { Group::Content } else { Group::Account };
         let busiest: f64 = told.users.iter().map(|user| user.operations_per_s).sum();
