@@ -15,7 +15,9 @@ async fn the_page_on_moving_is_true() {
     let node = cluster.node().await;
     let actor = therev::Actor::Operator("test".into());
     for n in 0..40 {
-        let new = therev::NewUser { user_name: format!("user-{n}"), ..Default::default() };
+        // On shard 1, from which the page moves one of them.
+        let id = std::iter::repeat_with(therev::UserId::new).find(|id| id.bucket().number() % 4 == 1);
+        let new = therev::NewUser { user_id: id, user_name: format!("user-{n}"), ..Default::default() };
         node.register(new, &actor).await.unwrap();
     }
     drop(node);
