@@ -6,15 +6,25 @@
 use crate::community::Community;
 use crate::error::Result;
 use shards::Unfenced;
+use std::time::Duration;
 use uuid::Uuid;
 
-/// For so long the others leave it to the relay that took it.
+/// For so long the others leave it to the relay that took it, unless that says again that it is at it.
 static TAKE: Unfenced = Unfenced::write(
     "UPDATE therev.incarnations
-        SET settling_until = now() + interval '5 minutes'
+        SET settling_until = now() + interval '20 seconds'
       WHERE NOT is_settled AND coalesce(settling_until < now(), true)
      RETURNING database, incarnation",
 );
+
+static KEEP: Unfenced = Unfenced::write(
+    "UPDATE therev.incarnations
+        SET settling_until = now() + interval '20 seconds'
+      WHERE (database, incarnation) IN (SELECT * FROM unnest($1::text[], $2::uuid[])) AND NOT is_settled",
+);
+
+/// How often it says so.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
 
 static GIVE_BACK: Unfenced = Unfenced::write(
     "UPDATE therev.incarnations
@@ -31,7 +41,18 @@ impl Community {
         }
         let databases: Vec<String> = taken.iter().map(|row| row.get("database")).collect();
         let lives: Vec<Uuid> = taken.iter().map(|row| row.get("incarnation")).collect();
-        let repaired = self.repair().await;
+        let keep = async {
+            loop {
+                tokio::time::sleep(KEEP_EVERY).await;
+                if let Err(error) = self.shards().control(&KEEP, &[&databases, &lives]).await {
+                    tracing::debug!(%error, "the control database does not hear of a repair");
+                }
+            }
+        };
+        let repaired = tokio::select! {
+            repaired = self.repair() => repaired,
+            () = keep => unreachable!("it has no end"),
+        };
         let agrees = repaired.as_ref().is_ok_and(|report| report.ok);
         self.shards().control(&GIVE_BACK, &[&databases, &lives, &agrees]).await?;
         let databases = databases.join(", ");

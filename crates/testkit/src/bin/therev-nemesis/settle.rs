@@ -80,6 +80,18 @@ async fn relay(node: &Therev) {
     }
 }
 
+/// Waits until what a promotion left is made to agree: a relay that was at it may have been killed.
+pub(crate) async fn lives(world: &World, node: &Therev) -> Result<(), Box<dyn Error>> {
+    let client = connect(&world.cluster()?.control_url()?).await;
+    let unsettled = "SELECT count(*) FROM therev.incarnations WHERE NOT is_settled";
+    let begin = Instant::now();
+    while client.query_one(unsettled, &[]).await?.get::<_, i64>(0) > 0 && begin.elapsed() < ENDS_WITHIN {
+        node.relay_once().await.ok();
+        tokio::time::sleep(RELAY_EVERY).await;
+    }
+    Ok(())
+}
+
 /// Whatever a relocation had on the servers, and places that nobody owns or two do.
 pub(crate) async fn left_overs(world: &World) -> Result<Vec<String>, Box<dyn Error>> {
     const LEFT: &str = "

@@ -44,6 +44,7 @@ pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict
     let node = world.node().await?;
     (verdict.relocations, verdict.switches, verdict.stuck) = settle::end_relocations(&node).await?;
     relay(&node).await?;
+    settle::lives(world, &node).await?;
     verdict.left_over.extend(settle::left_overs(world).await?);
     let mut stored = histories(world).await?;
     let_in(journals, &mut stored, &mut verdict);
