@@ -155,7 +155,7 @@ impl Mover {
                 Ok(begun) => begun.iter().for_each(|one| {
                     tracing::info!(relocation = one.relocation, user = ?one.pin, "a hot user is placed apart");
                 }),
-                Err(error) => tracing::debug!(error = %crate::mover::chain(&error), "nobody is placed apart"),
+                Err(error) => tracing::warn!(error = %crate::mover::chain(&error), "no hot user is placed apart"),
             }
         }
     }
@@ -171,8 +171,10 @@ impl Mover {
                 let plan = self.plan(&request).await?;
                 match self.begin(&plan, Goal::Done, actor).await {
                     Ok(one) => begun.push(one),
-                    // Its bucket is on the way, perhaps with another hot user's: its turn comes.
-                    Err(Error::Refused { .. }) => {}
+                    // Its bucket is on the way, perhaps with another hot user's, or a shard has no room: its turn comes.
+                    Err(error @ Error::Refused { .. }) => {
+                        tracing::warn!(user = %one.user, %error, "a hot user is not placed apart now");
+                    }
                     Err(error) => return Err(error),
                 }
             }

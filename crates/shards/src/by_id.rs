@@ -6,7 +6,8 @@
 use crate::error::Error;
 use crate::pool::Params;
 use crate::store::{Route, Shards, found};
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use placement::{Bucket, Group, Place, ShardNo, UserId, Whose};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Row;
@@ -118,9 +119,14 @@ impl Shards {
         }
         let shards: BTreeSet<ShardNo> =
             map.pins_of(group, bucket).map(|(_, place)| place.shard).chain([home]).collect();
-        let asked =
-            shards.into_iter().map(|shard| async move { self.pool(shard).await?.answer(quick, all, false).await });
-        // A shard that does not answer matters only where nobody has the row: then it is asked again.
-        Ok(join_all(asked).await.into_iter().filter_map(Result::ok).find(|rows| !rows.is_empty()))
+        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, false).await };
+        let mut asked: FuturesUnordered<_> = shards.into_iter().map(ask).collect();
+        // Whoever has the row ends it: a shard that does not answer matters only where nobody has, and is asked again then.
+        while let Some(answer) = asked.next().await {
+            if let Some(rows) = answer.ok().filter(|rows: &Vec<Row>| !rows.is_empty()) {
+                return Ok(Some(rows));
+            }
+        }
+        Ok(None)
     }
 }

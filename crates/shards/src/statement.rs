@@ -310,11 +310,10 @@ impl ReadMany {
                  asked AS (SELECT DISTINCT e.bucket, e.key FROM every AS e WHERE e.here)
                  SELECT said.*, r.*
                    FROM (SELECT array_agg(e.at) FILTER (WHERE NOT e.here) AS refused,
-                                array_agg(p.user_id) FILTER (WHERE e.here) AS apart_user_id,
-                                array_agg(p.peer) FILTER (WHERE e.here) AS apart_peer
+                                array_agg(p.user_id) AS apart_user_id, array_agg(p.peer) AS apart_peer
                            FROM every AS e
                            LEFT JOIN therev.pins AS p
-                             ON e.owner IS NULL AND p.colocation_group = '{group}' AND p.bucket = e.bucket
+                             ON e.here AND e.owner IS NULL AND p.colocation_group = '{group}' AND p.bucket = e.bucket
                                 AND p.state IN ('moved', 'incoming')) AS said
                    LEFT JOIN (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true",
                 group = self.group,

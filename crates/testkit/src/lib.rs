@@ -13,7 +13,7 @@ pub use clock::WrongClock;
 pub use cluster::{PASSWORD, TestCluster, connect};
 pub use disk::Disk;
 pub use frozen::Frozen;
-pub use moving::{Writing, nothing_left};
+pub use moving::{Writing, drive, nothing_left, while_relaying};
 pub use own_servers::OwnServers;
 pub use proxy::{At, Mode, Proxy};
 pub use servers::{TestServers, test_servers};

@@ -4,6 +4,7 @@
 use crate::cluster::connect;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use therev::relocation::{Mover, Relocation};
 use therev::{Actor, Error, NewPost, PostId, Therev, ThreadId, UserChange, UserId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -13,6 +14,8 @@ use tokio_postgres::Client;
 /// How often an author writes when nobody waits for it: often enough that some write is nearly always on its way, seldom enough
 /// that what is tested has the machine.
 const WRITE_EVERY: Duration = Duration::from_millis(100);
+/// How often a relay delivers beside what is waited for.
+const RELAY_EVERY: Duration = Duration::from_millis(50);
 /// How soon a write that failed is tried again.
 const TRY_EVERY: Duration = Duration::from_millis(25);
 
@@ -26,6 +29,27 @@ const LEFT: &str = "
              WHERE d.datname = current_database()) AS subscriptions,
            (SELECT count(*) FROM therev.ownership WHERE state NOT IN ('owned', 'moved')) AS buckets_between,
            (SELECT count(*) FROM therev.pins WHERE state NOT IN ('owned', 'moved')) AS users_between";
+
+/// Waits for something while a relay delivers what former owners have to tell.
+pub async fn while_relaying<T>(node: &Therev, work: impl Future<Output = T>) -> T {
+    let relaying = async {
+        let mut ticks = tokio::time::interval(RELAY_EVERY);
+        loop {
+            ticks.tick().await;
+            node.relay_once().await.expect("the relay runs");
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        () = relaying => unreachable!("the relay has no end"),
+    }
+}
+
+/// Carries a relocation on as far as it goes, beside a relay.
+pub async fn drive(node: &Therev, mover: &Mover, number: i64) -> Relocation {
+    let driven = Box::pin(while_relaying(node, Box::pin(mover.drive(number, &|_| {})))).await;
+    driven.expect("the relocation goes on")
+}
 
 /// Nothing of any relocation is left on these shards, given by a superuser's addresses.
 pub async fn nothing_left(shards: &[String]) {

@@ -1,14 +1,14 @@
 //! `therev move`: rows to another shard.
 
 use crate::app::App;
+use crate::commands::rebalance::Pace;
 use crate::commands::relocation::{Shown, driven};
 use crate::error::{CliError, Result};
 use crate::output::{Output, talk};
 use crate::tables::{bytes, count, table};
 use clap::{Subcommand, ValueEnum};
 use std::collections::BTreeMap;
-use std::time::Duration;
-use therev::relocation::{Goal, Mover, Options, Plan, Relocation, Request};
+use therev::relocation::{Goal, Mover, Plan, Relocation, Request};
 use therev::{Bucket, Group, Layout, ShardNo, Therev};
 
 /// Move rows to another shard, while everybody goes on reading and writing
@@ -78,19 +78,13 @@ pub(crate) struct How {
     /// Stop after the switch, where `therev relocation reverse` goes back without loss
     #[arg(long)]
     hold: bool,
-    /// How long a try of the switch may have writes wait, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    budget_ms: u64,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
 }
 
 impl How {
     pub(crate) fn is_plan(&self) -> bool {
         self.plan
-    }
-
-    pub(crate) fn mover(&self, therev: &Therev) -> Mover {
-        let options = Options { budget: Duration::from_millis(self.budget_ms), ..Options::default() };
-        Mover::new(therev.shards().clone(), options)
     }
 }
 
@@ -150,14 +144,14 @@ async fn move_user(app: &App, args: Person) -> Result<()> {
     let user = crate::input::user(&therev, &args.who).await?;
     // Nobody is placed apart who does not exist.
     therev.user(user).await?;
-    let mover = args.how.mover(&therev);
+    let mover = args.how.pace.mover(&therev);
     let requests = mover.pin_requests(user, shard(args.to)).await?;
     carry_out(app, &therev, &mover, &requests, &args.how).await
 }
 
 async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
     let therev = app.open_relaying().await?;
-    let mover = args.how.mover(&therev);
+    let mover = args.how.pace.mover(&therev);
     let requests = requests(&therev, &args.numbers.0, &args.group.groups(), shard(args.to))?;
     carry_out(app, &therev, &mover, &requests, &args.how).await
 }

@@ -48,7 +48,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    fn mover(self, therev: &Therev) -> Mover {
+    pub(crate) fn mover(self, therev: &Therev) -> Mover {
         Mover::new(
             therev.shards().clone(),
             Options { budget: Duration::from_millis(self.budget_ms), ..Options::default() },

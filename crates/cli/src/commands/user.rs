@@ -164,7 +164,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
 async fn unpin(app: &App, user: &str, how: &How) -> Result<()> {
     let therev = app.open_relaying().await?;
     let user = input::user(&therev, user).await?;
-    let mover = how.mover(&therev);
+    let mover = how.pace.mover(&therev);
     if !how.is_plan() && mover.release(user).await? {
         return app
             .out

@@ -3,7 +3,7 @@
 use crate::things::{operator, post, thread, user_per_shard};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
-use therev::{Bucket, Error, Group, NewThread, UserId};
+use therev::{Bucket, Error, Group, NewThread, Therev, UserId};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
@@ -65,6 +65,18 @@ fn some_value(number: usize, param: &Type, many: bool, owner: UserId) -> Box<dyn
     }
 }
 
+/// A user of shard 0 with a thread in which two have written.
+async fn ada_of_shard_0() -> (TestCluster, Therev, UserId) {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Owned by shard 0").await;
+    post(&node, ada, &open, "by its author").await;
+    post(&node, bob, &open, "by another").await;
+    node.relay_once().await.expect("the relay runs");
+    (cluster, node, ada)
+}
+
 /// Tries every statement on one user's rows at a shard that must refuse them.
 async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev::AnyFenced) -> bool) {
     client.batch_execute("SET ROLE therev").await.expect("the library's role");
@@ -99,14 +111,7 @@ async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev
 
 #[tokio::test]
 async fn every_statement_is_refused_where_the_user_is_away() {
-    let cluster = TestCluster::colocated().await;
-    let node = cluster.node().await;
-    let [ada, bob, ..] = user_per_shard(&node).await;
-    let open = thread(&node, ada, "Owned by shard 0").await;
-    post(&node, ada, &open, "by its author").await;
-    post(&node, bob, &open, "by another").await;
-    node.relay_once().await.expect("the relay runs");
-
+    let (cluster, node, ada) = ada_of_shard_0().await;
     let client = cluster.stranger("shard_0").await;
     let away = format!(
         "INSERT INTO therev.pins (colocation_group, user_id, bucket, state, peer, epoch)
@@ -126,16 +131,39 @@ async fn every_statement_is_refused_where_the_user_is_away() {
     cluster.finish().await;
 }
 
+/// However many users of a bucket are away: a caller asks for each key again that is named here, and as often.
+#[tokio::test]
+async fn a_refusal_names_each_key_once() {
+    let (cluster, node, ada) = ada_of_shard_0().await;
+    // Shard 1 does not own her bucket, and learns of it and of who is away while it is coming.
+    let client = cluster.stranger("shard_1").await;
+    let away = format!(
+        "INSERT INTO therev.pins (colocation_group, user_id, bucket, state, peer, epoch)
+         SELECT g, gen_random_uuid(), therev.bucket_of('{ada}'), 'moved', 2, 2
+           FROM unnest(enum_range(NULL::therev.colocation_group)) AS g, generate_series(1, 3)"
+    );
+    client.batch_execute(&away).await.expect("they are away");
+    client.batch_execute("SET ROLE therev").await.expect("the library's role");
+    let mut tried = 0;
+    for (name, statement) in therev::fenced_statements().into_iter().filter(|(_, statement)| statement.asks_many()) {
+        let prepared = client.prepare(statement.sql()).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        let mut values: Vec<_> =
+            prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, true, ada)).collect();
+        values[2] = Box::new(vec![None::<Uuid>]);
+        let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
+        let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
+        assert_eq!(rows[0].get::<_, Vec<i64>>("refused"), [1], "{name}");
+        tried += 1;
+    }
+    assert!(tried > 5, "{tried}");
+    client.batch_execute("RESET ROLE; DELETE FROM therev.pins").await.expect("they are back");
+    drop((client, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
-    let cluster = TestCluster::colocated().await;
-    let node = cluster.node().await;
-    let [ada, bob, ..] = user_per_shard(&node).await;
-    let open = thread(&node, ada, "Owned by shard 0").await;
-    post(&node, ada, &open, "by its author").await;
-    post(&node, bob, &open, "by another").await;
-    node.relay_once().await.expect("the relay runs");
-
+    let (cluster, node, ada) = ada_of_shard_0().await;
     let client = cluster.stranger("shard_0").await;
     client
         .batch_execute(

@@ -2,8 +2,8 @@
 
 use crate::things::{post, thread, user_per_shard};
 use std::time::Duration;
-use testkit::TestCluster;
-use therev::relocation::{Goal, Mover, Options, Relocation, Request, State};
+use testkit::{TestCluster, drive};
+use therev::relocation::{Goal, Mover, Options, Request, State};
 use therev::{Group, Layout, ShardNo, Therev};
 
 /// A request for all buckets of these owners' shard that hold something.
@@ -15,21 +15,6 @@ fn request(source: ShardNo, target: ShardNo, buckets: Vec<therev::Bucket>) -> Re
 async fn nothing_left(cluster: &TestCluster) {
     let shards: Vec<String> = (0..cluster.shards()).map(|n| cluster.url(&format!("shard_{n}"))).collect();
     testkit::nothing_left(&shards).await;
-}
-
-/// Carries a relocation on as far as it goes, while a relay delivers what the former owner has to tell.
-async fn drive(node: &Therev, mover: &Mover, number: i64) -> Relocation {
-    let relaying = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            ticks.tick().await;
-            node.relay_once().await.expect("the relay runs");
-        }
-    };
-    tokio::select! {
-        driven = Box::pin(mover.drive(number, &|_| {})) => driven.expect("the relocation goes on"),
-        () = relaying => unreachable!("the relay has no end"),
-    }
 }
 
 async fn some_content(node: &Therev) -> Vec<therev::UserId> {

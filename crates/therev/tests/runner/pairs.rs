@@ -1,28 +1,13 @@
 //! What may begin while something else is under way: it works, or is refused with the reason.
 
 use crate::things::{operator, post, thread, user_per_shard};
-use std::time::Duration;
-use testkit::TestCluster;
-use therev::relocation::{Aim, Error, Goal, Mover, Options, Relocation, Request, State};
+use testkit::{TestCluster, drive};
+use therev::relocation::{Aim, Error, Goal, Mover, Options, Request, State};
 use therev::{Group, ShardNo, Therev, UserId, remove_shard};
 
 fn buckets_of(user: UserId, source: i16, target: i16) -> Request {
     let (source, target) = (ShardNo(source), ShardNo(target));
     Request { groups: Group::ALL.to_vec(), buckets: vec![user.bucket()], pin: None, source, target }
-}
-
-async fn drive(node: &Therev, mover: &Mover, number: i64) -> Relocation {
-    let relaying = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            ticks.tick().await;
-            node.relay_once().await.expect("the relay runs");
-        }
-    };
-    tokio::select! {
-        driven = Box::pin(mover.drive(number, &|_| {})) => driven.expect("the relocation goes on"),
-        () = relaying => unreachable!("the relay has no end"),
-    }
 }
 
 /// Why a request is refused, in its plan or when it is to begin.

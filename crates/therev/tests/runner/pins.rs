@@ -2,7 +2,7 @@
 
 use crate::things::{operator, post, thread, user_per_shard};
 use std::time::Duration;
-use testkit::{TestCluster, Writing};
+use testkit::{TestCluster, Writing, drive, while_relaying};
 use therev::relocation::{Aim, Goal, Mover, Options, Relocation, Request, State};
 use therev::{
     AccountType, Database, Group, Layout, Map, NewAccount, NewTask, NewUser, PostChange, Provider, ShardNo, TaskType,
@@ -50,17 +50,7 @@ impl Scene {
     }
 
     async fn drive(&self, number: i64) -> Relocation {
-        let relaying = async {
-            let mut ticks = tokio::time::interval(Duration::from_millis(50));
-            loop {
-                ticks.tick().await;
-                self.node.relay_once().await.expect("the relay runs");
-            }
-        };
-        tokio::select! {
-            driven = Box::pin(self.mover.drive(number, &|_| {})) => driven.expect("the relocation goes on"),
-            () = relaying => unreachable!("the relay has no end"),
-        }
+        drive(&self.node, &self.mover, number).await
     }
 
     async fn moved(&self, pin: Option<UserId>, source: i16, target: i16) {
@@ -240,17 +230,8 @@ async fn a_hot_user_is_isolated_and_goes_back_when_the_shard_is_drained() {
     let told = "UPDATE therev.nodes SET operations = 1, users = '{}', user_operations = '{}'";
     control.execute(told, &[]).await.expect("the load is gone");
 
-    let relaying = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(50));
-        loop {
-            ticks.tick().await;
-            scene.node.relay_once().await.expect("the relay runs");
-        }
-    };
-    let emptied = tokio::select! {
-        ended = Box::pin(mover.rebalance(Aim::Empty(there), "test", &|_| {})) => ended.expect("it is emptied"),
-        () = relaying => unreachable!("the relay has no end"),
-    };
+    let emptied = Box::pin(mover.rebalance(Aim::Empty(there), "test", &|_| {}));
+    let emptied = while_relaying(&scene.node, emptied).await.expect("it is emptied");
     assert!(emptied.iter().any(|one| one.pin == begun[0].pin));
     assert_eq!(scene.pins().await[usize::try_from(there.0).expect("a number")], 0);
     scene.nothing_left().await;
