@@ -13,9 +13,10 @@ async fn promoted(cluster: &TestCluster, part: &str) {
     end_others(&database).await;
 }
 
-/// Ends all other connections to a database, as the end of a server does.
+/// Ends all other connections to a database, as the end of a server does, and waits until they are gone: what is sent on
+/// a connection that is only about to end may or may not have an effect.
 async fn end_others(database: &Client) {
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
                 WHERE datname = current_database() AND pid <> pg_backend_pid()";
     database.query(end, &[]).await.expect("connections are ended");
 }
