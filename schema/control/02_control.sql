@@ -176,15 +176,17 @@ CREATE TABLE therev.operator_log (
     PRIMARY KEY (created_at, audit_id)
 );
 
--- Grants a life to the server that had the life before. Answers with the one that counts now.
+-- Grants a life to the server that had the life before. Answers with the one that counts now. Its number is greater than those
+-- of all databases: rows that moved may have versions of another shard's life.
 CREATE FUNCTION therev.grant_life(of_database text, before uuid, candidate uuid)
     RETURNS TABLE (incarnation uuid, incarnation_counter bigint)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
     WITH granted AS (
         UPDATE therev.incarnations AS i
-           SET incarnation = grant_life.candidate, incarnation_counter = i.incarnation_counter + 1, is_settled = false,
-               settling_until = NULL
+           SET incarnation = grant_life.candidate,
+               incarnation_counter = (SELECT max(o.incarnation_counter) + 1 FROM therev.incarnations AS o),
+               is_settled = false, settling_until = NULL
          WHERE i.database = of_database AND i.incarnation = grant_life.before
         RETURNING i.incarnation, i.incarnation_counter)
     INSERT INTO therev.operator_log (actor, action, target, before, after)

@@ -66,7 +66,8 @@ CREATE TABLE therev.fence (
     pinned           uuid[]    NOT NULL DEFAULT '{}',
     readers          uuid[]    NOT NULL DEFAULT '{}',
     writers          uuid[]    NOT NULL DEFAULT '{}',
-    -- The least version that a row written in this life of the server may have: versions never go back.
+    -- The least version that a row written in this life of the server may have: versions never go back. It is as great as that
+    -- of each shard that rows came from.
     version_floor    bigint    NOT NULL
 );
 
@@ -185,7 +186,7 @@ BEGIN ATOMIC
        AND o.epoch < k.epoch AND i.candidate = granted;
 
     UPDATE therev.fence AS f
-       SET version_floor = counter << 40
+       SET version_floor = greatest(counter, (f.version_floor >> 40) + 1) << 40
       FROM therev.identity AS i
      WHERE i.candidate = granted;
 

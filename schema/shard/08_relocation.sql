@@ -40,13 +40,15 @@ CREATE TABLE therev.relocation_parts (
 -- One row for each direction, replicated with the rows: who sees there what was written here knows that everything before it
 -- has been applied. Written by relocation/.
 CREATE TABLE therev.sentinels (
-    relocation bigint  NOT NULL,
+    relocation    bigint  NOT NULL,
     -- Which side writes it.
-    side       text    NOT NULL CHECK (side IN ('source', 'target')),
+    side          text    NOT NULL CHECK (side IN ('source', 'target')),
     -- The try of the switch that it was sent for.
-    attempt    integer NOT NULL DEFAULT 0,
+    attempt       integer NOT NULL DEFAULT 0,
     -- Grows with every sending.
-    beat       bigint  NOT NULL DEFAULT 0,
+    beat          bigint  NOT NULL DEFAULT 0,
+    -- The least version that a row written there may have: the side that takes the rows writes no smaller ones either.
+    version_floor bigint  NOT NULL DEFAULT 0,
     PRIMARY KEY (relocation, side)
 );
 
@@ -315,7 +317,7 @@ BEGIN
      WHERE seen IS NULL OR w.writer = ANY (seen);
     IF still = '{}' THEN
         UPDATE therev.sentinels AS s
-           SET attempt = try, beat = s.beat + 1
+           SET attempt = try, beat = s.beat + 1, version_floor = (SELECT max(f.version_floor) FROM therev.fence AS f)
          WHERE s.relocation = of_relocation AND s.side = part.side;
     END IF;
     RETURN still;
@@ -360,7 +362,7 @@ END
 $$;
 
 -- e. The taking side owns the buckets, after the other side was seen to have decided. A promotion in between may have
--- learned that already.
+-- learned that already. Versions never go back here either: this server may have had fewer lives than the other one.
 CREATE FUNCTION therev.take_over(of_relocation bigint, try integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
 $$
@@ -381,6 +383,10 @@ BEGIN
     THEN
         PERFORM therev.set_ownership(part, '{incoming}', 'owned', 1);
     END IF;
+    UPDATE therev.fence AS f
+       SET version_floor = s.version_floor
+      FROM therev.sentinels AS s
+     WHERE s.relocation = of_relocation AND s.side <> part.side AND f.version_floor < s.version_floor;
     RETURN true;
 END
 $$;

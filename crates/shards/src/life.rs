@@ -15,12 +15,12 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
-/// One life of a server: the counter grows with each.
+/// One life of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Life {
     /// Which one.
     pub incarnation: Uuid,
-    /// How many there were, this one included.
+    /// Its number: greater than that of any life that any database was granted before.
     #[serde(rename = "incarnation_counter")]
     pub counter: i64,
 }
