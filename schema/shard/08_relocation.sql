@@ -4,6 +4,8 @@
 --
 -- The side that gives away: owned → draining → moved.  The side that takes: incoming → ready → owned.
 -- Going back is the same with the sides swapped.
+--
+-- What a switch goes through is written in PL/pgSQL, which plans a statement once a session: a function in SQL plans at every call.
 
 -- Written by relocation/, mostly through the functions below.
 CREATE TABLE therev.relocation_parts (
@@ -139,7 +141,7 @@ BEGIN
     END IF;
     taken := therev.buckets_under_way(of_relocation, in_groups, of_buckets);
     IF taken IS NOT NULL THEN
-        RAISE EXCEPTION 'buckets % are in another relocation', taken USING ERRCODE = 'TR005';
+        RAISE EXCEPTION '% of the buckets (%, …) are in another relocation', cardinality(taken), taken[1] USING ERRCODE = 'TR005';
     END IF;
     INSERT INTO therev.relocation_parts (relocation, tag, side, peer, groups, buckets, pin, apart, state, incarnation)
     SELECT of_relocation, of_tag, on_side, other, in_groups::therev.colocation_group[], of_buckets, of_pin,
@@ -255,17 +257,25 @@ $$;
 
 -- Whether this server lives the life that the part began in.
 CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolean
-    LANGUAGE sql STABLE
-    RETURN (SELECT i.incarnation = part.incarnation AND i.timeline = therev.current_timeline() FROM therev.identity AS i);
+    LANGUAGE plpgsql STABLE AS
+$$
+BEGIN
+    RETURN (SELECT i.incarnation = part.incarnation AND i.timeline = therev.current_timeline()
+              FROM therev.identity AS i);
+END
+$$;
 
--- a. The giving side: writes wait from now on. It waits for no standby: after a promotion that undoes it nothing can be decided.
+-- Steps whose commits wait for nothing: a crash or a promotion that takes one back takes back with it everything that came after
+-- it there, and acknowledged is only what was flushed. The steps that others build upon wait for disk and standbys.
+
+-- a. The giving side: writes wait from now on. The sentinel, sent by the same session, takes it to the disk.
 CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
 $$
 DECLARE
     part therev.relocation_parts;
 BEGIN
-    PERFORM set_config('synchronous_commit', 'local', true);
+    PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'draining', attempt = try, drained_at = clock_timestamp()
      WHERE p.relocation = of_relocation AND p.state = 'owned' AND p.attempt < try AND therev.is_same_life(p)
@@ -285,6 +295,7 @@ $$
 DECLARE
     part therev.relocation_parts;
 BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'owned', drained_at = NULL
      WHERE p.relocation = of_relocation AND p.state = 'draining' AND p.attempt = try
@@ -327,18 +338,18 @@ $$;
 -- c. The taking side: everything that was written before the sentinel of this try is here. Commits synchronously, whatever the
 -- session says: what the stream has applied is durable only with it.
 CREATE FUNCTION therev.get_ready(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
-BEGIN ATOMIC
-    SELECT set_config('synchronous_commit', 'on', true);
-    WITH ready AS (
-        UPDATE therev.relocation_parts AS p
-           SET state = 'ready', attempt = try
-          FROM therev.sentinels AS s
-         WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt <= try
-           AND s.relocation = p.relocation AND s.side <> p.side AND s.attempt = try AND therev.is_same_life(p)
-        RETURNING 1)
-    SELECT count(*) = 1 FROM ready;
-END;
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS
+$$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'on', true);
+    UPDATE therev.relocation_parts AS p
+       SET state = 'ready', attempt = try
+      FROM therev.sentinels AS s
+     WHERE p.relocation = of_relocation AND p.state IN ('incoming', 'ready') AND p.attempt <= try
+       AND s.relocation = p.relocation AND s.side <> p.side AND s.attempt = try AND therev.is_same_life(p);
+    RETURN FOUND;
+END
+$$;
 
 -- d. The giving side decides: from now on the buckets are the peer's, whoever asks. Of this and `back_out` the first to commit
 -- has won.
@@ -369,7 +380,7 @@ $$
 DECLARE
     part therev.relocation_parts;
 BEGIN
-    PERFORM set_config('synchronous_commit', 'on', true);
+    PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'owned', since = pg_current_wal_insert_lsn()
      WHERE p.relocation = of_relocation AND p.state = 'ready' AND p.attempt = try
@@ -391,6 +402,14 @@ BEGIN
 END
 $$;
 
+-- What the part says, which may only be seen yet, is on the disk when this has committed, and with it everything before.
+CREATE FUNCTION therev.make_durable(of_relocation bigint) RETURNS void
+    LANGUAGE sql
+BEGIN ATOMIC
+    SELECT set_config('synchronous_commit', 'on', true);
+    UPDATE therev.relocation_parts AS p SET attempt = p.attempt WHERE p.relocation = of_relocation;
+END;
+
 -- A write that has waited too long gives up the try that it waits for: whoever began it may be dead.
 CREATE FUNCTION therev.back_out_late(in_group therev.colocation_group, of_bucket smallint, late_ms integer)
     RETURNS boolean
@@ -405,7 +424,9 @@ END;
 -- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion;
 -- and a commit whose wait for a synchronous standby was cut short is seen here without being there.
 CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE AS
+$$
+BEGIN
     RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
                    AND (current_setting('synchronous_standby_names') = ''
                         OR coalesce(bool_or(r.sync_state <> 'async'), false))
@@ -413,6 +434,8 @@ CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
              WHERE r.state = 'streaming'
                AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
+END
+$$;
 
 -- The try with which this shard gave a bucket away for good: decided, and on its standbys, which have its log up to `lsn`, a
 -- position that was asked for after the decision was seen.
@@ -484,7 +507,9 @@ END;
 -- The transactions that hold a write lock on the tables of these groups now, leaf partitions included, prepared ones too: by
 -- their virtual ids, of which a session never has the same twice. Workers that apply replicated rows are not meant.
 CREATE FUNCTION therev.writers(of_groups text[]) RETURNS text[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE AS
+$$
+BEGIN
     RETURN (
         SELECT coalesce(array_agg(DISTINCT l.virtualtransaction), '{}')
           FROM pg_locks AS l
@@ -494,6 +519,8 @@ CREATE FUNCTION therev.writers(of_groups text[]) RETURNS text[]
            AND l.relation IN (SELECT r.relation FROM therev.relations_of(of_groups) AS r)
            AND l.pid IS DISTINCT FROM pg_backend_pid()
            AND NOT EXISTS (SELECT FROM pg_stat_subscription AS s WHERE s.pid = l.pid));
+END
+$$;
 
 REVOKE EXECUTE ON FUNCTION
     therev.set_ownership(therev.relocation_parts, therev.ownership_state[], therev.ownership_state, integer),

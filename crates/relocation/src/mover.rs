@@ -14,6 +14,7 @@ use shards::{Admin, Config, Database, Shards};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
@@ -52,12 +53,33 @@ pub struct Mover {
     worker: Uuid,
     options: Options,
     on_try: Box<dyn Fn(&Try) + Send + Sync>,
+    /// What it carries on now. Its lease tells it from other workers, not one of its calls from another.
+    at_work: Mutex<BTreeSet<i64>>,
+}
+
+/// A call that carries a relocation on, as long as it lives.
+struct AtWork<'a> {
+    all: &'a Mutex<BTreeSet<i64>>,
+    number: i64,
+}
+
+impl<'a> AtWork<'a> {
+    fn begin(all: &'a Mutex<BTreeSet<i64>>, number: i64) -> Result<AtWork<'a>> {
+        let is_first = all.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        if is_first { Ok(AtWork { all, number }) } else { Err(Error::Taken(number)) }
+    }
+}
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
 }
 
 impl Mover {
     /// Of a cluster; works as role `therev_mover`, whose password the passfile has.
     pub fn new(shards: Shards, options: Options) -> Mover {
-        Mover { shards, worker: Uuid::new_v4(), options, on_try: Box::new(|_| {}) }
+        Mover { shards, worker: Uuid::new_v4(), options, on_try: Box::new(|_| {}), at_work: Mutex::default() }
     }
 
     /// Tells of every try of a switch, as soon as it is over.
@@ -246,6 +268,7 @@ impl Mover {
     /// `seen` is told how far it is, twice a second. A server that is down is waited for; what does not pass is an error,
     /// and the relocation stays where it is.
     pub async fn drive(&self, number: i64, seen: &(dyn Fn(&Relocation) + Sync)) -> Result<Relocation> {
+        let _at_work = AtWork::begin(&self.at_work, number)?;
         let control = self.control().await?;
         let taken = Records(&control).take(number, self.worker, self.options.lease.as_secs_f64()).await?;
         drop(control);

@@ -223,6 +223,18 @@ async fn room(source: &Side, target: &Side) -> Result<Vec<Obstacle>> {
     Ok(obstacles)
 }
 
+/// `bucket 7 is`, `buckets 3, 11 are`; of many the first ones, and how many more.
+fn buckets_are(buckets: &[i16]) -> String {
+    const NAMED: usize = 8;
+    if let [bucket] = buckets {
+        return format!("bucket {bucket} is");
+    }
+    let named: Vec<String> = buckets.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = buckets.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("buckets {}{more} are", named.join(", "))
+}
+
 /// Whether the source owns what is to move, and nobody else is moving it.
 async fn ownership(
     source: &Side,
@@ -237,7 +249,7 @@ async fn ownership(
         let row = side.one(NOT_READY, &[&groups, &buckets, &user]).await?;
         if let Some(under_way) = row.get::<_, Option<Vec<i16>>>("under_way") {
             obstacles.push(Obstacle {
-                reason: format!("buckets {under_way:?} are in another relocation"),
+                reason: format!("{} in another relocation", buckets_are(&under_way)),
                 next: "wait for it, or abort it; `therev relocation list` names it".into(),
             });
         }
@@ -246,7 +258,7 @@ async fn ownership(
             obstacles.push(Obstacle {
                 reason: match request.pin {
                     Some(_) => format!("shard {} does not have this user", request.source),
-                    None => format!("shard {} does not own buckets {elsewhere:?}", request.source),
+                    None => format!("{} not on shard {}", buckets_are(&elsewhere), request.source),
                 },
                 next: "plan anew: they have moved".into(),
             });
@@ -263,4 +275,17 @@ async fn ownership(
     }
     obstacles.dedup();
     Ok(obstacles)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::buckets_are;
+
+    #[test]
+    fn of_many_buckets_the_first_are_named() {
+        assert_eq!(buckets_are(&[7]), "bucket 7 is");
+        assert_eq!(buckets_are(&[3, 11]), "buckets 3, 11 are");
+        let many: Vec<i16> = (0..1024).collect();
+        assert_eq!(buckets_are(&many), "buckets 0, 1, 2, 3, 4, 5, 6, 7 and 1016 more are");
+    }
 }

@@ -204,9 +204,9 @@ impl<'a> Switch<'a> {
         self.giver.says(&self.back_out, &[&self.relocation.relocation, &attempt]).await.map(drop)
     }
 
-    /// After a decision that somebody else made: on the standbys first; then the other side takes over.
+    /// After a decision that somebody else made: durable first; then the other side takes over.
     async fn complete(&self, attempt: i32) -> Result<()> {
-        self.is_on_standbys(0).await?;
+        self.is_durable(0).await?;
         self.take_over(attempt).await
     }
 
@@ -216,8 +216,10 @@ impl<'a> Switch<'a> {
         Ok(())
     }
 
-    /// Waits until what a side (0 the giving, 1 the taking one) has committed is on all its standbys.
-    async fn is_on_standbys(&self, side: usize) -> Result<()> {
+    /// Waits until what the part of a side (0 the giving, 1 the taking one) says is on its disk and on all its standbys.
+    async fn is_durable(&self, side: usize) -> Result<()> {
+        let at = [self.giver, self.taker][side];
+        at.query("SELECT therev.make_durable($1)", &[&self.relocation.relocation]).await?;
         self.have(side, self.standbys(side).await?, &|| false).await.map(drop)
     }
 
@@ -282,7 +284,7 @@ pub(crate) async fn run(
         match (gives.state, takes.state) {
             (PartState::Moved, PartState::Owned) => {
                 // Found, not done here: what follows counts on it.
-                switch.is_on_standbys(1).await?;
+                switch.is_durable(1).await?;
                 return Ok(Some(Switched { attempts, pause: None }));
             }
             // Decided by somebody who did not come to the end.
@@ -315,7 +317,7 @@ pub(crate) async fn run(
                     told(&tried);
                     match outcome {
                         Outcome::Switched(took) => {
-                            switch.is_on_standbys(1).await?;
+                            switch.is_durable(1).await?;
                             return Ok(Some(Switched { attempts, pause: Some(took) }));
                         }
                         Outcome::BackedOut(why) => reason = Some(why),

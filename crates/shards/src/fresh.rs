@@ -246,7 +246,8 @@ pub(crate) async fn first_ownership(
             &[&groups, &buckets, &owners, &epochs, &shard.0],
         )
         .await?;
-    Ok(())
+    // Without statistics a switch would go through all rows of a group.
+    client.batch_execute("ANALYZE therev.ownership").await
 }
 
 #[cfg(test)]

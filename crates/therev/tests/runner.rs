@@ -16,6 +16,8 @@ mod generated;
 mod journey;
 #[path = "runner/lives.rs"]
 mod lives;
+#[path = "runner/matrix.rs"]
+mod matrix;
 #[path = "runner/moves.rs"]
 mod moves;
 #[path = "runner/moves_and_promotions.rs"]

@@ -103,7 +103,7 @@ impl Model for Switch {
             }
             Action::Skip(mover, next) => state.movers[mover] = next,
             Action::Forget(mover) => state.movers[mover] = Mover::Looking,
-            Action::BackOut(shard, answer) => effects::back_out(&mut state, shard, answer),
+            Action::BackOut(shard) => effects::back_out(&mut state, shard),
             Action::Begin(writer, shard) => self.begin(&mut state, writer, shard),
             Action::Fence(writer) => self.fence(&mut state, writer),
             Action::Commit(writer) => state.commit(writer),

@@ -52,7 +52,7 @@ async fn what_cannot_move_is_refused() {
     assert!(half.starts_with("in the colocated layout both groups of a bucket move together; "), "{half}");
     // The buckets of another shard than was thought.
     let wrong = in_the_way(&mover, &plan_of(request(bucket, 1, 0)).await.expect("a plan")).await;
-    assert_eq!(wrong, format!("shard 1 does not own buckets [{bucket}]; plan anew: they have moved"));
+    assert_eq!(wrong, format!("bucket {bucket} is not on shard 1; plan anew: they have moved"));
 
     // Twice at once: the second one finds the first, whether or not that has begun.
     let plan = plan_of(there.clone()).await.expect("a plan");
@@ -65,7 +65,7 @@ async fn what_cannot_move_is_refused() {
     assert!(early.contains("is planned; only what is switched"), "{early}");
     assert_eq!(Box::pin(mover.drive(begun, &|_| {})).await.expect("it goes on").state, State::Switched);
     let again = in_the_way(&mover, &plan_of(there.clone()).await.expect("a plan")).await;
-    assert!(again.starts_with(&format!("buckets [{bucket}] are in another relocation; ")), "{again}");
+    assert!(again.starts_with(&format!("bucket {bucket} is in another relocation; ")), "{again}");
     let late = said(mover.want(begun, Goal::Aborted).await);
     assert!(late.ends_with("is switched; after the switch `therev relocation reverse` goes back"), "{late}");
     mover.want(begun, Goal::Reversed).await.expect("the way back");

@@ -1,6 +1,5 @@
 //! Everything that may happen in a state, in any order: that is what interleaves.
 
-use super::effects::Answer;
 use super::state::{Mover, SOURCE, Shard, State, TARGET, Way, Writer};
 use super::{Rule, Switch};
 
@@ -17,7 +16,7 @@ pub(super) enum Action {
     Skip(usize, Mover),
     /// A mover crashes, or its last answer was lost: it knows nothing.
     Forget(usize),
-    BackOut(Shard, Answer),
+    BackOut(Shard),
     Begin(usize, Shard),
     Fence(usize),
     Commit(usize),
@@ -99,10 +98,7 @@ impl Switch {
         for shard in [SOURCE, TARGET] {
             let way = Way::out_of(1 - shard);
             if self.can_back_out(state, shard) {
-                actions.push(Action::BackOut(shard, Answer::Given));
-                if self.bounds.cuts {
-                    actions.push(Action::BackOut(shard, Answer::CutShort));
-                }
+                actions.push(Action::BackOut(shard));
             }
             if state.next_to_apply(way).is_some() {
                 actions.push(Action::Apply(way));

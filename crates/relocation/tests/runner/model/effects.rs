@@ -30,13 +30,13 @@ impl Switch {
     }
 
     fn drain(&self, state: &mut State, way: Way, k: u8, answer: Answer) -> Mover {
-        let server = &mut state.servers[way.from()];
-        if !server.now.part.reads(Is::Owned, k - 1) {
+        if !state.part(way.from()).reads(Is::Owned, k - 1) {
             return Mover::Looking;
         }
-        server.now.part.is = Is::Draining;
-        server.now.part.attempt = k;
-        // It waits for its own disk alone: whatever commits next on this server takes it to the standbys.
+        // It waits for no disk: whatever commits next on this server takes it there, and to the standbys.
+        let part = state.change_softly(way.from());
+        part.is = Is::Draining;
+        part.attempt = k;
         match answer {
             Answer::CutShort => Mover::Looking,
             Answer::Given if self.keeps(Rule::WaitForWriters) => Mover::WaitForWriters(way, k),
@@ -119,18 +119,19 @@ impl Switch {
     }
 
     fn take_over(&self, state: &mut State, way: Way, k: u8, answer: Answer) -> Mover {
-        let image = &mut state.servers[way.to()].now;
-        let next = Mover::RecordPlacement(way);
-        if image.part.reads(Is::Ready, k) {
-            image.part.is = Is::Owned;
-            image.part.epoch += 1;
+        let part = state.part(way.to());
+        if part.reads(Is::Ready, k) {
+            // It waits for no disk either, then finds itself there.
+            let part = state.change_softly(way.to());
+            part.is = Is::Owned;
+            part.epoch += 1;
             if way == Way::Forward {
-                state.since = image.rows.len();
+                state.since = state.servers[way.to()].now.rows.len();
             }
-            return end(state, way.to(), answer, next);
+            return if answer == Answer::Given { Mover::TakeOver(way, k) } else { Mover::Looking };
         }
-        let taken_over = image.part.is == Is::Owned && image.part.epoch == way.epoch();
-        if taken_over { self.look(state, next) } else { Mover::Looking }
+        let taken_over = part.is == Is::Owned && part.epoch == way.epoch();
+        if taken_over { self.look(state, Mover::RecordPlacement(way)) } else { Mover::Looking }
     }
 
     fn record_placement(&self, state: &mut State, way: Way) -> Mover {
@@ -183,10 +184,9 @@ fn send_sentinel(state: &mut State, way: Way, k: u8, answer: Answer) -> Mover {
     next
 }
 
-/// draining, k → owned.
-pub(super) fn back_out(state: &mut State, shard: Shard, answer: Answer) {
-    state.servers[shard].now.part.is = Is::Owned;
-    end(state, shard, answer, Mover::Looking);
+/// draining, k → owned; it waits for no disk.
+pub(super) fn back_out(state: &mut State, shard: Shard) {
+    state.change_softly(shard).is = Is::Owned;
 }
 
 /// The subscription is disabled and its worker was seen gone.
@@ -206,7 +206,11 @@ fn end(state: &mut State, shard: Shard, answer: Answer, next: Mover) -> Mover {
             state.persist(shard);
             next
         }
-        Answer::CutShort => Mover::Looking,
+        // It is on this disk, with everything before it.
+        Answer::CutShort => {
+            state.servers[shard].is_soft = false;
+            Mover::Looking
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What PostgreSQL does: commits, streams that apply asynchronously, crashes, promotions, write transactions.
 
-use super::state::{Change, Changes, Flow, Is, Shard, State, TARGET, Way, Writer};
+use super::state::{Change, Changes, Flow, Is, Mover, Part, Shard, State, TARGET, Way, Writer};
 use super::{Rule, Switch};
 
 /// So much fits a list of changes; echoes without end are seen long before.
@@ -18,6 +18,14 @@ impl State {
             self.hold(shard, change);
         }
         self.servers[shard].durable = self.servers[shard].now;
+        self.servers[shard].is_soft = false;
+    }
+
+    /// A part is about to change by a commit that waits for nothing. What is on this disk, though not on the standbys, stays so.
+    pub(super) fn change_softly(&mut self, shard: Shard) -> &mut Part {
+        let server = &mut self.servers[shard];
+        server.is_soft |= server.now.part == server.durable.part;
+        &mut server.now.part
     }
 
     /// A change of a server's own log is held for the stream that begins there.
@@ -58,17 +66,26 @@ impl State {
         }
     }
 
-    /// A crash matters to what is open or applied. (A part's change that waited for standbys was on this disk.)
+    /// A crash matters to what is open, applied or soft. (A part's change that waited for standbys was on this disk.)
     pub(super) fn can_crash(&self, shard: Shard) -> bool {
         let server = &self.servers[shard];
         let loses = self.streams[Way::out_of(1 - shard) as usize].applied > 0;
-        server.now.part == server.durable.part && (loses || self.has_writers(shard))
+        server.is_soft || (server.now.part == server.durable.part && (loses || self.has_writers(shard)))
     }
 
-    /// The server comes back with what was on its disk; what was applied since is streamed again.
+    /// The server comes back with what was on its disk; what was applied since is streamed again. Whoever was about to send a
+    /// sentinel there counts on its drain: its connection has ended, and with it the try.
     pub(super) fn crash(&mut self, shard: Shard) {
         self.servers[shard].now = self.servers[shard].durable;
+        self.servers[shard].is_soft = false;
         self.streams[Way::out_of(1 - shard) as usize].applied = 0;
+        for mover in &mut self.movers {
+            if let Mover::WaitForWriters(way, _) | Mover::Waiting(way, ..) | Mover::SendSentinel(way, _) = *mover
+                && way.from() == shard
+            {
+                *mover = Mover::Looking;
+            }
+        }
         self.end_writers(shard);
     }
 

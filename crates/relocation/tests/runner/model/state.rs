@@ -132,6 +132,8 @@ pub(super) struct Server {
     pub(super) now: Image,
     /// What is on the disk and on the standbys: where a crash or a promotion falls back to.
     pub(super) durable: Image,
+    /// Whether what the part says was committed without waiting for the disk: a crash may take it back.
+    pub(super) is_soft: bool,
     /// Whether it was promoted since the relocation was planned: another incarnation.
     pub(super) another_life: bool,
 }
@@ -212,7 +214,7 @@ impl State {
         let server = |is| {
             let part = Part { is, attempt: 0, epoch: 0 };
             let image = Image { part, rows: Changes::default(), sentinel: 0 };
-            Server { now: image, durable: image, another_life: false }
+            Server { now: image, durable: image, is_soft: false, another_life: false }
         };
         let stream = |flow| Stream { flow, held: Changes::default(), applied: 0 };
         Self {

@@ -109,6 +109,7 @@ pub(crate) async fn left_overs(world: &World) -> Result<Vec<String>, Box<dyn Err
         UNION ALL SELECT 'advisory lock ' || l.objid FROM pg_locks AS l WHERE l.locktype = 'advisory'
         UNION ALL SELECT 'lock of ' || l.pid || ' on ' || l.relation::regclass FROM pg_locks AS l
                     JOIN therev.owned_tables AS t ON l.relation = t.table_name::regclass
+                    JOIN pg_stat_activity AS a ON a.pid = l.pid AND a.backend_type <> 'autovacuum worker'
                    WHERE l.mode <> 'AccessShareLock' AND l.pid <> pg_backend_pid()";
     const OWNED: &str = "SELECT o.colocation_group::text, o.bucket FROM therev.ownership AS o WHERE o.state = 'owned'";
     let (mut left, mut owners) = (Vec::new(), std::collections::BTreeMap::<(String, i16), Vec<u16>>::new());
