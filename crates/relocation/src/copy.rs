@@ -11,6 +11,7 @@ use futures_util::{SinkExt, StreamExt};
 use shards::Admin;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// How many rows of different buckets go side by side.
 const SIDE_BY_SIDE: usize = 2;
@@ -227,6 +228,23 @@ struct Lane {
     to: Side,
 }
 
+/// A copy works so long at a time, then rests for this part of it: users come first, and the brake only looks now and then.
+const WORK: Duration = Duration::from_millis(20);
+const REST: u32 = 3;
+
+/// When a lane has rested last.
+struct Pace(Instant);
+
+impl Pace {
+    async fn rest(&mut self) {
+        let worked = self.0.elapsed();
+        if worked > WORK {
+            tokio::time::sleep(worked / REST).await;
+            self.0 = Instant::now();
+        }
+    }
+}
+
 impl Lane {
     /// Copies what is left, one after the other, until nothing is.
     async fn run(
@@ -274,18 +292,20 @@ impl Lane {
         let into = format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)");
         let sink = self.to.client.copy_in(&into).await.map_err(|e| self.to.sql(e))?;
         futures_util::pin_mut!(rows, sink);
-        let mut piece = BytesMut::with_capacity(PIECE * 2);
+        let (mut piece, mut pace) = (BytesMut::with_capacity(PIECE * 2), Pace(Instant::now()));
         while let Some(row) = rows.next().await {
             piece.extend_from_slice(&row.map_err(|e| self.from.sql(e))?);
             if piece.len() >= PIECE {
                 progress.make_way().await;
                 self.send(&mut sink, &mut piece, progress).await?;
+                pace.rest().await;
             }
         }
         self.send(&mut sink, &mut piece, progress).await?;
         let copied = sink.finish().await.map_err(|e| self.to.sql(e))?;
         self.to.batch("COMMIT").await?;
         progress.rows.fetch_add(i64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
+        pace.rest().await;
         Ok(())
     }
 
