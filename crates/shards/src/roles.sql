@@ -3,6 +3,11 @@ DO $$
 DECLARE
     needed record;
 BEGIN
+    -- Roles and what they may are the whole server's. Two clusters may be set up on one server at the same time, and of two that
+    -- change one row of these catalogs at once PostgreSQL fails one: the second one waits.
+    IF (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = current_user) THEN
+        LOCK TABLE pg_authid IN SHARE ROW EXCLUSIVE MODE;
+    END IF;
     FOR needed IN
         SELECT *
           FROM (VALUES ('therev_reader', NULL),
@@ -23,18 +28,12 @@ BEGIN
     -- The mover makes slots, publications and subscriptions, and writes rows without firing triggers. As the owner's member
     -- it may touch the tables. Before PostgreSQL 16 a subscription takes a superuser.
     GRANT therev_admin TO therev_mover;
-    -- Changed where it must be only: two clusters may be set up on one server at the same time, and of two that change a role at
-    -- once PostgreSQL fails one.
-    IF NOT (SELECT r.rolreplication FROM pg_roles AS r WHERE r.rolname = 'therev_mover') THEN
-        ALTER ROLE therev_mover REPLICATION;
-    END IF;
+    ALTER ROLE therev_mover REPLICATION;
     GRANT SET ON PARAMETER session_replication_role TO therev_mover;
     -- What it says when it subscribes holds its password, and is for no log.
     GRANT SET ON PARAMETER log_statement, log_min_error_statement, log_min_duration_statement TO therev_mover;
     IF current_setting('server_version_num')::integer < 160000 THEN
-        IF NOT (SELECT r.rolsuper FROM pg_roles AS r WHERE r.rolname = 'therev_mover') THEN
-            ALTER ROLE therev_mover SUPERUSER;
-        END IF;
+        ALTER ROLE therev_mover SUPERUSER;
     ELSE
         GRANT pg_create_subscription TO therev_mover;
         GRANT EXECUTE ON FUNCTION pg_replication_origin_advance(text, pg_lsn) TO therev_mover;
