@@ -58,9 +58,10 @@ async fn while_a_relocation_rests_at_its_switch() {
     moved(&node, &mover, &mover.unpin_requests(users[2]).await.expect("a request")[0]).await;
     // What moves many waits for people to decide; a shard that takes part stays.
     let drained = Box::pin(mover.rebalance(Aim::Empty(ShardNo(3)), "test", &|_| {})).await;
-    assert!(drained.expect_err("it is refused").to_string().contains("is held after its switch"));
+    let drained = drained.expect_err("it is refused");
+    assert!(drained.to_string().contains("is held after its switch"), "{drained:?}");
     let removed = remove_shard(node.shards(), ShardNo(1)).await.expect_err("it is refused");
-    assert!(removed.to_string().contains("takes part in 1 relocations"), "{removed}");
+    assert!(removed.to_string().contains("takes part in 1 relocations"), "{removed:?}");
     // Users go on: names change, rows are deleted, and everything agrees.
     node.delete_user(users[3], true, &operator()).await.expect("a user leaves");
     node.relay_once().await.expect("the relay runs");
