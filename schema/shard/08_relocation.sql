@@ -141,7 +141,8 @@ BEGIN
     END IF;
     taken := therev.buckets_under_way(of_relocation, in_groups, of_buckets);
     IF taken IS NOT NULL THEN
-        RAISE EXCEPTION '% of the buckets (%, …) are in another relocation', cardinality(taken), taken[1] USING ERRCODE = 'TR005';
+        RAISE EXCEPTION 'in another relocation: % of the buckets, % is one', cardinality(taken), taken[1]
+            USING ERRCODE = 'TR005';
     END IF;
     INSERT INTO therev.relocation_parts (relocation, tag, side, peer, groups, buckets, pin, apart, state, incarnation)
     SELECT of_relocation, of_tag, on_side, other, in_groups::therev.colocation_group[], of_buckets, of_pin,

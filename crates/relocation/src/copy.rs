@@ -231,6 +231,8 @@ struct Lane {
 /// A copy works so long at a time, then rests for this part of it: users come first, and the brake only looks now and then.
 const WORK: Duration = Duration::from_millis(20);
 const REST: u32 = 3;
+/// The longest rest: a copy that was braked, or whose server did not answer, has not worked all the time.
+const REST_MAX: Duration = Duration::from_millis(100);
 
 /// When a lane has rested last.
 struct Pace(Instant);
@@ -239,7 +241,7 @@ impl Pace {
     async fn rest(&mut self) {
         let worked = self.0.elapsed();
         if worked > WORK {
-            tokio::time::sleep(worked / REST).await;
+            tokio::time::sleep((worked / REST).min(REST_MAX)).await;
             self.0 = Instant::now();
         }
     }

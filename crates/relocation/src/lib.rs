@@ -26,6 +26,7 @@ mod switch;
 mod throttle;
 mod tries;
 mod verify;
+mod work;
 
 pub use error::{Error, Result};
 pub use mover::{Mover, Options};

@@ -29,7 +29,7 @@ const PASSED_OFTEN: [(&str, &[u32], &[u32]); 4] = [
 ];
 
 /// The files of the crate that have fail points.
-pub(crate) const FILES: [&str; 5] = ["mover.rs", "copy.rs", "objects.rs", "switch.rs", "finish.rs"];
+pub(crate) const FILES: [&str; 5] = ["work.rs", "copy.rs", "objects.rs", "switch.rs", "finish.rs"];
 
 /// The fail points in a file of the crate, in its order.
 pub(crate) fn points(file: &str) -> Vec<String> {
@@ -228,7 +228,7 @@ async fn at_each(points: &[String]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn between_states() {
     let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, ..)| often == point);
-    at_each(&points("mover.rs").into_iter().filter(of_states).collect::<Vec<_>>()).await;
+    at_each(&points("work.rs").into_iter().filter(of_states).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -241,7 +241,7 @@ async fn at_passes_that_resemble_others() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn within_states() {
     let of_states = |point: &String| PASSED_OFTEN.iter().any(|(often, ..)| often == point);
-    at_each(&points("mover.rs").into_iter().filter(|point| !of_states(point)).collect::<Vec<_>>()).await;
+    at_each(&points("work.rs").into_iter().filter(|point| !of_states(point)).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -139,7 +139,7 @@ async fn at_each_point_of(file: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "some minutes; the full tier runs it"]
 async fn between_and_within_states() {
-    at_each_point_of("mover.rs").await;
+    at_each_point_of("work.rs").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
