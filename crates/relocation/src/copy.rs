@@ -230,7 +230,7 @@ struct Lane {
 
 /// A copy works so long at a time, then rests for this part of it: users come first, and the brake only looks now and then.
 const WORK: Duration = Duration::from_millis(20);
-const REST: u32 = 3;
+const REST: u32 = 2;
 /// The longest rest: a copy that was braked, or whose server did not answer, has not worked all the time.
 const REST_MAX: Duration = Duration::from_millis(100);
 

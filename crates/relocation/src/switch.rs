@@ -19,14 +19,19 @@ use tokio_postgres::Statement;
 const PROBE_ROUND_TRIP: u32 = 2;
 /// A transaction that holds the tables for this part of the budget would hold a switch up too.
 const PROBE_HOLD: u32 = 4;
-/// Fifths of the budget that a try may have taken when it still waits for a transaction, and for the stream: giving up takes time
-/// too, and so does what follows.
-const WAIT_FOR_WRITERS: u32 = 3;
-const WAIT_FOR_STREAM: u32 = 4;
+/// Fifths of the budget that a try may have taken when it still waits for a transaction, for the stream, and when it is decided:
+/// giving up takes time too, and so does what follows a decision, while writers wait.
+const WAIT_FOR_WRITERS: u32 = 2;
+const WAIT_FOR_STREAM: u32 = 3;
+const DECIDE: u32 = 4;
 /// How often is looked whether it has ended.
 const PROBE_LOOK: Duration = Duration::from_millis(5);
 /// The waits between two tries: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+/// How long the mover keeps still before the first try, so that what it did before does not delay it, and after a switch, so that
+/// what follows does not compete with the calls that have waited.
+const LULL: Duration = Duration::from_millis(50);
 
 /// What became of one try.
 enum Outcome {
@@ -139,7 +144,7 @@ impl<'a> Switch<'a> {
     async fn attempt(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
         let (number, began) = (self.relocation.relocation, tried.began);
         let spent = |fifths: u32| began.elapsed() > self.budget * fifths / 5;
-        let is_late = || spent(5);
+        let is_late = || spent(DECIDE);
         // What belongs together goes out together, and is done in this order: each pair costs one round trip.
         let (is_draining, mut left) =
             try_join(self.giver.says(&self.drain, &[&number, &attempt]), self.send_sentinel(attempt, None)).await?;
@@ -177,7 +182,7 @@ impl<'a> Switch<'a> {
         tried.done("ready");
         fail::fail_point!("relocation.ready");
         if is_late() {
-            return self.give_up(attempt, tried, "the budget is spent").await;
+            return self.give_up(attempt, tried, "too much of the budget is spent").await;
         }
         let (is_decided, standbys) =
             try_join(self.giver.says(&self.decide, &[&number, &attempt]), self.standbys(0)).await?;
@@ -307,6 +312,7 @@ pub(crate) async fn run(
                 if !is_rehearsed {
                     switch.rehearse().await?;
                     is_rehearsed = true;
+                    tokio::time::sleep(LULL).await;
                 }
                 let mut reason = switch.probe().await?;
                 if reason.is_none() {
@@ -317,6 +323,7 @@ pub(crate) async fn run(
                     told(&tried);
                     match outcome {
                         Outcome::Switched(took) => {
+                            tokio::time::sleep(LULL).await;
                             switch.is_durable(1).await?;
                             return Ok(Some(Switched { attempts, pause: Some(took) }));
                         }

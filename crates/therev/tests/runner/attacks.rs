@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const BUDGET: Duration = Duration::from_millis(500);
+const TRUE_SESSION: &str = "user_sessions WHERE token_hash = sha256('the true one')";
 
 /// Two shards; `ada`'s bucket is to move from shard 0 to shard 1, `bob`'s stays on shard 0, `cy`'s on shard 1.
 struct Attacked {
@@ -81,6 +82,22 @@ impl Attacked {
         let lock = "BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE";
         client.batch_execute(lock).await.expect("the table is locked");
         client
+    }
+
+    /// A session of ada's where she is, and another one of the same key on the shard that the stream leads to.
+    async fn sessions_of_one_key(&self, owner: &Client, other: &Client) {
+        let session = uuid::Uuid::new_v4();
+        let insert = |token: &str| {
+            format!(
+                "INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, expires_at)
+                 VALUES ({}, '{}', '{session}', sha256('{token}'), now() + interval '1 day')",
+                self.ada.bucket(),
+                self.ada
+            )
+        };
+        let intruder = format!("SET session_replication_role = replica; {}", insert("an intruder"));
+        other.batch_execute(&intruder).await.expect("past all guards");
+        owner.batch_execute(&insert("the true one")).await.expect("a session");
     }
 
     /// Finishes what is switched, and proves that all of it fits together.
@@ -393,30 +410,41 @@ async fn a_stream_that_stops_on_a_conflict_is_begun_anew() {
     let number = attacked.begin(Goal::Switched).await;
     let driven = attacked.drive(number);
     attacked.until(number, "switching", |now| now.state == State::Switching).await;
-    let session = uuid::Uuid::new_v4();
-    let insert = |token: &str| {
-        format!(
-            "INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, expires_at)
-             VALUES ({}, '{}', '{session}', sha256('{token}'), now() + interval '1 day')",
-            attacked.ada.bucket(),
-            attacked.ada
-        )
-    };
-    let target = attacked.cluster.stranger("shard_1").await;
-    target
-        .batch_execute(&format!("SET session_replication_role = replica; {}", insert("an intruder")))
-        .await
-        .expect("past all guards");
-    let source = attacked.cluster.stranger("shard_0").await;
-    source.batch_execute(&insert("the true one")).await.expect("a session");
+    let (source, target) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_1").await);
+    attacked.sessions_of_one_key(&source, &target).await;
     // And what comes behind it.
     post(&attacked.node, attacked.ada, &attacked.open, "behind the conflict").await;
     brake.batch_execute("ROLLBACK").await.expect("the brake is off");
     rests(driven, State::Switched).await;
-    let held = "user_sessions WHERE token_hash = sha256('the true one')";
-    assert_eq!(count(&target, held).await, 1);
+    assert_eq!(count(&target, TRUE_SESSION).await, 1);
     assert_eq!(count(&target, "user_sessions").await, 1, "the intruder is gone");
     assert_eq!(attacked.node.posts_by_author(attacked.ada, None, 9).await.expect("an answer").len(), 1);
     drop((brake, source, target));
+    attacked.finish(number).await;
+}
+
+/// The same on the way back: users go on where they are, and going back waits, says for what, and can be called off. Once the row
+/// is gone, the stream gets on by itself.
+#[tokio::test]
+async fn a_way_back_that_stops_on_a_conflict_waits_for_people() {
+    let attacked = Attacked::new().await;
+    let number = attacked.switched().await;
+    let (source, target) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_1").await);
+    attacked.sessions_of_one_key(&target, &source).await;
+    attacked.mover.want(number, Goal::Reversed).await.expect("the way back is open");
+    let driven = attacked.drive(number);
+    attacked.until(number, "stopped", |now| now.note.contains("a change cannot be applied there")).await;
+    post(&attacked.node, attacked.ada, &attacked.open, "behind the conflict").await;
+    assert!(!driven.is_finished(), "it waits");
+    assert_eq!(count(&source, TRUE_SESSION).await, 0);
+
+    attacked.mover.want(number, Goal::Aborted).await.expect("it can be called off");
+    rests(driven, State::Switched).await;
+    source.batch_execute("DELETE FROM user_sessions").await.expect("the intruder is gone");
+    attacked.mover.want(number, Goal::Reversed).await.expect("the way back is open still");
+    rests(attacked.drive(number), State::Reversed).await;
+    assert_eq!(count(&source, TRUE_SESSION).await, 1);
+    assert_eq!(attacked.node.posts_by_author(attacked.ada, None, 9).await.expect("an answer").len(), 1);
+    drop((source, target));
     attacked.finish(number).await;
 }
