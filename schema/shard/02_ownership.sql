@@ -38,7 +38,8 @@ CREATE TABLE therev.ownership (
     epoch            bigint                  NOT NULL DEFAULT 1 CHECK (epoch > 0),
     PRIMARY KEY (colocation_group, bucket),
     CONSTRAINT ownership_peer_of_the_other_states CHECK ((state IN ('moved', 'incoming')) = (peer IS NOT NULL))
-);
+    -- Room beside each row for its next versions, so that a switch, for which writers wait, changes no index.
+) WITH (fillfactor = 50);
 
 -- Users placed apart from their bucket: what their row here says counts, and not what their bucket's does. The shard that owns
 -- the bucket has a row for each who is away; the shard where a user is has one that says so. While a user changes places, both.

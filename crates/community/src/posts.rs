@@ -269,10 +269,7 @@ impl Community {
         check_object("metadata", &metadata)?;
         let id = new.post_id.unwrap_or_else(|| PostId::new(new.author_id));
         Self::check_id(id.0, new.author_id)?;
-        let thread = self.thread(new.thread_id).await?;
-        if thread.is_locked {
-            return Err(Error::Locked(new.thread_id));
-        }
+        let thread_author = self.author_of_open_thread(new.thread_id).await?;
         fail::fail_point!("post.thread_read");
         let bucket = new.author_id.bucket();
         let (post_type, format) = (new.post_type.name(), new.format.name());
@@ -282,7 +279,7 @@ impl Community {
             &new.author_id.0,
             &id.0,
             &new.thread_id.0,
-            &thread.author_id.0,
+            &thread_author.0,
             &parent,
             &parent_author,
             &post_type,
@@ -297,7 +294,7 @@ impl Community {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { return self.same_post(id, &new).await };
                     self.deliver_contribution(new.author_id, row).await;
-                    return created(id, new, thread.author_id, metadata, row);
+                    return created(id, new, thread_author, metadata, row);
                 }
                 // Whether it was written, the same create tells; one that fails does not.
                 Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),

@@ -128,6 +128,14 @@ static HEAD: Read = Read::by_id(
     ),
 );
 
+/// What a reply asks of a thread: whose it is, and whether it takes replies. It costs the same however many there are.
+static OPEN: Read = Read::by_id(
+    Group::Content,
+    "author_id",
+    "SELECT t.author_id, t.is_locked, t.deleted_at IS NOT NULL AS is_deleted
+       FROM threads AS t WHERE t.bucket = $1 AND t.thread_id = $2",
+);
+
 static CREATE: Write = Write::of_owner(
     Group::Content,
     concat!(
@@ -204,7 +212,7 @@ static IDS_OF_AUTHOR: Read = Read::of_owner(
       WHERE t.bucket = $1 AND t.author_id = $2 AND t.deleted_at IS NULL ORDER BY t.thread_id LIMIT 500",
 );
 
-crate::fenced_list! { HEAD CREATE CHANGE DELETE IDS_OF_AUTHOR }
+crate::fenced_list! { HEAD OPEN CREATE CHANGE DELETE IDS_OF_AUTHOR }
 
 impl Community {
     /// Opens a thread. The same id with the same title and text again is the same thread.
@@ -243,6 +251,20 @@ impl Community {
         let numbers: Option<Vec<i16>> = row.get("buckets");
         let buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
         Ok(Head { thread: living(row, id)?, buckets })
+    }
+
+    /// Who opened a thread that takes replies.
+    pub(crate) async fn author_of_open_thread(&self, id: ThreadId) -> Result<UserId> {
+        let bucket = self.route("thread", id.0).await?;
+        let rows = self.shards().read(&OPEN, bucket, &[&id.0]).await?;
+        let row = rows.first().ok_or_else(|| Error::not_found("thread", id))?;
+        if row.get("is_deleted") {
+            return Err(Error::gone("thread", id));
+        }
+        if row.get("is_locked") {
+            return Err(Error::Locked(id));
+        }
+        Ok(UserId(row.get("author_id")))
     }
 
     /// Changes a thread: its author its text, a moderator its state. What somebody else does is audited.

@@ -63,6 +63,19 @@ pub struct Obstacle {
 /// A copy with indexes writes about so much in a second.
 const BYTES_PER_SECOND: f64 = 20e6;
 
+/// How much is written to find out whether a disk has room, at the least and at the most; one page holds one row of it.
+const PROBE_BYTES: (i64, i64) = (16 << 20, 64 << 20);
+const PAGE_BYTES: i64 = 8192;
+
+/// The tablespaces in which these groups' rows lie.
+const PLACES: &str = "
+    SELECT DISTINCT quote_ident(s.spcname)
+      FROM therev.relations_of($1) AS r
+      JOIN pg_class AS c ON c.oid = r.relation
+      JOIN pg_database AS d ON d.datname = current_database()
+      JOIN pg_tablespace AS s ON s.oid = coalesce(nullif(c.reltablespace, 0), d.dattablespace)
+     WHERE r.holds_rows";
+
 /// What a server has to offer.
 const ROOM: &str = "
     SELECT current_setting('wal_level') AS wal_level,
@@ -135,7 +148,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
             });
         }
     }
-    if let Err(error) = write_probe(&target).await {
+    if let Err(error) = write_probe(&target, &groups, bytes).await {
         obstacles.push(Obstacle {
             reason: format!("shard {} takes no writes: {}", request.target, crate::mover::chain(&error)),
             next: "see to its disk and its log".into(),
@@ -160,9 +173,24 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     })
 }
 
-/// A full disk says so only to who writes.
-async fn write_probe(target: &Side) -> Result<()> {
-    let tried = target.batch("BEGIN; INSERT INTO therev.sentinels (relocation, side) VALUES (0, 'source')").await;
+/// A disk says what it has left only to who writes: as much as comes, within limits, is written where the tables are, into one
+/// that never comes to be.
+async fn write_probe(target: &Side, groups: &[&str], bytes: i64) -> Result<()> {
+    let tried = async {
+        target.batch("BEGIN; INSERT INTO therev.sentinels (relocation, side) VALUES (0, 'source')").await?;
+        let pages = bytes.clamp(PROBE_BYTES.0, PROBE_BYTES.1) / PAGE_BYTES;
+        for (at, place) in target.query(PLACES, &[&groups]).await?.iter().enumerate() {
+            let place: &str = place.get(0);
+            let write = format!(
+                "CREATE UNLOGGED TABLE therev.probe_{at} (filler text) TABLESPACE {place};
+                 ALTER TABLE therev.probe_{at} ALTER filler SET STORAGE PLAIN;
+                 INSERT INTO therev.probe_{at} SELECT repeat(' ', 8000) FROM generate_series(1, {pages})"
+            );
+            target.batch(&write).await?;
+        }
+        Ok(())
+    };
+    let tried = tried.await;
     let undone = target.batch("ROLLBACK").await;
     tried.and(undone)
 }

@@ -52,12 +52,17 @@ impl Disk {
 
     /// Leaves no byte free: it becomes as large as what is on it.
     pub fn fill(&self) -> io::Result<()> {
+        self.fill_but(0)
+    }
+
+    /// Leaves so many bytes free.
+    pub fn fill_but(&self, left: u64) -> io::Result<()> {
         // Somebody may write while this looks.
         let mut last = None;
         for _ in 0..10 {
             let stat = rustix::fs::statvfs(&self.path)?;
-            let used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize;
-            match mount(&self.path, &format!("remount,size={used}")) {
+            let size = (stat.f_blocks - stat.f_bfree) * stat.f_frsize + left;
+            match mount(&self.path, &format!("remount,size={size}")) {
                 Ok(()) => return Ok(()),
                 Err(error) => last = Some(error),
             }

@@ -146,6 +146,18 @@ async fn a_full_disk_is_found_out_by_writing() {
     disk.empty().expect("there is room");
     let back = "ALTER TABLE therev.sentinels SET TABLESPACE pg_default";
     shard.batch_execute(back).await.expect("the table moves back");
+
+    // A little is left, less than a copy may need.
+    let lies_there = format!("ALTER TABLE user_sessions SET TABLESPACE {}", disk.space());
+    shard.batch_execute(&lies_there).await.expect("a table of owned rows moves");
+    disk.fill_but(8 << 20).expect("little is free");
+    let plan = mover.plan(&request(ada.bucket(), 0, 1)).await.expect("a plan");
+    let scarce = in_the_way(&mover, &plan).await;
+    assert!(scarce.starts_with("shard 1 takes no writes: ") && scarce.contains("No space left"), "{scarce}");
+    disk.empty().expect("there is room");
+    assert_eq!(mover.plan(&request(ada.bucket(), 0, 1)).await.expect("a plan").obstacles, []);
+    let back = "ALTER TABLE user_sessions SET TABLESPACE pg_default";
+    shard.batch_execute(back).await.expect("the table moves back");
     shard.batch_execute(&format!("DROP TABLESPACE {}", disk.space())).await.expect("it is empty");
     drop((shard, mover, node));
     cluster.finish().await;
