@@ -100,10 +100,10 @@ impl Iterator for Schedule {
             // A standby on this machine cannot have a disk at the same path.
             30..38 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
             38..46 => Fault::LoseControl { writer, time },
-            46..80 => Fault::Network { shard, mode, time },
+            46..83 => Fault::Network { shard, mode, time },
             // Some outlast the writers' deadline and the time for a new connection.
-            80..86 => Fault::Freeze { shard, time: 4 * drawn },
-            86..92 => Fault::Quiet { time: 2 * drawn },
+            83..89 => Fault::Freeze { shard, time: 4 * drawn },
+            89..92 => Fault::Quiet { time: 2 * drawn },
             _ => Fault::FillDisk,
         })
     }

@@ -68,8 +68,8 @@ const DEADLINE_MS: u64 = 1_000;
 const CONNECT_MS: u64 = 2_000;
 /// Longer than anything takes that has a deadline: a create asks three times, each within its deadline.
 pub(crate) const HANGS: Duration = Duration::from_secs(30);
-/// Between two appends to one history.
-const PACE: Duration = Duration::from_millis(75);
+/// Between two appends to one history: what is written is copied with every promotion.
+const PACE: Duration = Duration::from_millis(200);
 /// Between two tries of the same append.
 const AGAIN: Duration = Duration::from_millis(25);
 /// How long the last append is tried after the writer was told to end.
