@@ -241,7 +241,11 @@ impl Server<'_> {
     fn logged_reason(&self, from: u64) -> Option<String> {
         let log = fs::read(self.log()).ok()?;
         let new = String::from_utf8_lossy(log.get(usize::try_from(from).ok()?..)?).into_owned();
-        let fatal = new.lines().find(|line| line.contains("FATAL:") || line.contains("PANIC:"))?;
+        // What callers are told who came too early explains nothing.
+        let explains = |line: &&str| {
+            (line.contains("FATAL:") || line.contains("PANIC:")) && !line.contains("the database system is ")
+        };
+        let fatal = new.lines().find(explains)?;
         Some(fatal.split_once(":  ").map_or(fatal, |(_, reason)| reason).to_owned())
     }
 
