@@ -128,7 +128,7 @@ static HEAD: Read = Read::by_id(
     ),
 );
 
-/// What a reply asks of a thread: whose it is, and whether it takes replies. It costs the same however many there are.
+/// What a reply asks of a thread: whose it is, and whether it takes replies. It costs the same however many it has.
 static OPEN: Read = Read::by_id(
     Group::Content,
     "author_id",

@@ -67,14 +67,14 @@ const BYTES_PER_SECOND: f64 = 20e6;
 const PROBE_BYTES: (i64, i64) = (16 << 20, 64 << 20);
 const PAGE_BYTES: i64 = 8192;
 
-/// The tablespaces in which these groups' rows lie.
+/// The tablespaces in which these groups' rows lie, and where the mover may make a table.
 const PLACES: &str = "
     SELECT DISTINCT quote_ident(s.spcname)
       FROM therev.relations_of($1) AS r
       JOIN pg_class AS c ON c.oid = r.relation
       JOIN pg_database AS d ON d.datname = current_database()
       JOIN pg_tablespace AS s ON s.oid = coalesce(nullif(c.reltablespace, 0), d.dattablespace)
-     WHERE r.holds_rows";
+     WHERE r.holds_rows AND (s.oid = d.dattablespace OR has_tablespace_privilege(s.oid, 'CREATE'))";
 
 /// What a server has to offer.
 const ROOM: &str = "

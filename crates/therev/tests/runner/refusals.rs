@@ -148,7 +148,10 @@ async fn a_full_disk_is_found_out_by_writing() {
     shard.batch_execute(back).await.expect("the table moves back");
 
     // A little is left, less than a copy may need.
-    let lies_there = format!("ALTER TABLE user_sessions SET TABLESPACE {}", disk.space());
+    let lies_there = format!(
+        "ALTER TABLE user_sessions SET TABLESPACE {0}; GRANT CREATE ON TABLESPACE {0} TO therev_mover",
+        disk.space()
+    );
     shard.batch_execute(&lies_there).await.expect("a table of owned rows moves");
     disk.fill_but(8 << 20).expect("little is free");
     let plan = mover.plan(&request(ada.bucket(), 0, 1)).await.expect("a plan");
