@@ -2,7 +2,8 @@
 //! nothing doubled, and nothing left over.
 //!
 //! `therev-nemesis --faults N | --minutes N [--seed S]` ends with one line of JSON on standard output; what happens
-//! meanwhile is told on standard error. The seed repeats the faults, not the writers' progress.
+//! meanwhile is told on standard error. The seed repeats the faults, not the writers' progress. Told to end (`SIGINT`,
+//! `SIGTERM`), it breaks nothing more and proves what it did till then; told again, it leaves at once.
 
 mod fault;
 mod history;
@@ -128,20 +129,19 @@ async fn write(spec: &str) -> Result<ExitCode, Box<dyn Error>> {
 
 async fn run(run: Run) -> Result<ExitCode, Box<dyn Error>> {
     let begin = Instant::now();
-    let mut told_to_end = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
+    let (tell_enough, told_enough) = watch::channel(false);
+    let told_twice = told_twice(tell_enough)?;
     let seed = run.seed.unwrap_or_else(rand::random);
     eprintln!("therev-nemesis: seed {seed}");
     let torment = async {
         let mut world = World::make(run.pg_bin.clone()).await?;
-        let summary = torment(&mut world, &run, seed).await?;
+        let summary = torment(&mut world, &run, seed, &told_enough).await?;
         Ok::<_, Box<dyn Error>>((world, summary))
     };
     let (world, mut summary) = tokio::select! {
         done = torment => done?,
         // Dropped where it is, the world clears up after itself.
-        _ = told_to_end.recv() => return Err("told to end".into()),
-        _ = interrupted.recv() => return Err("interrupted".into()),
+        () = told_twice => return Err("told to end, twice".into()),
     };
     let left = world.clear();
     summary.left_over += named("left over", &left);
@@ -151,8 +151,29 @@ async fn run(run: Run) -> Result<ExitCode, Box<dyn Error>> {
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Over when told to end twice; being told once is passed on.
+fn told_twice(tell_enough: watch::Sender<bool>) -> Result<impl Future<Output = ()>, Box<dyn Error>> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for _ in 0..2 {
+            tokio::select! {
+                _ = terminated.recv() => {}
+                _ = interrupted.recv() => {}
+            }
+            eprintln!("therev-nemesis: told to end");
+            tell_enough.send_replace(true);
+        }
+    })
+}
+
 /// Writers, readers and faults; then the proof.
-async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box<dyn Error>> {
+async fn torment(
+    world: &mut World,
+    run: &Run,
+    seed: u64,
+    told_enough: &watch::Receiver<bool>,
+) -> Result<Summary, Box<dyn Error>> {
     let known = Known::new(Journals::of(world.specs.iter().map(|spec| spec.journal.clone())));
     let (tell_end, end) = watch::channel(false);
     let (users, threads) = reader::what(world);
@@ -170,7 +191,7 @@ async fn torment(world: &mut World, run: &Run, seed: u64) -> Result<Summary, Box
     };
     let mut faults = 0;
     for fault in Schedule::new(seed, saboteur.writers(), MOVERS) {
-        if enough(faults) {
+        if enough(faults) || *told_enough.borrow() {
             break;
         }
         faults += 1;

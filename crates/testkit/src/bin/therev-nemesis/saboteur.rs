@@ -104,6 +104,8 @@ impl<'a> Saboteur<'a> {
         let spec = serde_json::to_string(&self.world.specs[number])?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("writer").arg(spec).stdin(Stdio::piped()).stdout(Stdio::null()).kill_on_drop(true);
+        // Ctrl-C at a terminal is meant for the nemesis, whose writers write on until it is done.
+        command.process_group(0);
         Ok(command.spawn()?)
     }
 
