@@ -196,7 +196,9 @@ async fn torment(
         }
         faults += 1;
         let struck = Instant::now();
-        saboteur.strike(fault).await?;
+        if let Err(error) = saboteur.strike(fault).await {
+            saboteur.stuck.push(format!("{fault}: {error}"));
+        }
         eprintln!("therev-nemesis: {faults}: {fault}, over after {:.1?}", struck.elapsed());
         // What does not go on now will not do so after the next fault.
         if !saboteur.stuck.is_empty() {
