@@ -1,6 +1,7 @@
 //! The handle on the community, and what every write of it has in common.
 
 use crate::delivery::Acks;
+use crate::eager::Eager;
 use crate::error::{Error, Result};
 use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
@@ -20,6 +21,7 @@ pub struct Community {
 pub(crate) struct Inner {
     pub(crate) shards: Shards,
     pub(crate) acks: Acks,
+    pub(crate) eager: Eager,
 }
 
 /// A value, and what a reader must have seen to find it in the directory.
@@ -87,7 +89,7 @@ impl Community {
     /// Opens the community of a cluster. With `relay_ms` in the configuration this node also delivers what others left
     /// behind, for as long as a clone of the handle lives.
     pub fn new(shards: Shards) -> Community {
-        let community = Community { inner: Arc::new(Inner { shards, acks: Acks::default() }) };
+        let community = Community { inner: Arc::new(Inner { shards, acks: Acks::default(), eager: Eager::default() }) };
         community.start_relay();
         community
     }

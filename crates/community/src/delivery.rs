@@ -22,6 +22,8 @@ use uuid::Uuid;
 /// One undelivered row of a shard's outbox: what one statement made true.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
+    /// Whose outbox it is in.
+    pub(crate) shard: ShardNo,
     pub(crate) outbox_id: i64,
     pub(crate) kind: String,
     pub(crate) facts: Vec<Value>,
@@ -145,12 +147,12 @@ static SUM_TOTALS: WriteMany = WriteMany::new(
 );
 
 impl Event {
-    pub(crate) fn from_row(row: &Row) -> Event {
+    pub(crate) fn from_row(shard: ShardNo, row: &Row) -> Event {
         let facts = match row.get("facts") {
             Value::Array(facts) => facts,
             other => vec![other],
         };
-        Event { outbox_id: row.get("outbox_id"), kind: row.get("kind"), facts }
+        Event { shard, outbox_id: row.get("outbox_id"), kind: row.get("kind"), facts }
     }
 }
 
@@ -188,14 +190,13 @@ fn field<T: DeserializeOwned>(value: &Value, name: &str) -> Option<T> {
 }
 
 /// The newest fact per kind and key; older ones are delivered with it.
-fn newest(events: &[Event]) -> BTreeMap<&str, BTreeMap<Key, Fact<'_>>> {
+fn newest<'a>(facts: impl Iterator<Item = (&'a str, &'a Value)>) -> BTreeMap<&'a str, BTreeMap<Key, Fact<'a>>> {
     let mut by_kind: BTreeMap<&str, BTreeMap<Key, Fact<'_>>> = BTreeMap::new();
-    for event in events {
-        for fact in event.facts.iter().filter_map(|value| Fact::read(&event.kind, value)) {
-            let known = by_kind.entry(&event.kind).or_default();
-            if known.get(&fact.key).is_none_or(|older| older.version < fact.version) {
-                known.insert(fact.key, fact);
-            }
+    for (kind, value) in facts {
+        let Some(fact) = Fact::read(kind, value) else { continue };
+        let known = by_kind.entry(kind).or_default();
+        if known.get(&fact.key).is_none_or(|older| older.version < fact.version) {
+            known.insert(fact.key, fact);
         }
     }
     by_kind
@@ -213,9 +214,9 @@ impl Community {
             let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).collect();
             for shard in shards {
                 let rows = community.shards().unfenced(shard, &OF_BUCKET, &[&bucket.sql()]).await?;
-                let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
+                let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
                 let all = events.len();
-                let outcome = community.deliver(shard, events).await;
+                let outcome = community.deliver(events).await;
                 if outcome.delivered.values().sum::<usize>() < all {
                     return outcome.failed.map_or(Ok(None), Err);
                 }
@@ -226,13 +227,6 @@ impl Community {
             Some(token) => Seen::Position(token),
             None => Seen::Pending(group, bucket),
         }
-    }
-
-    /// Delivers events that a statement has just returned; nobody reads them in the directory.
-    pub(crate) async fn deliver_now(&self, shard: ShardNo, events: Vec<Event>) {
-        let community = self.clone();
-        let work = async move { community.deliver(shard, events).await.failed.map_or(Ok(None), Err) };
-        self.within_delivery_time(work).await;
     }
 
     /// Runs a delivery to its end, but waits for it a bounded time only. What fails is left to the relay.
@@ -251,11 +245,12 @@ impl Community {
         }
     }
 
-    /// Delivers events of one shard's outbox, the newest fact per key, and notes which are delivered.
+    /// Delivers events, the newest fact per key, and notes which are delivered.
     ///
     /// A database that is down keeps only its own events back.
-    pub(crate) async fn deliver(&self, shard: ShardNo, events: Vec<Event>) -> Outcome {
-        let by_kind = newest(&events);
+    pub(crate) async fn deliver(&self, events: Vec<Event>) -> Outcome {
+        let facts = events.iter().flat_map(|event| event.facts.iter().map(|fact| (event.kind.as_str(), fact)));
+        let by_kind = newest(facts);
         // Each kind has databases of its own; but the directory takes totals only of a thread that it knows.
         let side_by_side = ["user", "thread", "claim", "audit", "contribution"];
         let mut outcomes = join_all(side_by_side.map(|kind| self.deliver_kind(kind, by_kind.get(kind)))).await;
@@ -266,11 +261,14 @@ impl Community {
                 Ok(done) => {
                     let is_done = |value| Fact::read(kind, value).is_some_and(|fact| done.contains(&fact.key));
                     let whole = events.iter().filter(|e| e.kind == kind && e.facts.iter().all(is_done));
-                    let ids: Vec<i64> = whole.map(|e| e.outbox_id).collect();
-                    if !ids.is_empty() {
-                        all.delivered.insert(kind, ids.len());
+                    let mut count = 0;
+                    for event in whole {
+                        self.inner.acks.add(event.shard, [event.outbox_id]);
+                        count += 1;
                     }
-                    self.inner.acks.add(shard, ids);
+                    if count > 0 {
+                        all.delivered.insert(kind, count);
+                    }
                 }
                 Err(error) => all.failed = Some(error),
             }
@@ -280,8 +278,7 @@ impl Community {
 
     /// Delivers facts that no event holds, as if one did.
     pub(crate) async fn deliver_facts(&self, kind: &'static str, facts: Vec<Value>) -> Result<()> {
-        let events = [Event { outbox_id: 0, kind: kind.to_owned(), facts }];
-        let by_kind = newest(&events);
+        let by_kind = newest(facts.iter().map(|fact| (kind, fact)));
         self.deliver_kind(kind, by_kind.get(kind)).await?;
         Ok(())
     }
@@ -371,13 +368,8 @@ mod tests {
     #[test]
     fn the_newest_fact_per_key_stands_for_the_older_ones() {
         let fact = |id: u128, version: i64| json!({ "user_id": Uuid::from_u128(id), "version": version });
-        let event = |outbox_id, facts| Event { outbox_id, kind: "user".into(), facts };
-        let events = [
-            event(1, vec![fact(7, 3), fact(8, 1)]),
-            event(2, vec![fact(7, 5)]),
-            event(3, vec![fact(7, 4), json!({ "version": 9 })]),
-        ];
-        let by_kind = newest(&events);
+        let facts = [fact(7, 3), fact(8, 1), fact(7, 5), fact(7, 4), json!({ "version": 9 })];
+        let by_kind = newest(facts.iter().map(|fact| ("user", fact)));
         let versions: Vec<i64> = by_kind["user"].values().map(|fact| fact.version).collect();
         assert_eq!(versions, [5, 1], "one that does not say what it is about is left out");
     }

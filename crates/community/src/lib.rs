@@ -9,6 +9,7 @@ pub mod check;
 mod columns;
 mod community;
 mod delivery;
+mod eager;
 mod error;
 pub mod generate;
 pub mod import;

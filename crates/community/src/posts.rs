@@ -293,7 +293,7 @@ impl Community {
                 Ok(rows) => {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { return self.same_post(id, &new).await };
-                    self.deliver_contribution(new.author_id, row).await;
+                    self.deliver_contribution(new.author_id, thread_author, row).await;
                     return created(id, new, thread_author, metadata, row);
                 }
                 // Whether it was written, the same create tells; one that fails does not.
@@ -378,18 +378,18 @@ impl Community {
         let bucket = post.author_id.bucket();
         let rows = self.shards().write(&DELETE, bucket, &[&post.post_id.0, &note]).await?;
         if let Some(row) = rows.first() {
-            self.deliver_contribution(post.author_id, row).await;
+            self.deliver_contribution(post.author_id, post.thread_author_id, row).await;
         }
         Ok(!rows.is_empty())
     }
 
     /// Delivers the contribution that a statement returned with its row; a repeated create returns none.
-    async fn deliver_contribution(&self, author: UserId, row: &Row) {
+    async fn deliver_contribution(&self, author: UserId, thread_author: UserId, row: &Row) {
         if row.get::<_, Option<i64>>("outbox_id").is_none() {
             return;
         }
-        let event = Event::from_row(row);
-        self.deliver_now(self.shard_of(Group::Content, author), vec![event]).await;
+        let event = Event::from_row(self.shard_of(Group::Content, author), row);
+        self.deliver_now(self.shard_of(Group::Content, thread_author), event).await;
     }
 }
 

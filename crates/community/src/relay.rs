@@ -137,11 +137,11 @@ impl Community {
         let mut after = (-2_i16, 0_i64);
         loop {
             let rows = self.shards().unfenced(shard, &PENDING, &[&after.0, &after.1, &writers_turn_s, &BATCH]).await?;
-            let events: Vec<Event> = rows.iter().map(Event::from_row).collect();
+            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
             let Some(last) = rows.last() else { return Ok(()) };
             after = (last.get("bucket"), last.get("outbox_id"));
             let all = events.len();
-            let outcome = self.deliver(shard, events).await;
+            let outcome = self.deliver(events).await;
             self.mark_delivered().await;
             let count = outcome.delivered.values().sum::<usize>();
             for (kind, number) in outcome.delivered {

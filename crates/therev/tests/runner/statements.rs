@@ -1,6 +1,7 @@
 //! How many statements an operation costs; this does not depend on the machine.
 
 use crate::things::{post, thread, user_per_shard};
+use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
 use therev::{Database, NewPost, ShardNo, Therev};
@@ -53,6 +54,47 @@ async fn per_operation() {
     node.create_post(answer).await.expect("a reply");
     assert_eq!(since(&node, &before), BTreeMap::from([(shard(0), 3)]), "the same on one shard");
     drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn replies_that_come_at_once_share_their_deliveries() {
+    const REPLIES: usize = 40;
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Popular").await;
+    let before = node.shards().statements();
+    // Until everything is written nothing can be delivered to the thread's shard.
+    let mut holder = cluster.stranger("shard_0").await;
+    let held = holder.transaction().await.expect("a transaction");
+    held.batch_execute("LOCK TABLE therev.thread_participants IN EXCLUSIVE MODE").await.expect("the lock");
+    let replies = join_all((0..REPLIES).map(|n| post(&node, authors[n % authors.len()], &open, "a reply")));
+    let written = async {
+        let mut clients = Vec::new();
+        for n in 0..cluster.shards() {
+            clients.push(cluster.stranger(&format!("shard_{n}")).await);
+        }
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(10));
+        loop {
+            ticks.tick().await;
+            let mut posts = 0;
+            for client in &clients {
+                let row = client.query_one("SELECT count(*) FROM posts", &[]).await.expect("a count");
+                posts += usize::try_from(row.get::<_, i64>(0)).expect("a number");
+            }
+            if posts == REPLIES {
+                return held.commit().await.expect("the lock is gone");
+            }
+        }
+    };
+    join(replies, written).await;
+    let asked = since(&node, &before)[&shard(0)];
+    // The heads, and what was written there; besides, two deliveries that were under way, and what had gathered meanwhile.
+    let others = u64::try_from(REPLIES + REPLIES / authors.len()).expect("a number");
+    assert!((others + 3..=others + 6).contains(&asked), "{asked} statements");
+    drop(node);
+    drop(holder);
     cluster.finish().await;
 }
 
