@@ -65,12 +65,13 @@ pub(super) async fn copies(ground: &Ground<'_>, node: &Therev, mover: &Mover) ->
         let bare = by_copy(ground, &scene).await?;
         ground.databases.checkpoint().await?;
         let (ours, _) = Box::pin(by_mover(ground, mover, &scene, || 0)).await?;
-        let (before, during) = Box::pin(beside(ground, mover, &scene)).await?;
+        let (before, during, beside) = Box::pin(beside(ground, mover, &scene)).await?;
         eprintln!(
-            "  {} rows: COPY {:.0}/s, ours {:.0}/s; others {before:.0}/s before, {during:.0}/s during",
+            "  {} rows: COPY {:.0}/s, ours {:.0}/s, beside others {:.0}/s; others {before:.0}/s before, {during:.0}/s during",
             ours.rows,
             bare.rate(),
-            ours.rate()
+            ours.rate(),
+            beside.rate()
         );
         if run > 0 {
             rates.add(ours.rate(), bare.rate());
@@ -87,8 +88,8 @@ pub(super) async fn copies(ground: &Ground<'_>, node: &Therev, mover: &Mover) ->
     ])
 }
 
-/// What others do in a second, before a copy and during it.
-async fn beside(ground: &Ground<'_>, mover: &Mover, scene: &Scene) -> Anyhow<(f64, f64)> {
+/// What others do in a second, before a copy and during it; and that copy.
+async fn beside(ground: &Ground<'_>, mover: &Mover, scene: &Scene) -> Anyhow<(f64, f64, Copied)> {
     let (done, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let workers: Vec<_> = (0..WORKERS)
         .map(|worker| {
@@ -113,7 +114,8 @@ async fn beside(ground: &Ground<'_>, mover: &Mover, scene: &Scene) -> Anyhow<(f6
         worker.await??;
     }
     let (copied, calls) = copied?;
-    Ok((before, count(calls) / copied.ended.duration_since(copied.began).as_secs_f64()))
+    let during = count(calls) / copied.ended.duration_since(copied.began).as_secs_f64();
+    Ok((before, during, copied))
 }
 
 /// Has the mover copy, and undo it. Says by how much a counter grew meanwhile.

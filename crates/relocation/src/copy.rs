@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// How many rows of different buckets go side by side.
 const SIDE_BY_SIDE: usize = 2;
 /// How many rows one COPY takes, roughly: enough that beginning and ending it is not what takes the time.
-const ROWS_A_COPY: usize = 20_000;
+const ROWS_A_COPY: usize = 8_000;
 /// How many buckets a batch of deletes looks at.
 const BUCKETS_A_DELETE: usize = 32;
 /// How many bytes go out at once: the driver hands over a message for each row.
@@ -228,20 +228,22 @@ struct Lane {
     to: Side,
 }
 
-/// A copy works so long at a time, then rests for this part of it: users come first, and the brake only looks now and then.
-const WORK: Duration = Duration::from_millis(20);
-const REST: u32 = 2;
+/// Where others are at work, a copy works so long at a time and rests as long after it: users come first, and the brake only
+/// looks now and then. Shorter, and a server would not notice: it had enough under way to go on with.
+const WORK: Duration = Duration::from_millis(100);
 /// The longest rest: a copy that was braked, or whose server did not answer, has not worked all the time.
-const REST_MAX: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_millis(250);
 
 /// When a lane has rested last.
 struct Pace(Instant);
 
 impl Pace {
-    async fn rest(&mut self) {
+    async fn rest(&mut self, progress: &Progress) {
         let worked = self.0.elapsed();
         if worked > WORK {
-            tokio::time::sleep((worked / REST).min(REST_MAX)).await;
+            if progress.has_company() {
+                tokio::time::sleep(worked.min(REST_MAX)).await;
+            }
             self.0 = Instant::now();
         }
     }
@@ -257,10 +259,11 @@ impl Lane {
         progress: &Progress,
     ) -> Result<()> {
         let lane = Lane::open(relocation, admin, snapshot).await?;
+        let mut pace = Pace(Instant::now());
         loop {
             let next = queue_of(queue).pop();
             let Some((table, buckets)) = next else { return Ok(()) };
-            lane.copy(relocation, table, buckets, progress).await?;
+            lane.copy(relocation, table, buckets, progress, &mut pace).await?;
             fail::fail_point!("relocation.copied_some");
         }
     }
@@ -277,7 +280,14 @@ impl Lane {
     }
 
     /// Copies some buckets of a table in one transaction of the target, in which the round is checked.
-    async fn copy(&self, relocation: &Relocation, table: &Table, buckets: &[i16], progress: &Progress) -> Result<()> {
+    async fn copy(
+        &self,
+        relocation: &Relocation,
+        table: &Table,
+        buckets: &[i16],
+        progress: &Progress,
+        pace: &mut Pace,
+    ) -> Result<()> {
         let list = buckets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let Table { name, columns, whose } = table;
         let out = format!(
@@ -294,20 +304,20 @@ impl Lane {
         let into = format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)");
         let sink = self.to.client.copy_in(&into).await.map_err(|e| self.to.sql(e))?;
         futures_util::pin_mut!(rows, sink);
-        let (mut piece, mut pace) = (BytesMut::with_capacity(PIECE * 2), Pace(Instant::now()));
+        let mut piece = BytesMut::with_capacity(PIECE * 2);
         while let Some(row) = rows.next().await {
             piece.extend_from_slice(&row.map_err(|e| self.from.sql(e))?);
             if piece.len() >= PIECE {
                 progress.make_way().await;
                 self.send(&mut sink, &mut piece, progress).await?;
-                pace.rest().await;
+                pace.rest(progress).await;
             }
         }
         self.send(&mut sink, &mut piece, progress).await?;
         let copied = sink.finish().await.map_err(|e| self.to.sql(e))?;
         self.to.batch("COMMIT").await?;
         progress.rows.fetch_add(i64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
-        pace.rest().await;
+        pace.rest(progress).await;
         Ok(())
     }
 

@@ -17,6 +17,8 @@ pub(crate) struct Progress {
     pub(crate) lag_bytes: AtomicI64,
     note: Mutex<String>,
     brake: AtomicBool,
+    /// Whether others were at work lately on one of the two servers.
+    has_company: AtomicBool,
 }
 
 impl Default for Progress {
@@ -28,6 +30,7 @@ impl Default for Progress {
             lag_bytes: AtomicI64::new(-1),
             note: Mutex::default(),
             brake: AtomicBool::default(),
+            has_company: AtomicBool::default(),
         }
     }
 }
@@ -49,6 +52,11 @@ impl Progress {
         self.bytes.store(0, Ordering::Relaxed);
     }
 
+    /// Whether others are at work, for whose sake a copy rests now and then.
+    pub(crate) fn has_company(&self) -> bool {
+        self.has_company.load(Ordering::Relaxed)
+    }
+
     /// Waits as long as the brake is on.
     pub(crate) async fn make_way(&self) {
         while self.brake.load(Ordering::Relaxed) {
@@ -66,7 +74,11 @@ const STANDBY_LAG_BYTES: i64 = 256 << 20;
 /// So much log held for slots, and the copy lets the streams catch up.
 const HELD_LOG_BYTES: i64 = 4 << 30;
 
-/// The furthest standby, and the most that a slot of ours holds back.
+/// So many looks after they were seen at work for the last time, others are taken to be gone.
+const LOOKS_ALONE: u32 = 4;
+
+/// The furthest standby, the most that a slot of ours holds back, and whether others are at work this moment: one alone may be a
+/// relay, or whoever refreshes a view.
 const BEHIND: &str = "
     SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
                        FROM pg_stat_replication AS r
@@ -74,18 +86,25 @@ const BEHIND: &str = "
                       WHERE s.slot_type IS DISTINCT FROM 'logical'), 0)::bigint AS standby,
            coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))
                        FROM pg_replication_slots AS s
-                      WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()), 0)::bigint AS held";
+                      WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()), 0)::bigint AS held,
+           (SELECT count(*) > 1 FROM pg_stat_activity AS a
+             WHERE a.backend_type = 'client backend' AND a.state = 'active' AND a.usename <> current_user) AS has_company";
 
-/// Puts the brake on and off for as long as it is polled.
+/// Puts the brake on and off, and says whether others are at work, for as long as it is polled.
 pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> {
+    let mut looks_alone = LOOKS_ALONE;
     loop {
         let mut reason = None;
+        looks_alone += 1;
         for side in sides {
             let began = Instant::now();
             side.query("SELECT FROM therev.fence", &[]).await?;
             let took = began.elapsed();
             let row = side.one(BEHIND, &[]).await?;
             let (standby, held): (i64, i64) = (row.get("standby"), row.get("held"));
+            if row.get("has_company") {
+                looks_alone = 0;
+            }
             if took > SLOW {
                 reason = Some(format!("shard {} answers in {} ms", side.shard, took.as_millis()));
             } else if standby > STANDBY_LAG_BYTES {
@@ -94,6 +113,7 @@ pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> 
                 reason = Some(format!("shard {} holds {} MB of log for its streams", side.shard, held >> 20));
             }
         }
+        progress.has_company.store(looks_alone < LOOKS_ALONE, Ordering::Relaxed);
         progress.brake.store(reason.is_some(), Ordering::Relaxed);
         progress.say(reason.map(|reason| format!("throttled: {reason}")).unwrap_or_default());
         tokio::time::sleep(LOOK).await;
