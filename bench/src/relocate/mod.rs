@@ -42,6 +42,8 @@ struct Waits {
     /// Given up for a transaction that was there for that.
     tries_held_up: usize,
     steps: BTreeMap<usize, (&'static str, Vec<f64>)>,
+    /// From the end of a switch to the answer of a write that met it.
+    answered: Vec<f64>,
 }
 
 /// Everything about relocations.
@@ -158,6 +160,7 @@ impl Waits {
                 self.switches += 1;
                 // Nobody writes between draining and the end: whoever is under way so late has waited or will.
                 self.writes.extend(done.writers.met(ready, ended));
+                self.answered.extend(done.writers.answers(ready, ended));
                 self.reads.extend(done.readers.met(ready, ended));
                 self.others.extend(done.others.met(one.began, ended));
                 for (at, (name, took)) in one.durations().enumerate() {
@@ -168,7 +171,7 @@ impl Waits {
     }
 
     fn say_steps(&self) {
-        for (name, took) in self.steps.values() {
+        for (name, took) in self.steps.values().chain([&("answered", self.answered.clone())]) {
             let p = |hundredths| percentile(took.iter().copied(), hundredths);
             eprintln!("{name:10} p50 {:6.2}  p90 {:6.2}  p99 {:6.2} ms", p(50), p(90), p(99));
         }

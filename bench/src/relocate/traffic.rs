@@ -33,6 +33,12 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
+    /// How long after the later of two moments the calls were answered that were under way between them.
+    pub(crate) fn answers(&self, from: Instant, to: Instant) -> impl Iterator<Item = f64> {
+        let met = self.done.iter().filter(move |call| call.met(from, to));
+        met.map(move |call| call.ended.saturating_duration_since(to).as_secs_f64() * 1_000.0)
+    }
+
     /// What the calls took that were under way between two moments.
     pub(crate) fn met(&self, from: Instant, to: Instant) -> impl Iterator<Item = f64> {
         self.done.iter().filter(move |call| call.met(from, to)).map(|call| call.ms())

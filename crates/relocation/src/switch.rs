@@ -11,7 +11,7 @@ use crate::record::Relocation;
 use crate::side::{Pair, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
-use futures_util::future::try_join;
+use futures_util::future::{try_join, try_join3};
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
 
@@ -32,6 +32,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::fro
 /// How long the mover keeps still before the first try, so that what it did before does not delay it, and after a switch, so that
 /// what follows does not compete with the calls that have waited.
 const LULL: Duration = Duration::from_millis(50);
+
+/// How much longer than the budget a step may lie ready before the server takes it back: its mover was stopped, or cut off.
+const GRACE: Duration = Duration::from_millis(250);
 
 /// What became of one try.
 enum Outcome {
@@ -141,61 +144,95 @@ impl<'a> Switch<'a> {
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
+    ///
+    /// Deciding and taking over change the ownership of every bucket while callers wait. Both lie ready, each in a transaction, by
+    /// the time that what they wait for has come; they are in force with their commits.
     async fn attempt(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
-        let (number, began) = (self.relocation.relocation, tried.began);
-        let spent = |fifths: u32| began.elapsed() > self.budget * fifths / 5;
-        let is_late = || spent(DECIDE);
+        if let Some(outcome) = self.stop_writers(attempt, tried).await? {
+            return Ok(outcome);
+        }
+        let began = tried.began;
+        let is_late = || began.elapsed() > self.budget * DECIDE / 5;
+        let decides = self.lay_ready(self.giver, &self.decide, attempt);
+        let (is_decided, standbys) = try_join(decides, self.wait_for_stream(attempt, began)).await?;
+        let reason = match standbys {
+            Some(standbys) if self.have(1, &standbys, &is_late).await? => {
+                tried.done("ready");
+                fail::fail_point!("relocation.ready");
+                is_late().then_some("too much of the budget is spent")
+            }
+            Some(_) => Some("a standby took longer than the budget"),
+            None => Some("the stream took longer than the budget allows"),
+        };
+        if !is_decided || reason.is_some() {
+            self.giver.batch("ROLLBACK").await?;
+            return match reason {
+                Some(reason) if is_decided => self.give_up(attempt, tried, reason).await,
+                _ => Ok(Outcome::of(tried, "another process gave this try up")),
+            };
+        }
+        let takes_over = self.lay_ready(self.taker, &self.take_over, attempt);
+        let ((), standbys, _) = try_join3(self.giver.batch("COMMIT"), self.standbys(0), takes_over).await?;
+        fail::fail_point!("relocation.decided");
+        // On the standbys first, so that no promotion undoes the decision.
+        self.have(0, &standbys, &|| false).await?;
+        tried.done("decide");
+        self.take_over().await?;
+        tried.done("take over");
+        Ok(Outcome::Switched(began.elapsed()))
+    }
+
+    /// Drains, and sends the sentinel once nobody is left who may not know of it. `None`: the try goes on.
+    async fn stop_writers(&self, attempt: i32, tried: &mut Try) -> Result<Option<Outcome>> {
         // What belongs together goes out together, and is done in this order: each pair costs one round trip.
-        let (is_draining, mut left) =
-            try_join(self.giver.says(&self.drain, &[&number, &attempt]), self.send_sentinel(attempt, None)).await?;
+        let drains = self.step(self.giver, &self.drain, attempt);
+        let (is_draining, mut left) = try_join(drains, self.send_sentinel(attempt, None)).await?;
         if !is_draining {
-            return Ok(Outcome::of(tried, "another process was quicker"));
+            return Ok(Some(Outcome::of(tried, "another process was quicker")));
         }
         tried.done("drain");
         fail::fail_point!("relocation.drained");
         while let Some(writers) = left.take_if(|writers| !writers.is_empty()) {
-            if spent(WAIT_FOR_WRITERS) {
-                return self
-                    .give_up(attempt, tried, "a transaction held the tables for longer than the budget allows")
-                    .await;
+            if tried.began.elapsed() > self.budget * WAIT_FOR_WRITERS / 5 {
+                let reason = "a transaction held the tables for longer than the budget allows";
+                return self.give_up(attempt, tried, reason).await.map(Some);
             }
             left = self.send_sentinel(attempt, Some(writers)).await?;
         }
         if left.is_none() {
-            return Ok(Outcome::of(tried, "another process gave this try up"));
+            return Ok(Some(Outcome::of(tried, "another process gave this try up")));
         }
         tried.done("writers");
         fail::fail_point!("relocation.sentinel_sent");
-        let standbys = loop {
-            let (is_ready, standbys) =
-                try_join(self.taker.says(&self.get_ready, &[&number, &attempt]), self.standbys(1)).await?;
+        Ok(None)
+    }
+
+    /// Until the taking side is ready; `None`: that takes too long.
+    async fn wait_for_stream(&self, attempt: i32, began: Instant) -> Result<Option<Standbys>> {
+        loop {
+            let gets_ready = self.step(self.taker, &self.get_ready, attempt);
+            let (is_ready, standbys) = try_join(gets_ready, self.standbys(1)).await?;
             if is_ready {
-                break standbys;
+                return Ok(Some(standbys));
             }
-            if spent(WAIT_FOR_STREAM) {
-                return self.give_up(attempt, tried, "the stream took longer than the budget allows").await;
+            if began.elapsed() > self.budget * WAIT_FOR_STREAM / 5 {
+                return Ok(None);
             }
-        };
-        if !self.have(1, standbys, &is_late).await? {
-            return self.give_up(attempt, tried, "a standby took longer than the budget").await;
         }
-        tried.done("ready");
-        fail::fail_point!("relocation.ready");
-        if is_late() {
-            return self.give_up(attempt, tried, "too much of the budget is spent").await;
-        }
-        let (is_decided, standbys) =
-            try_join(self.giver.says(&self.decide, &[&number, &attempt]), self.standbys(0)).await?;
-        if !is_decided {
-            return Ok(Outcome::of(tried, "another process gave this try up"));
-        }
-        fail::fail_point!("relocation.decided");
-        // On the standbys first, so that no promotion undoes the decision.
-        self.have(0, standbys, &|| false).await?;
-        tried.done("decide");
-        self.take_over(attempt).await?;
-        tried.done("take over");
-        Ok(Outcome::Switched(began.elapsed()))
+    }
+
+    /// Goes through a step in a transaction of its own: what it says is in force when that is committed. Nobody waits for long
+    /// where it never is.
+    async fn lay_ready(&self, side: &Side, step: &Statement, attempt: i32) -> Result<bool> {
+        let at_most = (self.budget + GRACE).as_millis();
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {at_most}");
+        let ((), is_done) = try_join(side.batch(&begin), self.step(side, step, attempt)).await?;
+        Ok(is_done)
+    }
+
+    /// One step of a try, by its shard's word; `false`: it found nothing to do.
+    async fn step(&self, side: &Side, step: &Statement, attempt: i32) -> Result<bool> {
+        side.says(step, &[&self.relocation.relocation, &attempt]).await
     }
 
     async fn give_up(&self, attempt: i32, tried: &mut Try, reason: &'static str) -> Result<Outcome> {
@@ -206,17 +243,19 @@ impl<'a> Switch<'a> {
     }
 
     async fn back_out(&self, attempt: i32) -> Result<()> {
-        self.giver.says(&self.back_out, &[&self.relocation.relocation, &attempt]).await.map(drop)
+        self.step(self.giver, &self.back_out, attempt).await.map(drop)
     }
 
     /// After a decision that somebody else made: durable first; then the other side takes over.
     async fn complete(&self, attempt: i32) -> Result<()> {
         self.is_durable(0).await?;
-        self.take_over(attempt).await
+        self.lay_ready(self.taker, &self.take_over, attempt).await?;
+        self.take_over().await
     }
 
-    async fn take_over(&self, attempt: i32) -> Result<()> {
-        self.taker.says(&self.take_over, &[&self.relocation.relocation, &attempt]).await?;
+    /// What lies ready at the taking side is in force.
+    async fn take_over(&self) -> Result<()> {
+        self.taker.batch("COMMIT").await?;
         fail::fail_point!("relocation.taken_over");
         Ok(())
     }
@@ -225,7 +264,7 @@ impl<'a> Switch<'a> {
     async fn is_durable(&self, side: usize) -> Result<()> {
         let at = [self.giver, self.taker][side];
         at.query("SELECT therev.make_durable($1)", &[&self.relocation.relocation]).await?;
-        self.have(side, self.standbys(side).await?, &|| false).await.map(drop)
+        self.have(side, &self.standbys(side).await?, &|| false).await.map(drop)
     }
 
     /// Up to where a side's log is written now, and whether all its standbys have it.
@@ -236,7 +275,7 @@ impl<'a> Switch<'a> {
     }
 
     /// Waits until the standbys have a position, or it is late.
-    async fn have(&self, side: usize, standbys: Standbys, is_late: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
+    async fn have(&self, side: usize, standbys: &Standbys, is_late: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
         let at = [self.giver, self.taker][side];
         let mut have = standbys.have;
         while !have {

@@ -300,24 +300,28 @@ impl<'a> Route<'a> {
 
     /// Was refused: asks the shard where to go, and waits until that is known.
     pub(crate) async fn follow(&mut self) -> Result<(), Error> {
-        let mut pause = Duration::ZERO;
+        let (mut pause, mut has_waited) = (Duration::ZERO, false);
         loop {
             let asked = self.place.shard;
             let said = self.within(self.shards.look(asked, self.group, self.whose, pause)).await?;
-            if let Some(place) = said.ownership.hint(self.place.epoch).place(asked) {
+            let place = said.ownership.hint(self.place.epoch).place(asked);
+            if let Some(place) = place {
                 self.place = place;
                 self.shards.learn(self.group, self.whose, place, said.is_pin);
-                self.hops = if pause.is_zero() { self.hops + 1 } else { 1 };
+                self.hops = if has_waited { 1 } else { self.hops + 1 };
                 // Nobody is sent around through more than a few shards without a pause: a switch is going on then. And whoever
                 // has waited for one looks at the other side first, together with the others, whether it has taken over.
-                if self.hops <= HOPS && (pause.is_zero() || place.shard == asked) {
+                if self.hops <= HOPS && (!has_waited || place.shard == asked) {
                     return Ok(());
                 }
             }
             if self.started.elapsed() > LATE && self.end_late_switch(asked).await {
                 return Ok(());
             }
-            pause = self.next_pause();
+            // The other side of a switch takes over as soon as it is decided.
+            let is_decided = has_waited && place.is_some() && !pause.is_zero();
+            pause = if is_decided { Duration::ZERO } else { self.next_pause() };
+            has_waited = true;
         }
     }
 

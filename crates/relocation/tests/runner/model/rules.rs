@@ -15,7 +15,7 @@ pub(super) enum Rule {
     ReadyIsDurable,
     /// Whoever finds *ready, k* instead of making it so makes it durable before he builds upon it.
     ReadyFoundIsMadeDurable,
-    /// `decide(k)` is sent only by whoever knows that `get_ready(k)` committed.
+    /// `decide(k)` is committed only by whoever knows that `get_ready(k)` committed.
     DecideAfterReady,
     /// `decide(k)` compares the attempt.
     DecideComparesAttempt,
@@ -23,7 +23,7 @@ pub(super) enum Rule {
     DecideComparesState,
     /// `back_out(k)` compares the state: not after a decision.
     BackOutComparesState,
-    /// `take_over(k)` is sent only by whoever knows that the source said *moved* with that k.
+    /// `take_over(k)` is committed only by whoever knows that the source said *moved* with that k.
     TakeOverAfterMoved,
     /// `decide` commits synchronously, on the standbys too.
     MovedIsDurable,
