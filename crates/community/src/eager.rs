@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 
 /// How many deliveries to one shard are under way at once: with a single one, a writer would wait for almost all of another's.
 const UNDER_WAY_MAX: usize = 2;
+/// How many events go together at the most: much may gather while a shard does not answer.
+const TOGETHER_MAX: usize = 500;
 
 /// What gathers, by the shard that it goes to.
 #[derive(Default)]
@@ -42,7 +44,8 @@ impl Eager {
     fn next(&self, to: ShardNo) -> Vec<(Event, oneshot::Sender<()>)> {
         let mut all = self.all();
         let Some(gathered) = all.get_mut(&to) else { return Vec::new() };
-        let next = std::mem::take(&mut gathered.events);
+        let count = gathered.events.len().min(TOGETHER_MAX);
+        let next: Vec<_> = gathered.events.drain(..count).collect();
         if next.is_empty() {
             gathered.under_way -= 1;
         }
