@@ -1,6 +1,7 @@
 //! Why a relocation does not go on.
 
 use shards::Database;
+use tokio_postgres::error::SqlState;
 
 /// The result of this crate's calls.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -79,8 +80,11 @@ impl Error {
             }
             Error::Sql { source, .. } => source.as_db_error().is_none_or(|error| {
                 let class = &error.code().code()[..2];
-                // Operator intervention, lack of resources, a broken connection, a deadlock, an object in use.
-                matches!(class, "57" | "53" | "08" | "40" | "55") || shards::has_missed_publication(error)
+                // Operator intervention, lack of resources, a broken connection, a deadlock, an object in use; and a step that
+                // lay ready for too long.
+                matches!(class, "57" | "53" | "08" | "40" | "55")
+                    || *error.code() == SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+                    || shards::has_missed_publication(error)
             }),
             Error::Stream { .. } | Error::OtherLife { .. } | Error::PartGone { .. } => true,
             _ => false,

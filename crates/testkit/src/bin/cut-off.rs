@@ -1,7 +1,9 @@
-//! Does one thing and is killed in the middle of it: `cut-off POINT NTH CONTROL_URL PASSWORD OPERATION [ARGUMENT …]`.
+//! Does one thing and is killed in the middle of it: `cut-off POINT NTH|stop CONTROL_URL PASSWORD OPERATION [ARGUMENT …]`.
 //!
-//! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed.
+//! `SIGKILL` at the nth pass of a fail point: nothing is cleaned up, nothing is flushed. Or `SIGSTOP` at the first: it goes on
+//! once it is told to.
 
+use rustix::process::{Signal, getpid, kill_process};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use testkit::PASSWORD;
@@ -17,15 +19,20 @@ const LEASE: Duration = Duration::from_secs(2);
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [point, nth, control, password, operation, rest @ ..] = arguments.as_slice() else {
-        return Err("cut-off POINT NTH CONTROL_URL PASSWORD OPERATION [ARGUMENT …]".into());
+        return Err("cut-off POINT NTH|stop CONTROL_URL PASSWORD OPERATION [ARGUMENT …]".into());
     };
-    let nth: u32 = nth.parse()?;
+    let nth: Option<u32> = if nth == "stop" { None } else { Some(nth.parse()?) };
     let passed = AtomicU32::new(0);
     fail::cfg_callback(point.as_str(), move || {
-        if passed.fetch_add(1, Ordering::SeqCst) + 1 == nth {
-            // The signal ends the process before this call returns; should it fail, the abort does.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-            std::process::abort();
+        let pass = passed.fetch_add(1, Ordering::SeqCst) + 1;
+        match nth {
+            None if pass == 1 => kill_process(getpid(), Signal::STOP).expect("it is stopped"),
+            Some(nth) if pass == nth => {
+                // The signal ends the process before this call returns; should it fail, the abort does.
+                let _ = kill_process(getpid(), Signal::KILL);
+                std::process::abort();
+            }
+            _ => {}
         }
     })?;
     let mut config = Config::new(control.as_str());

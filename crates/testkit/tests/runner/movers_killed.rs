@@ -1,6 +1,7 @@
 //! `kill -9` of the process that moves rows, at every fail point of the sources, while authors write: their writes go on by
 //! themselves, and the relocation is carried on or undone by another process, with nothing lost and nothing left.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use testkit::{TestCluster, Writing, nothing_left};
 use therev::relocation::{Error, Goal, Mover, Options, Relocation, Request, State};
 use therev::{Actor, Bucket, Config, Group, Layout, NewThread, NewUser, ShardNo, Therev, UserId};
+use tokio::process::{Child, Command};
 
 /// A switch that nobody carries on any more holds writes up no longer.
 const WRITES_WAIT: Duration = Duration::from_secs(5);
@@ -104,21 +106,55 @@ impl Scene {
         futures_util::future::join_all(self.writers.iter().map(|writer| writer.goes_on(WRITES_WAIT))).await;
     }
 
-    /// A process carries the relocation on and is killed at the nth pass of a point.
-    async fn cut_off(&self, number: i64, point: &str, nth: u32) {
-        let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_cut-off"))
-            .args([point, &nth.to_string(), &self.cluster.config().control, testkit::PASSWORD])
+    /// A process that carries the relocation on until it comes to a point.
+    fn process(&self, number: i64, point: &str, when: &str) -> Child {
+        Command::new(env!("CARGO_BIN_EXE_cut-off"))
+            .args([point, when, &self.cluster.config().control, testkit::PASSWORD])
             .args(["relocate", &number.to_string()])
             .kill_on_drop(true)
             .spawn()
-            .expect("the process starts");
+            .expect("the process starts")
+    }
+
+    /// The lease of a process that is dead or stopped runs out by itself; here that is not waited for.
+    async fn end_lease(&self, number: i64) {
+        let lapse = "UPDATE therev.relocations SET leased_until = now() WHERE relocation = $1";
+        self.cluster.stranger("control").await.execute(lapse, &[&number]).await.expect("the lease ends");
+    }
+
+    /// A process carries the relocation on and is killed at the nth pass of a point.
+    async fn cut_off(&self, number: i64, point: &str, nth: u32) {
+        let mut child = self.process(number, point, &nth.to_string());
         let status = tokio::time::timeout(LIMIT, child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("{point} {nth} is not reached")).expect("it ends");
         assert_eq!(status.signal(), Some(9), "{point} {nth}: {status}");
         self.writers_go_on().await;
-        // The lease of a dead process runs out by itself; for this one that is not waited for.
-        let lapse = "UPDATE therev.relocations SET leased_until = now() WHERE relocation = $1";
-        self.cluster.stranger("control").await.execute(lapse, &[&number]).await.expect("the lease ends");
+        self.end_lease(number).await;
+    }
+
+    /// A process is stopped at a point; writers and another mover go on without it, and it ends when it wakes.
+    async fn stopped_and_overtaken(&self, lot: &mut Lot, point: &str) {
+        let number = self.begin(lot, Goal::Done).await;
+        let mut child = self.process(number, point, "stop");
+        let pid = Pid::from_raw(child.id().and_then(|id| id.try_into().ok()).expect("it lives")).expect("a number");
+        let is_stopped = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            loop {
+                ticks.tick().await;
+                let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).expect("it lives");
+                if stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T')) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, is_stopped).await.unwrap_or_else(|_| panic!("{point} is not reached"));
+        self.writers_go_on().await;
+        self.end_lease(number).await;
+        assert_eq!(self.resume(number).await.state, State::Done, "{point}");
+        kill_process(pid, Signal::CONT).expect("it goes on");
+        let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("it ends").expect("it ends");
+        println!("{point}, stopped: {status}");
+        lot.here = lot.there();
     }
 
     /// Another process carries it on as far as it goes.
@@ -257,6 +293,16 @@ async fn among_slots_and_subscriptions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_the_switch() {
     at_each(&points("switch.rs")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_in_the_switch_nobody_waits_for_what_lies_ready() {
+    let (scene, mut one, mut other) = Scene::new().await;
+    let decision = Box::pin(scene.stopped_and_overtaken(&mut one, "relocation.ready"));
+    let ownership = Box::pin(scene.stopped_and_overtaken(&mut other, "relocation.decided"));
+    tokio::join!(decision, ownership);
+    scene.rests().await;
+    scene.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
