@@ -23,6 +23,10 @@ CREATE TABLE therev.outbox (
                      GENERATED ALWAYS AS (coalesce(jsonb_array_length(facts), cardinality(owners))) STORED,
     created_at       timestamptz NOT NULL DEFAULT now(),
     delivered_at     timestamptz,
+    -- When it was delivered for the first time, and the databases that have lost it since, by a promotion, as far as anybody can
+    -- know. For the sake of one it is delivered again, to all; for the others that was nothing new.
+    first_delivered_at timestamptz,
+    lost_by          text[],
     CONSTRAINT outbox_facts_or_whose CHECK (num_nonnulls(facts, owners) = 1),
     CONSTRAINT outbox_ids_beside_owners CHECK (ids IS NULL OR cardinality(ids) = cardinality(owners))
 );

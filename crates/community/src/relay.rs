@@ -68,7 +68,7 @@ static PENDING: Unfenced = Unfenced::read(
 );
 
 static MARK: Unfenced = Unfenced::write(
-    "UPDATE therev.outbox AS o SET delivered_at = now()
+    "UPDATE therev.outbox AS o SET delivered_at = now(), first_delivered_at = coalesce(o.first_delivered_at, now())
       WHERE o.outbox_id = ANY ($1) AND o.delivered_at IS NULL",
 );
 

@@ -41,8 +41,14 @@ const IDENTITY: &str = "
     SELECT i.incarnation, i.incarnation_counter, i.timeline = therev.current_timeline() AS is_known
       FROM therev.identity AS i";
 
-/// What was delivered since then is delivered again, oldest first, like anything that was never delivered.
-const DELIVER_AGAIN: &str = "UPDATE therev.outbox SET delivered_at = NULL WHERE delivered_at > $1";
+/// What a database was told since then is delivered again, oldest first, like anything that was never delivered. What was
+/// delivered again since then for the sake of others is not: promotions that follow each other would have ever more to tell.
+const DELIVER_AGAIN: &str = "
+    UPDATE therev.outbox AS o
+       SET delivered_at = NULL, lost_by = array_append(array_remove(o.lost_by, $2), $2)
+     WHERE (o.delivered_at > $1 AND (o.first_delivered_at > $1 OR $2 = ANY (o.lost_by)))
+        -- On its way for the sake of another one: it is noted for this one, too.
+        OR (o.delivered_at IS NULL AND o.first_delivered_at > $1 AND ($2 = ANY (o.lost_by)) IS NOT TRUE)";
 
 const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
 
@@ -128,7 +134,10 @@ impl Lives {
         let tellers = catalog.shards.iter().map(|entry| Database::Shard(entry.shard)).filter(|teller| *teller != lost);
         let told = tellers.map(|teller| async move {
             let client = self.connect(catalog, teller).await?;
-            client.execute(DELIVER_AGAIN, &[&since]).await.map_err(|e| Error::of_statement(teller, true, e))
+            client
+                .execute(DELIVER_AGAIN, &[&since, &lost.to_string()])
+                .await
+                .map_err(|e| Error::of_statement(teller, true, e))
         });
         for outcome in join_all(told).await {
             if let Err(error) = outcome {

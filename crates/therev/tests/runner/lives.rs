@@ -126,6 +126,44 @@ async fn versions_never_go_back_where_rows_move_to_a_server_of_fewer_lives() {
 }
 
 #[tokio::test]
+async fn what_one_database_has_lost_is_told_again_for_its_sake_alone() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Told").await;
+    post(&node, authors[1], &open, "text").await;
+    // What is delivered is marked with the next pass.
+    for _ in 0..2 {
+        node.relay_once().await.expect("the relay runs");
+    }
+    let teller = cluster.stranger("shard_1").await;
+    let pending = async || {
+        let sql = "SELECT count(*) FROM therev.outbox WHERE delivered_at IS NULL";
+        teller.query_one(sql, &[]).await.expect("a count").get::<_, i64>(0)
+    };
+    assert_eq!(pending().await, 0);
+    let long_ago = "UPDATE therev.outbox
+                       SET first_delivered_at = first_delivered_at - interval '2 hours', lost_by = '{shard 0}'";
+    teller.batch_execute(long_ago).await.expect("told long ago, and again just now");
+
+    promoted(&cluster, "shard_2").await;
+    node.user(authors[2]).await.expect("the user is there");
+    assert_eq!(pending().await, 0, "it was no news to shard 2");
+    promoted(&cluster, "shard_0").await;
+    node.user(authors[0]).await.expect("the user is there");
+    assert!(pending().await > 0, "shard 0 may have lost it once more");
+
+    for _ in 0..2 {
+        node.relay_once().await.expect("the relay runs");
+    }
+    let told = "SELECT count(*) FROM therev.outbox
+                 WHERE delivered_at IS NULL OR first_delivered_at > now() - interval '1 hour'";
+    assert_eq!(teller.query_one(told, &[]).await.expect("a count").get::<_, i64>(0), 0, "it keeps its first time");
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
 async fn of_two_that_were_promoted_apart_one_counts() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
