@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 /// How many deliveries to one shard are under way at once: with a single one, a writer would wait for almost all of another's.
 const UNDER_WAY_MAX: usize = 2;
-/// How many events go together at the most: much may gather while a shard does not answer.
-const TOGETHER_MAX: usize = 500;
+/// How many events gather at the most: of a shard that is slow to answer, the relay has the rest.
+const GATHERED_MAX: usize = 500;
 
 /// What gathers, by the shard that it goes to.
 #[derive(Default)]
@@ -30,11 +30,13 @@ impl Eager {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an event; `true`: somebody is to carry what has gathered.
+    /// Adds an event, or has its writer go where too many wait; `true`: somebody is to carry what has gathered.
     fn add(&self, to: ShardNo, event: Event, writer: oneshot::Sender<()>) -> bool {
         let mut all = self.all();
         let gathered = all.entry(to).or_default();
-        gathered.events.push((event, writer));
+        if gathered.events.len() < GATHERED_MAX {
+            gathered.events.push((event, writer));
+        }
         let is_wanted = gathered.under_way < UNDER_WAY_MAX;
         gathered.under_way += usize::from(is_wanted);
         is_wanted
@@ -44,8 +46,7 @@ impl Eager {
     fn next(&self, to: ShardNo) -> Vec<(Event, oneshot::Sender<()>)> {
         let mut all = self.all();
         let Some(gathered) = all.get_mut(&to) else { return Vec::new() };
-        let count = gathered.events.len().min(TOGETHER_MAX);
-        let next: Vec<_> = gathered.events.drain(..count).collect();
+        let next = std::mem::take(&mut gathered.events);
         if next.is_empty() {
             gathered.under_way -= 1;
         }
@@ -88,6 +89,7 @@ impl Community {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::oneshot::error::TryRecvError;
 
     fn event(outbox_id: i64) -> Event {
         Event { shard: ShardNo(0), outbox_id, kind: "contribution".into(), facts: Vec::new() }
@@ -113,5 +115,21 @@ mod tests {
         assert_eq!(ids(eager.next(to)), [5]);
         assert!(eager.next(to).is_empty() && eager.next(to).is_empty());
         assert!(add(6), "nobody is under way");
+    }
+
+    #[test]
+    fn where_too_many_wait_a_writer_goes() {
+        let (eager, to) = (Eager::default(), ShardNo(3));
+        let mut waits: Vec<_> = (0..=500)
+            .map(|id| {
+                let (writer, delivered) = oneshot::channel();
+                eager.add(to, event(id), writer);
+                delivered
+            })
+            .collect();
+        let mut goes = waits.pop().expect("the last one");
+        assert_eq!(goes.try_recv(), Err(TryRecvError::Closed));
+        assert!(waits.iter_mut().all(|delivered| delivered.try_recv() == Err(TryRecvError::Empty)));
+        assert_eq!(eager.next(to).len(), 500);
     }
 }
