@@ -66,7 +66,7 @@ impl Progress {
 }
 
 /// How often the servers are looked at.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(100);
 /// A read by key that takes longer than this means that users wait.
 const SLOW: Duration = Duration::from_millis(50);
 /// A standby that is further behind than this is waited for.
@@ -74,8 +74,8 @@ const STANDBY_LAG_BYTES: i64 = 256 << 20;
 /// So much log held for slots, and the copy lets the streams catch up.
 const HELD_LOG_BYTES: i64 = 4 << 30;
 
-/// So many looks after they were seen at work for the last time, others are taken to be gone.
-const LOOKS_ALONE: u32 = 4;
+/// Others are at work if so many of the last eight looks have seen them there: a relay that clears up comes and goes.
+const COMPANY_LOOKS: u32 = 3;
 
 /// The furthest standby, the most that a slot of ours holds back, and whether others are at work this moment: one alone may be a
 /// relay, or whoever refreshes a view.
@@ -92,19 +92,18 @@ const BEHIND: &str = "
 
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.
 pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> {
-    let mut looks_alone = LOOKS_ALONE;
+    // One bit a look, the last one lowest.
+    let mut seen = 0_u8;
     loop {
         let mut reason = None;
-        looks_alone += 1;
+        seen <<= 1;
         for side in sides {
             let began = Instant::now();
             side.query("SELECT FROM therev.fence", &[]).await?;
             let took = began.elapsed();
             let row = side.one(BEHIND, &[]).await?;
             let (standby, held): (i64, i64) = (row.get("standby"), row.get("held"));
-            if row.get("has_company") {
-                looks_alone = 0;
-            }
+            seen |= u8::from(row.get::<_, bool>("has_company"));
             if took > SLOW {
                 reason = Some(format!("shard {} answers in {} ms", side.shard, took.as_millis()));
             } else if standby > STANDBY_LAG_BYTES {
@@ -113,7 +112,7 @@ pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> 
                 reason = Some(format!("shard {} holds {} MB of log for its streams", side.shard, held >> 20));
             }
         }
-        progress.has_company.store(looks_alone < LOOKS_ALONE, Ordering::Relaxed);
+        progress.has_company.store(seen.count_ones() >= COMPANY_LOOKS, Ordering::Relaxed);
         progress.brake.store(reason.is_some(), Ordering::Relaxed);
         progress.say(reason.map(|reason| format!("throttled: {reason}")).unwrap_or_default());
         tokio::time::sleep(LOOK).await;
