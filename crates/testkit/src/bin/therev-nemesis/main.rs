@@ -197,7 +197,7 @@ async fn torment(
         faults += 1;
         let struck = Instant::now();
         if let Err(error) = saboteur.strike(fault).await {
-            saboteur.stuck.push(format!("{fault}: {error}"));
+            saboteur.fails(&fault, error.as_ref());
         }
         eprintln!("therev-nemesis: {faults}: {fault}, over after {:.1?}", struck.elapsed());
         // What does not go on now will not do so after the next fault.
@@ -214,6 +214,7 @@ async fn torment(
     let journals = std::mem::take(&mut *known.now()?);
     eprintln!("therev-nemesis: failed calls: {:?}, {} rows refused", journals.failed, journals.refused);
     eprintln!("therev-nemesis: movers' relocations: {:?}", journals.brought);
+    world.raise()?;
     let verdict = verify::verify(world, &journals).await?;
     let Outcome { disturbed, crashed, stuck, skipped } = outcome;
     let Verdict { acknowledged, lost, doubled, check, left_over, relocations, switches, stuck: open } = verdict;

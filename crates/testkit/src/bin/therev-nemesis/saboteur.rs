@@ -197,6 +197,20 @@ impl<'a> Saboteur<'a> {
         Ok(())
     }
 
+    /// A fault could not be brought about or ended: says so at once, with what the servers have logged last, since they are
+    /// removed in the end.
+    pub(crate) fn fails(&mut self, fault: &Fault, error: &dyn Error) {
+        let mut said = format!("{fault}: {error}");
+        let mut source = error.source();
+        while let Some(reason) = source {
+            said = format!("{said}: {reason}");
+            source = reason.source();
+        }
+        eprintln!("therev-nemesis: {said}");
+        self.world.tell_logs();
+        self.stuck.push(said);
+    }
+
     async fn kill_writer(&mut self, number: usize) -> Result<(), Box<dyn Error>> {
         self.revive_crashed()?;
         if let Some(waker) = self.sleepers.remove(&number) {

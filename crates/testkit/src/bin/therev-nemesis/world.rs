@@ -20,6 +20,8 @@ const WRITERS: [Kind; 5] = [Kind::Library, Kind::Library, Kind::Stale, Kind::Str
 /// How many move their users meanwhile: they compete for the work.
 pub(crate) const MOVERS: usize = 2;
 const PASSWORD: &str = "nemesis";
+/// How much of a log is told.
+const LOG_LINES: usize = 20;
 
 /// Everything that was started. Dropped without [`World::clear`], it is cleared as well as can be.
 pub(crate) struct World {
@@ -178,6 +180,31 @@ impl World {
     pub(crate) async fn node(&self) -> therev::Result<Therev> {
         let config = writer::config(&self.control_address(), PASSWORD);
         therev::connect(therev::Config { relay_ms: 0, claim_timeout_s: 0, ..config }).await
+    }
+
+    /// Starts the servers that do not run: a fault that could not be ended has left them so.
+    pub(crate) fn raise(&mut self) -> Result<(), Box<dyn Error>> {
+        let cluster = self.cluster.as_mut().ok_or("the cluster is gone")?;
+        for shard in 0..SHARDS {
+            let primary = cluster.primary(shard);
+            tokio::task::block_in_place(|| cluster.start_server(primary, &mut |_| {}))?;
+        }
+        self.lead_proxies()
+    }
+
+    /// The last lines of each shard's primary.
+    pub(crate) fn tell_logs(&self) {
+        let Some(cluster) = &self.cluster else { return };
+        for shard in 0..SHARDS {
+            let log = cluster.logs(cluster.primary(shard)).map(fs::read);
+            let text = log.ok().and_then(Result::ok).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            lines
+                .iter()
+                .skip(lines.len().saturating_sub(LOG_LINES))
+                .for_each(|line| eprintln!("shard {shard}: {line}"));
+        }
     }
 
     /// Removes everything, and says what is left over.
