@@ -194,6 +194,7 @@ CREATE TABLE audit_log (
 -- Globally unique names, each sharded by the hash of its normalized value. Written by community/names.rs,
 -- community/bulk/ and community/repair/.
 -- Taken (pending) before the user's row is written, held after it; `version` is the user's version it was taken for.
+-- A bulk write holds at once what it takes, and leaves an event by which a relay doubts it should the row not come.
 CREATE TABLE therev.claims (
     bucket     smallint    NOT NULL,
     claim_key  uuid        NOT NULL,

@@ -10,24 +10,23 @@ CREATE TABLE therev.outbox (
     bucket           smallint    NOT NULL CHECK (bucket BETWEEN -1 AND 4095),
     -- user, thread: to the directory; a user's names are confirmed with it, on the shards of their claims.
     -- claim: a name that was given up, to its shard. contribution: to the thread's shard.
+    -- taken: names that a bulk write holds for users whose rows it has yet to write; told only if it did not come to that.
     -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
     kind             text        NOT NULL
-                     CHECK (kind IN ('user', 'thread', 'claim', 'contribution', 'totals', 'audit')),
+                     CHECK (kind IN ('user', 'thread', 'claim', 'taken', 'contribution', 'totals', 'audit')),
     facts            jsonb CHECK (jsonb_typeof(facts) = 'array'),
     -- Instead of the facts, whose they are: a bulk write names the rows and tells their states itself. Only where it did
     -- not come to that are they read here, as they are by then. Side by side: owners, and the ids of their rows (their
-    -- threads, for a contribution); of a user the owner is all.
+    -- threads, for a contribution; their claims, for names taken); of a user the owner is all.
     owners           uuid[],
     ids              uuid[],
-    fact_count       integer     NOT NULL
-                     GENERATED ALWAYS AS (coalesce(jsonb_array_length(facts), cardinality(owners))) STORED,
     created_at       timestamptz NOT NULL DEFAULT now(),
     delivered_at     timestamptz,
     -- When it was delivered for the first time, and the databases that have lost it since, by a promotion, as far as anybody can
     -- know. For the sake of one it is delivered again, to all; for the others that was nothing new.
     first_delivered_at timestamptz,
     lost_by          text[],
-    CONSTRAINT outbox_facts_or_whose CHECK (num_nonnulls(facts, owners) = 1),
+    CONSTRAINT outbox_facts_or_whose CHECK ((facts IS NULL) <> (owners IS NULL)),
     CONSTRAINT outbox_ids_beside_owners CHECK (ids IS NULL OR cardinality(ids) = cardinality(owners))
 );
 -- Random ids do not get shorter.
@@ -78,6 +77,9 @@ CREATE FUNCTION therev.facts_of(o therev.outbox) RETURNS jsonb
               FROM unnest(o.owners, o.ids) AS k (author_id, thread_id)
               JOIN therev.thread_contributions AS c
                 ON c.bucket = therev.bucket_of(k.author_id) AND c.author_id = k.author_id AND c.thread_id = k.thread_id)
+        WHEN o.kind = 'taken' THEN (
+            SELECT coalesce(jsonb_agg(jsonb_build_object('user_id', k.user_id, 'claim_key', k.claim_key)), '[]')
+              FROM unnest(o.owners, o.ids) AS k (user_id, claim_key))
         WHEN o.kind = 'totals' THEN (
             SELECT coalesce(jsonb_agg(jsonb_build_object('author_id', k.author_id, 'thread_id', k.thread_id)), '[]')
               FROM unnest(o.owners, o.ids) AS k (author_id, thread_id))

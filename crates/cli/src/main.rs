@@ -20,6 +20,9 @@ mod tables;
 use clap::Parser;
 use std::process::ExitCode;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let env = config::Environment::read();
     let cli = match cli::Cli::try_parse() {

@@ -7,7 +7,7 @@ use crate::audit;
 use crate::community::{Community, Seen};
 use crate::error::{Error, Result};
 use crate::names::{self, Name, NameKind};
-use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
+use crate::newest::{changed_totals, kept_totals, newer_participant, summed};
 use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_of};
 use serde::de::DeserializeOwned;
@@ -71,7 +71,8 @@ static OF_BUCKET: Unfenced = Unfenced::read(
       ORDER BY o.outbox_id LIMIT 1000",
 );
 
-static UPSERT_USERS: Unfenced = Unfenced::write(concat!(
+/// The newer state of a user replaces the older one, whoever tells it.
+static UPSERT_USERS: Unfenced = Unfenced::write(
     "INSERT INTO user_directory AS d
             (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
      SELECT u.user_id, u.user_name, u.display_name, u.profile_pic_url, u.role, u.is_active, u.created_at, u.deleted,
@@ -79,11 +80,16 @@ static UPSERT_USERS: Unfenced = Unfenced::write(concat!(
        FROM jsonb_to_recordset($1) AS u (user_id uuid, user_name text, display_name text, profile_pic_url text,
                                          role text, is_active boolean, created_at timestamptz, deleted boolean,
                                          version bigint)
-      ORDER BY u.user_id",
-    newer_user!(),
-));
+      ORDER BY u.user_id
+     ON CONFLICT (user_id) DO UPDATE
+        SET user_name = excluded.user_name, display_name = excluded.display_name,
+            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
+            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version",
+);
 
-static UPSERT_THREADS: Unfenced = Unfenced::write(concat!(
+/// Likewise of a thread; its totals come by events of their own.
+static UPSERT_THREADS: Unfenced = Unfenced::write(
     "INSERT INTO thread_directory AS d
             (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at, is_deleted,
              version)
@@ -92,9 +98,13 @@ static UPSERT_THREADS: Unfenced = Unfenced::write(concat!(
        FROM jsonb_to_recordset($1) AS t (thread_id uuid, author_id uuid, title text, is_pinned boolean,
                                          is_locked boolean, moderation text, created_at timestamptz, deleted boolean,
                                          version bigint)
-      ORDER BY t.thread_id",
-    newer_thread!(),
-));
+      ORDER BY t.thread_id
+     ON CONFLICT (thread_id) DO UPDATE
+        SET author_id = excluded.author_id, title = excluded.title, is_pinned = excluded.is_pinned,
+            is_locked = excluded.is_locked, moderation = excluded.moderation, created_at = excluded.created_at,
+            is_deleted = excluded.is_deleted, version = excluded.version
+      WHERE d.version < excluded.version",
+);
 
 /// The threads that the directory knows are answered, changed or not: those that it does not know yet stay pending.
 static UPDATE_TOTALS: Unfenced = Unfenced::write(concat!(
@@ -163,7 +173,7 @@ impl Fact<'_> {
         let (first, second) = match kind {
             "user" => ("user_id", None),
             "thread" | "totals" => ("thread_id", None),
-            "claim" => ("claim_key", Some("user_id")),
+            "claim" | "taken" => ("claim_key", Some("user_id")),
             "contribution" => ("thread_id", Some("author_id")),
             "audit" => ("audit_id", None),
             _ => return None,
@@ -176,7 +186,7 @@ impl Fact<'_> {
     /// Whose the row is that it is for, where that is on a shard.
     fn target(&self, kind: &str) -> Option<Whose> {
         let owner = match kind {
-            "claim" => return Some(bucket_of(self.key.0).into()),
+            "claim" | "taken" => return Some(bucket_of(self.key.0).into()),
             "contribution" => "thread_author_id",
             "totals" => "author_id",
             _ => "user_id",
@@ -252,7 +262,7 @@ impl Community {
         let facts = events.iter().flat_map(|event| event.facts.iter().map(|fact| (event.kind.as_str(), fact)));
         let by_kind = newest(facts);
         // Each kind has databases of its own; but the directory takes totals only of a thread that it knows.
-        let side_by_side = ["user", "thread", "claim", "audit", "contribution"];
+        let side_by_side = ["user", "thread", "claim", "taken", "audit", "contribution"];
         let mut outcomes = join_all(side_by_side.map(|kind| self.deliver_kind(kind, by_kind.get(kind)))).await;
         outcomes.push(self.deliver_kind("totals", by_kind.get("totals")).await);
         let mut all = Outcome::default();
@@ -298,6 +308,7 @@ impl Community {
                 facts.keys().copied().collect()
             }
             "totals" => self.deliver_totals(facts).await?,
+            "taken" => self.deliver_taken(facts).await,
             "claim" => self.deliver_to_shards(kind, &names::CONFIRM, facts).await,
             "audit" => self.deliver_to_shards(kind, &audit::RECEIVE, facts).await,
             _ => self.deliver_to_shards(kind, &UPSERT_PARTICIPANTS, facts).await,
@@ -329,6 +340,18 @@ impl Community {
         fail::fail_point!("deliver.names_confirmed");
         let reached = |(_, buckets): &(_, Vec<Bucket>)| buckets.iter().all(|b| !answer.unanswered.contains(b));
         buckets_of.into_iter().filter(reached).map(|(key, _)| key).collect()
+    }
+
+    /// Names that a bulk write holds: those which their users' rows have are theirs, the others are doubted.
+    async fn deliver_taken(&self, facts: &BTreeMap<Key, Fact<'_>>) -> HashSet<Key> {
+        let (doubted, unanswered) = self.names_without_users(facts.keys().copied().collect()).await;
+        let items: Vec<Item> = doubted.iter().map(|(name, user)| names::doubt(*name, *user)).collect();
+        let answer = self.shards().write_many(&names::DOUBT, items).await;
+        let is_missed = |(name, user): &Key| {
+            unanswered.contains(&UserId(*user).bucket())
+                || (doubted.contains(&(*name, *user)) && answer.unanswered.contains(&bucket_of(*name)))
+        };
+        facts.keys().copied().filter(|key| !is_missed(key)).collect()
     }
 
     async fn deliver_to_shards(

@@ -105,10 +105,10 @@ pub async fn generate(
     let written = write(&mut maker, &mut writer, progress).await;
     progress(Generated { phase: "deliver", made: plan.total(), total: plan.total() });
     let finished = writer.finish().await;
-    let relayed = community.relay_once().await;
+    let left = community.relay_what_is_left().await;
     written.and(finished)?;
     let mut report = report(writer.copied(), &community.shards().numbers());
-    report.undelivered = relayed?.waiting;
+    report.undelivered = left?;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

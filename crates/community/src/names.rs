@@ -3,13 +3,17 @@
 //! A claim is a row sharded by the hash of the normalized value. It is taken first (`pending`), then the user's row is
 //! written, then the claim is confirmed (`held`) by the user's outbox. A claim whose user's write never came is settled
 //! by a *write* that the slow writer would conflict with; asking alone would prove nothing.
+//!
+//! A bulk write holds at once what it takes, which saves writing each claim twice. With the names it leaves an event, which
+//! it marks once the users' rows are written; a relay that finds it makes the names pending whose users have not come.
 
 use crate::community::Community;
 use crate::error::{Error, Result};
 use placement::{Bucket, Group, UserId, bucket_of};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use shards::{Item, Read, Unfenced, Write, WriteMany};
+use shards::{Item, Read, ReadMany, Unfenced, Write, WriteMany};
+use std::collections::{BTreeSet, HashSet};
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
@@ -148,6 +152,31 @@ pub(crate) static CONFIRM: WriteMany = WriteMany::new(
      result AS (SELECT r.claim_key FROM released AS r UNION ALL SELECT h.claim_key FROM held AS h)",
 );
 
+/// What [`DOUBT`] is told of a name.
+pub(crate) fn doubt(claim_key: Uuid, user_id: Uuid) -> Item {
+    let value = serde_json::json!({ "claim_key": claim_key, "user_id": user_id });
+    Item { whose: bucket_of(claim_key).into(), value }
+}
+
+/// The names of these users' rows, as keys.
+static NAMES_OF: ReadMany = ReadMany::new(
+    Group::Account,
+    "SELECT u.user_id, therev.claim_key(n.kind, n.value) AS claim_key
+       FROM asked AS a
+       JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key, therev.names_of(u) AS n",
+);
+
+/// Makes claims pending again that are held for users whose rows do not have the name (yet): what becomes of them is then
+/// settled as of any other.
+pub(crate) static DOUBT: WriteMany = WriteMany::new(
+    Group::Account,
+    "result AS (
+         UPDATE therev.claims AS c SET state = 'pending'
+           FROM owned AS o, jsonb_to_record(o.item) AS n (claim_key uuid, user_id uuid)
+          WHERE c.bucket = o.bucket AND c.claim_key = n.claim_key AND c.user_id = n.user_id AND c.state = 'held'
+         RETURNING c.claim_key)",
+);
+
 static STALE: Unfenced = Unfenced::read(
     "SELECT c.kind, c.value, c.user_id, c.version
        FROM therev.claims AS c
@@ -185,7 +214,7 @@ static SETTLE: Write = Write::of_owner(
          SELECT false FROM buried)",
 );
 
-crate::fenced_list! { TAKE GIVE_BACK FIND CONFIRM SETTLE }
+crate::fenced_list! { TAKE GIVE_BACK FIND CONFIRM NAMES_OF DOUBT SETTLE }
 
 impl Community {
     /// Takes a name for a user, unless somebody else has it. `version`: the one that the user's row will have at least.
@@ -254,6 +283,23 @@ impl Community {
             }
         }
         settled
+    }
+
+    /// Of claims and users side by side those whose user's row does not have the name, and the buckets of users that gave
+    /// no answer. A row that comes a moment later is missed: a doubt too many, which settling ends.
+    pub(crate) async fn names_without_users(
+        &self,
+        taken: Vec<(Uuid, Uuid)>,
+    ) -> (HashSet<(Uuid, Uuid)>, BTreeSet<Bucket>) {
+        let users: BTreeSet<Uuid> = taken.iter().map(|(_, user)| *user).collect();
+        let keys = users.into_iter().map(|user| (UserId(user).into(), user)).collect();
+        let answer = self.shards().read_many(&NAMES_OF, keys, &[]).await;
+        let had: HashSet<(Uuid, Uuid)> =
+            answer.rows.iter().map(|row| (row.get("claim_key"), row.get("user_id"))).collect();
+        let is_without = |(name, user): &(Uuid, Uuid)| {
+            !had.contains(&(*name, *user)) && !answer.unanswered.contains(&UserId(*user).bucket())
+        };
+        (taken.into_iter().filter(is_without).collect(), answer.unanswered)
     }
 
     /// Settles one claim, taken for `version` of its user: the decision is a write on the user's shard; what it means for

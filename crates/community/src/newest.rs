@@ -1,33 +1,7 @@
 //! What a state replaces that is older: the same text for the relay's statements, which take facts, and for those of bulk
 //! writes, which take arrays.
 
-/// The newer state of a user replaces the older one, whoever tells it.
-macro_rules! newer_user {
-    () => {
-        "
-     ON CONFLICT (user_id) DO UPDATE
-        SET user_name = excluded.user_name, display_name = excluded.display_name,
-            profile_pic_url = excluded.profile_pic_url, role = excluded.role, is_active = excluded.is_active,
-            created_at = excluded.created_at, is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version"
-    };
-}
-pub(crate) use newer_user;
-
-/// Likewise of a thread; its totals come by events of their own.
-macro_rules! newer_thread {
-    () => {
-        "
-     ON CONFLICT (thread_id) DO UPDATE
-        SET author_id = excluded.author_id, title = excluded.title, is_pinned = excluded.is_pinned,
-            is_locked = excluded.is_locked, moderation = excluded.moderation, created_at = excluded.created_at,
-            is_deleted = excluded.is_deleted, version = excluded.version
-      WHERE d.version < excluded.version"
-    };
-}
-pub(crate) use newer_thread;
-
-/// Likewise of who wrote in a thread.
+/// The newer state of who wrote in a thread replaces the older one, whoever tells it.
 macro_rules! newer_participant {
     () => {
         "

@@ -11,6 +11,7 @@ use shards::{ReadMany, Unfenced};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use tokio_postgres::Row;
 use uuid::Uuid;
 
 /// Where a page ends: the next one begins after it. Opaque in text.
@@ -139,12 +140,14 @@ impl Community {
         let one_more = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
         let keys = head.buckets.iter().map(|bucket| ((*bucket).into(), Uuid::nil())).collect();
         let answer = self.shards().read_many(&POSTS, keys, &[&id.0, &created_at, &post_id, &one_more]).await;
-        let mut posts = answer.rows.iter().map(post_from).collect::<Result<Vec<Post>>>()?;
-        posts.sort_by_key(|post| (post.created_at, post.post_id));
+        // Every shard answers with a page of its own: most of that is put in order only to be left out.
+        let place = |row| (Cursor::new(Row::get(row, "created_at"), Row::get(row, "post_id")), row);
+        let mut rows: Vec<(Cursor, &Row)> = answer.rows.iter().map(place).collect();
+        rows.sort_unstable_by_key(|(place, _)| *place);
         // Who came back to the bucket between two answers is in both.
-        posts.dedup_by_key(|post| post.post_id);
-        let more = posts.len() > limit;
-        posts.truncate(limit);
+        rows.dedup_by_key(|(place, _)| place.id);
+        let more = rows.len() > limit;
+        let posts = rows.into_iter().take(limit).map(|(_, row)| post_from(row)).collect::<Result<Vec<Post>>>()?;
         let next = posts.last().filter(|_| more).map(|post| Cursor::new(post.created_at, post.post_id.0));
         let missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
         let authors = self.authors(posts.iter().map(|p| p.author_id).chain([head.thread.author_id]).collect()).await;
@@ -176,7 +179,7 @@ impl Community {
         if !wanted.is_empty() && directory.replica_count() > 0 {
             rows.extend(directory.writer(&NAMES, &[&wanted]).await.unwrap_or_default());
         }
-        let author = |row: &tokio_postgres::Row| {
+        let author = |row: &Row| {
             let user_id = UserId(row.get("user_id"));
             (user_id, Author { user_id, user_name: row.get("user_name"), display_name: row.get("display_name") })
         };

@@ -57,8 +57,9 @@ const WRITERS_TURN_S: f64 = 2.0;
 static PENDING: Unfenced = Unfenced::read(
     "SELECT p.bucket, p.outbox_id, p.kind, therev.facts_of(p.event) AS facts
        FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event,
-                    sum(o.fact_count) OVER (ORDER BY o.bucket, o.outbox_id) - o.fact_count AS facts_before
-               FROM therev.outbox AS o
+                    sum(n.facts) OVER (ORDER BY o.bucket, o.outbox_id) - n.facts AS facts_before
+               FROM therev.outbox AS o,
+                    coalesce(jsonb_array_length(o.facts), cardinality(o.owners)) AS n (facts)
               WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
                 AND CASE WHEN o.owners IS NOT NULL THEN o.created_at <= now() - make_interval(secs => 20 * $3::float8)
                          ELSE o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3) END
@@ -66,6 +67,8 @@ static PENDING: Unfenced = Unfenced::read(
       WHERE p.facts_before < $4
       ORDER BY p.bucket, p.outbox_id",
 );
+
+static IS_PENDING: Unfenced = Unfenced::read("SELECT FROM therev.outbox AS o WHERE o.delivered_at IS NULL LIMIT 1");
 
 static MARK: Unfenced = Unfenced::write(
     "UPDATE therev.outbox AS o SET delivered_at = now(), first_delivered_at = coalesce(o.first_delivered_at, now())
@@ -80,6 +83,17 @@ impl Community {
         let relayed = self.relay_pass(0.0).await?;
         self.settle_after_promotions().await;
         Ok(relayed)
+    }
+
+    /// As [`Community::relay_once`], after a bulk write, which has mostly told everything itself. Says how many events found
+    /// their database down.
+    pub(crate) async fn relay_what_is_left(&self) -> Result<u64> {
+        let shards = self.shards().numbers();
+        let looks = join_all(shards.iter().map(|shard| self.shards().unfenced(*shard, &IS_PENDING, &[]))).await;
+        if looks.iter().all(|look| look.as_ref().is_ok_and(Vec::is_empty)) {
+            return Ok(0);
+        }
+        Ok(self.relay_once().await?.waiting)
     }
 
     /// With the control database down there is none to settle.
@@ -157,12 +171,13 @@ impl Community {
 
     /// Writes the marks of what was delivered. A mark that is lost means one more delivery, which changes nothing.
     pub(crate) async fn mark_delivered(&self) {
-        for (shard, ids) in self.inner.acks.take() {
+        let mark = async |(shard, ids): (ShardNo, Vec<i64>)| {
             fail::fail_point!("relay.before_mark");
             if let Err(error) = self.shards().unfenced(shard, &MARK, &[&ids]).await {
                 tracing::debug!(%shard, %error, "delivered events could not be marked; they will be delivered again");
             }
-        }
+        };
+        join_all(self.inner.acks.take().into_iter().map(mark)).await;
     }
 
     /// Runs the relay for as long as the handle lives, every `relay_ms`.

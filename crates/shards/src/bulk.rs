@@ -119,30 +119,7 @@ impl Bulk {
         types: &[Type],
         rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
     ) -> Result<u64, Error> {
-        self.in_time(self.send(copy, types, rows)).await?
-    }
-
-    async fn send<'a>(
-        &self,
-        copy: &str,
-        types: &[Type],
-        rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
-    ) -> Result<u64, Error> {
-        let sink = self.client()?.copy_in(copy).await.map_err(|e| self.error(e))?;
-        futures_util::pin_mut!(sink);
-        let mut piece = BytesMut::with_capacity(PIECE + PIECE / 8);
-        piece.put_slice(COPY_HEADER);
-        for row in rows {
-            encode(&row, types, &mut piece)
-                .map_err(|reason| Error::Answer { database: self.database, reason: reason.to_string() })?;
-            if piece.len() >= PIECE {
-                let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE + PIECE / 8));
-                sink.send(full.freeze()).await.map_err(|e| self.error(e))?;
-            }
-        }
-        piece.put_i16(-1);
-        sink.send(piece.freeze()).await.map_err(|e| self.error(e))?;
-        sink.finish().await.map_err(|e| self.error(e))
+        self.in_time(send(self.client()?, self.database, copy, types, rows)).await?
     }
 
     /// Makes it all true.
@@ -179,6 +156,31 @@ impl Bulk {
     fn error(&self, source: tokio_postgres::Error) -> Error {
         Error::of_statement(self.database, false, source)
     }
+}
+
+/// A whole COPY. Before its end nothing is done, whatever broke.
+pub(crate) async fn send<'a>(
+    client: &Object,
+    database: Database,
+    copy: &str,
+    types: &[Type],
+    rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
+) -> Result<u64, Error> {
+    let error = |source| Error::of_statement(database, false, source);
+    let sink = client.copy_in(copy).await.map_err(error)?;
+    futures_util::pin_mut!(sink);
+    let mut piece = BytesMut::with_capacity(PIECE + PIECE / 8);
+    piece.put_slice(COPY_HEADER);
+    for row in rows {
+        encode(&row, types, &mut piece).map_err(|reason| Error::Answer { database, reason: reason.to_string() })?;
+        if piece.len() >= PIECE {
+            let full = std::mem::replace(&mut piece, BytesMut::with_capacity(PIECE + PIECE / 8));
+            sink.send(full.freeze()).await.map_err(error)?;
+        }
+    }
+    piece.put_i16(-1);
+    sink.send(piece.freeze()).await.map_err(error)?;
+    sink.finish().await.map_err(error)
 }
 
 /// One row as binary COPY has it: the number of fields, then each with its length, -1 for null.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use uuid::Uuid;
 
 /// The directory's databases.
@@ -99,6 +99,17 @@ impl Directory {
     /// Runs a statement on the writer.
     pub async fn writer(&self, statement: &Unfenced, params: &Params<'_>) -> Result<Vec<Row>, Error> {
         self.writer.query(statement.sql, params, statement.writes).await
+    }
+
+    /// Copies rows into one of the writer's tables by a `COPY … FROM STDIN (FORMAT binary)` of columns of these types: all
+    /// of them, or none. Says how many.
+    pub async fn copy<'a>(
+        &self,
+        copy: &str,
+        types: &[Type],
+        rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
+    ) -> Result<u64, Error> {
+        self.writer.copy(copy, types, rows).await
     }
 
     /// Runs a statement on one replica, by its place from 0.

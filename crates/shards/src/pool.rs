@@ -1,16 +1,18 @@
 //! A pool of connections to one database, which knows whether it reached the right one.
 
+use crate::bulk;
 use crate::doubt::Doubt;
 use crate::error::{Database, Error, has_missed_publication};
 use crate::life::{Life, Lives};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
+    Hook, HookError, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod, Runtime, TimeoutType,
+    Timeouts,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
@@ -124,6 +126,8 @@ impl Pool {
         });
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(limits.size)
+            // The one that came back last: its server process and its buffers are warm.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(limits.wait))
             // The driver's own limit ends with the first packet: a server that takes it and says nothing is down, too.
             .create_timeout(Some(limits.connect))
@@ -303,6 +307,26 @@ impl Pool {
             }
             outcome => outcome,
         }
+    }
+
+    /// A COPY by itself: all of its rows, or none.
+    pub(crate) async fn copy<'a>(
+        &self,
+        copy: &str,
+        types: &[Type],
+        rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
+    ) -> Result<u64, Error> {
+        let got = self.get().await?;
+        let mut lent = self.doubt.lend();
+        let client = lent.client.insert(got);
+        self.count_statement();
+        let sent = tokio::time::timeout(self.deadline(), bulk::send(client, self.database, copy, types, rows)).await;
+        let copied = sent.map_err(|_| Error::Deadline {
+            limit_ms: self.deadline().as_millis(),
+            waiting_for: format!("an answer from {}", self.database),
+        })?;
+        lent.give_back();
+        copied
     }
 
     fn deadline(&self) -> Duration {

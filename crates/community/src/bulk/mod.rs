@@ -205,7 +205,7 @@ impl BulkWriter {
             if !is_done(before).await {
                 return Ok(Batch::default());
             }
-            let named = community.name_users(new, &buried).await?;
+            let (named, taken) = community.name_users(new, &buried).await?;
             // Where nobody waits for it, nobody hears it.
             let _ = names_taken.send(());
             let write = async |bulk: &Bulk, users: &[NamedUser], again| {
@@ -213,6 +213,10 @@ impl BulkWriter {
                 copy(bulk, users, again).await
             };
             let parts = community.in_bulk(Group::Account, named, NamedUser::whose, write).await?;
+            fail::fail_point!("bulk.users_written");
+            for (shard, event) in taken {
+                community.inner.acks.add(shard, [event]);
+            }
             let mut copied = copied(&parts);
             copied.existing += u64::try_from(old.len()).unwrap_or(0);
             community.settle_events(kind, community.tell_of_users(&parts).await, &parts);

@@ -5,10 +5,10 @@ use super::rows::{BulkRow, BulkUser, NamedUser};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::names::{Name, NameKind};
-use placement::{Bucket, Group, UserId, Whose};
+use placement::{Bucket, Group, ShardNo, UserId};
 use shards::Bulk;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use uuid::Uuid;
 
 /// A name as it is wanted: for whom, and for which version of its row at least.
@@ -20,23 +20,28 @@ struct Wanted {
     version: i64,
 }
 
+/// Holds names, unless somebody else has them: confirming each one later would write each row twice. Whoever is cut off
+/// before the users' rows are written has left the event by which a relay doubts the names.
+///
 /// A name that the same user had taken before counts as taken; its version rises, so that a settling of the earlier
 /// taking, which may still be under way, leaves it alone.
 const TAKE: &str = "
-    INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
-    SELECT n.bucket, n.claim_key, 'user_name', n.value, n.user_id, 'pending', n.version
-      FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[])
-               AS n (bucket, claim_key, value, user_id, version)
-    ON CONFLICT (bucket, claim_key) DO UPDATE
-       SET version = greatest(c.version, excluded.version)
-     WHERE c.user_id = excluded.user_id
-    RETURNING c.claim_key";
-
-/// As [`crate::names::CONFIRM`] does: never a name that was given up since.
-const CONFIRM: &str = "
-    UPDATE therev.claims AS c SET state = 'held', version = t.version
-      FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::bigint[]) AS t (bucket, claim_key, user_id, version)
-     WHERE c.bucket = t.bucket AND c.claim_key = t.claim_key AND c.user_id = t.user_id AND c.version <= t.version";
+    WITH taken AS (
+        INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
+        SELECT n.bucket, n.claim_key, 'user_name', n.value, n.user_id, 'held', n.version
+          FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[])
+                   AS n (bucket, claim_key, value, user_id, version)
+        ON CONFLICT (bucket, claim_key) DO UPDATE
+           SET state = 'held', version = greatest(c.version, excluded.version)
+         WHERE c.user_id = excluded.user_id
+        RETURNING c.claim_key, c.user_id),
+    told AS (
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
+        SELECT 'account', -1, 'taken', array_agg(t.user_id), array_agg(t.claim_key)
+          FROM taken AS t
+        HAVING count(*) > 0
+        RETURNING outbox_id)
+    SELECT t.claim_key, e.outbox_id FROM taken AS t, told AS e";
 
 /// Clears the way for users whose earlier registration was given up, unless something was settled about them since: then
 /// the row that stays refuses the copy.
@@ -61,9 +66,15 @@ pub(super) async fn unbury(bulk: &Bulk, users: &[NamedUser]) -> Done<()> {
 
 impl Community {
     /// Takes a name for each user: all first choices at once, then the second choices of those who came too late.
-    /// Whoever was buried gets its name for a version above the burial's.
-    pub(super) async fn name_users(&self, users: Vec<BulkUser>, buried: &HashMap<Uuid, i64>) -> Result<Vec<NamedUser>> {
+    /// Whoever was buried gets its name for a version above the burial's. Answers with the users, and the events that are
+    /// delivered once their rows are written.
+    pub(super) async fn name_users(
+        &self,
+        users: Vec<BulkUser>,
+        buried: &HashMap<Uuid, i64>,
+    ) -> Result<(Vec<NamedUser>, BTreeSet<(ShardNo, i64)>)> {
         let mut named = Vec::with_capacity(users.len());
+        let mut events = BTreeSet::new();
         let mut open = users;
         for choice in 0.. {
             if open.is_empty() {
@@ -85,25 +96,29 @@ impl Community {
                     wanted.push(Wanted { bucket, key, value: name.value, user_id, version });
                 }
             }
-            let won = self.take_names(wanted).await?;
+            let won = self.take_names(wanted, &mut events).await?;
             fail::fail_point!("bulk.names_taken");
             let mut late = Vec::new();
             for (user, name_key) in open.into_iter().zip(keys) {
                 if won.contains(&name_key) && asked.get(&name_key) == Some(&user.user_id) {
                     let buried = buried.get(&user.user_id.0).copied();
                     let user_name = user.user_names[choice].clone();
-                    named.push(NamedUser { user, user_name, name_key, buried });
+                    named.push(NamedUser { user, user_name, buried });
                 } else {
                     late.push(user);
                 }
             }
             open = late;
         }
-        Ok(named)
+        Ok((named, events))
     }
 
-    /// Takes many names at once, no name twice. Says which keys are theirs now.
-    async fn take_names(&self, mut wanted: Vec<Wanted>) -> Result<HashSet<Uuid>> {
+    /// Takes many names at once, no name twice. Says which keys are theirs now, and adds the events about them.
+    async fn take_names(
+        &self,
+        mut wanted: Vec<Wanted>,
+        events: &mut BTreeSet<(ShardNo, i64)>,
+    ) -> Result<HashSet<Uuid>> {
         // In the order in which everybody takes them.
         wanted.sort_unstable_by_key(|name| name.key);
         let parts = self
@@ -121,23 +136,8 @@ impl Community {
                 },
             )
             .await?;
+        events.extend(parts.iter().filter_map(|part| Some((part.shard, part.said.first()?.get("outbox_id")))));
         Ok(parts.iter().flat_map(|part| &part.said).map(|row| row.get("claim_key")).collect())
-    }
-
-    /// Confirms the names of users whose rows are written: key, user, and the version of its row.
-    pub(super) async fn confirm_many(&self, mut names: Vec<(Uuid, UserId, i64)>) -> Result<()> {
-        names.sort_unstable_by_key(|(key, ..)| *key);
-        let whose = |name: &(Uuid, UserId, i64)| Whose::from(placement::bucket_of(name.0));
-        let confirm = async |bulk: &Bulk, names: &[(Uuid, UserId, i64)], _| {
-            let buckets: Vec<i16> = names.iter().map(|(key, ..)| placement::bucket_of(*key).sql()).collect();
-            let keys: Vec<Uuid> = names.iter().map(|(key, ..)| *key).collect();
-            let users: Vec<Uuid> = names.iter().map(|(_, user, _)| user.0).collect();
-            let versions: Vec<i64> = names.iter().map(|(.., version)| *version).collect();
-            bulk.query(CONFIRM, &[&buckets, &keys, &users, &versions]).await
-        };
-        self.in_bulk(Group::Account, names, whose, confirm).await?;
-        fail::fail_point!("bulk.names_confirmed");
-        Ok(())
     }
 }
 

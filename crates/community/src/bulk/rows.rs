@@ -128,7 +128,6 @@ pub(super) struct Shared {
 pub(super) struct NamedUser {
     pub(super) user: BulkUser,
     pub(super) user_name: String,
-    pub(super) name_key: Uuid,
     /// The version of the row that an earlier try left, which was given up before it was written.
     pub(super) buried: Option<i64>,
 }

@@ -3,15 +3,13 @@
 use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
 use super::{Done, Landed, Part};
 use crate::community::Community;
-use crate::error::{Error, Result};
-use crate::newest::{changed_totals, kept_totals, newer_participant, newer_thread, newer_user, summed};
+use crate::error::Result;
+use crate::newest::{changed_totals, kept_totals, newer_participant, summed};
 use chrono::{DateTime, Utc};
-use futures_util::TryFutureExt;
-use futures_util::future::try_join;
 use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use shards::{Bulk, Unfenced};
 use std::collections::BTreeMap;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 /// How many threads are summed at once.
@@ -65,24 +63,16 @@ const SUM_TOTALS: &str = concat!(
     " SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version FROM summed AS s"
 );
 
-static TELL_USERS: Unfenced = Unfenced::write(concat!(
-    "INSERT INTO user_directory AS d
-            (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
-     SELECT u.user_id, u.user_name, u.display_name, u.profile_pic_url, 'STANDARD', true, u.created_at, false, u.version
-       FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::bigint[])
-                AS u (user_id, user_name, display_name, profile_pic_url, created_at, version)",
-    newer_user!()
-));
+/// Should the directory know one of the users already, the relay tells all of the batch.
+const COPY_USERS: &str = "
+    COPY user_directory (user_id, user_name, display_name, profile_pic_url, role, is_active, created_at, is_deleted, version)
+    FROM STDIN (FORMAT binary)";
 
-static TELL_THREADS: Unfenced = Unfenced::write(concat!(
-    "INSERT INTO thread_directory AS d
-            (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at, is_deleted,
-             version)
-     SELECT t.thread_id, t.author_id, t.title, false, false, 'approved', t.created_at, t.created_at, false, t.version
-       FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::timestamptz[], $5::bigint[])
-                AS t (thread_id, author_id, title, created_at, version)",
-    newer_thread!()
-));
+/// Likewise of threads.
+const COPY_THREADS: &str = "
+    COPY thread_directory (thread_id, author_id, title, is_pinned, is_locked, moderation, created_at, last_activity_at,
+                           is_deleted, version)
+    FROM STDIN (FORMAT binary)";
 
 /// Answers with the threads that the directory knows.
 static TELL_TOTALS: Unfenced = Unfenced::write(concat!(
@@ -153,7 +143,7 @@ pub(super) async fn contribute(
 }
 
 impl Community {
-    /// Confirms the names of new users and tells the directory of them.
+    /// Tells the directory of new users.
     pub(super) async fn tell_of_users(&self, parts: &[Part<NamedUser, Landed>]) -> Result<()> {
         let version = |part: &Part<NamedUser, Landed>, user: &NamedUser| user.shared(part.said.version_floor).version;
         let mut new: Vec<(&NamedUser, i64)> =
@@ -161,19 +151,33 @@ impl Community {
         if new.is_empty() {
             return Ok(());
         }
-        let names = new.iter().map(|(user, version)| (user.name_key, user.user.user_id, *version)).collect();
         new.sort_unstable_by_key(|(user, _)| user.user.user_id);
-        let ids: Vec<Uuid> = new.iter().map(|(user, _)| user.user.user_id.0).collect();
-        let user_names: Vec<&str> = new.iter().map(|(user, _)| user.user_name.as_str()).collect();
-        let shown = |user: &'_ NamedUser| user.user.first_name.clone().filter(|name| !name.is_empty());
-        let display: Vec<Option<String>> = new.iter().map(|(user, _)| shown(user)).collect();
-        let pictures: Vec<Option<&str>> = new.iter().map(|(user, _)| user.user.profile_pic_url.as_deref()).collect();
-        let times: Vec<DateTime<Utc>> = new.iter().map(|(user, _)| user.user.created_at).collect();
-        let versions: Vec<i64> = new.iter().map(|(_, version)| *version).collect();
-        let directory = self.shards().directory();
-        let params: [&(dyn ToSql + Sync); 6] = [&ids, &user_names, &display, &pictures, &times, &versions];
-        let told = directory.writer(&TELL_USERS, &params).map_err(Error::from);
-        try_join(self.confirm_many(names), told).await?;
+        let types = [
+            Type::UUID,
+            Type::TEXT,
+            Type::TEXT,
+            Type::TEXT,
+            Type::TEXT,
+            Type::BOOL,
+            Type::TIMESTAMPTZ,
+            Type::BOOL,
+            Type::INT8,
+        ];
+        let rows = new.iter().map(|(NamedUser { user, user_name, .. }, version)| -> Vec<&(dyn ToSql + Sync)> {
+            let shown = if user.first_name.as_deref() == Some("") { &None } else { &user.first_name };
+            vec![
+                &user.user_id.0,
+                user_name,
+                shown,
+                &user.profile_pic_url,
+                &"STANDARD",
+                &true,
+                &user.created_at,
+                &false,
+                version,
+            ]
+        });
+        self.shards().directory().copy(COPY_USERS, &types, rows).await?;
         Ok(())
     }
 
@@ -185,12 +189,33 @@ impl Community {
             return Ok(());
         }
         new.sort_unstable_by_key(|(thread, _)| thread.thread_id);
-        let ids: Vec<Uuid> = new.iter().map(|(thread, _)| thread.thread_id.0).collect();
-        let authors: Vec<Uuid> = new.iter().map(|(thread, _)| thread.author_id.0).collect();
-        let titles: Vec<&str> = new.iter().map(|(thread, _)| thread.title.as_str()).collect();
-        let times: Vec<DateTime<Utc>> = new.iter().map(|(thread, _)| thread.created_at).collect();
-        let versions: Vec<i64> = new.iter().map(|(_, version)| *version).collect();
-        self.shards().directory().writer(&TELL_THREADS, &[&ids, &authors, &titles, &times, &versions]).await?;
+        let types = [
+            Type::UUID,
+            Type::UUID,
+            Type::TEXT,
+            Type::BOOL,
+            Type::BOOL,
+            Type::TEXT,
+            Type::TIMESTAMPTZ,
+            Type::TIMESTAMPTZ,
+            Type::BOOL,
+            Type::INT8,
+        ];
+        let rows = new.iter().map(|(thread, version)| -> Vec<&(dyn ToSql + Sync)> {
+            vec![
+                &thread.thread_id.0,
+                &thread.author_id.0,
+                &thread.title,
+                &false,
+                &false,
+                &"approved",
+                &thread.created_at,
+                &thread.created_at,
+                &false,
+                version,
+            ]
+        });
+        self.shards().directory().copy(COPY_THREADS, &types, rows).await?;
         Ok(())
     }
 

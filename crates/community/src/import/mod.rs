@@ -140,14 +140,14 @@ pub async fn stackexchange(
     import.say("deliver");
     let written = import.writer.finish().await;
     // Also after a file that could not be read to its end: what was written must be known everywhere.
-    let relayed = community.relay_once().await;
+    let left = community.relay_what_is_left().await;
     read?;
     written?;
-    let relayed = relayed?;
+    let left = left?;
     import.tally.copied(import.writer.copied());
     let mut report = import.tally.report(community.shards().numbers());
     report.votes = import.votes;
-    report.undelivered = relayed.waiting;
+    report.undelivered = left;
     report.seconds = started.elapsed().as_secs_f64();
     Ok(report)
 }

@@ -145,7 +145,7 @@ async fn an_import_at_seven_moments() {
         ("bulk.before_commit", 2),
         ("bulk.committed", 3),
         ("bulk.before_commit", 9),
-        ("bulk.names_confirmed", 1),
+        ("bulk.users_written", 1),
         ("bulk.told", 2),
         ("relay.before_mark", 1),
     ];
