@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -98,6 +99,7 @@ impl Running {
         if process::all().iter().any(|it| Some(it.pid) == recorded && is_postgres(&it.command)) {
             return Ok(());
         }
+        remove_memory(&text);
         if let Some(port) = text.lines().nth(3) {
             remove(&self.sockets.join(format!(".s.PGSQL.{port}")))?;
             remove(&self.sockets.join(format!(".s.PGSQL.{port}.lock")))?;
@@ -124,6 +126,22 @@ impl Running {
 
     fn recorded_pid(&self) -> Option<i32> {
         self.pid_file()?.lines().next()?.trim().parse().ok()
+    }
+}
+
+/// Removes the block of shared memory, some bytes large, that a killed server has left: PostgreSQL finds it only when it starts
+/// on the same folder, which may be removed instead, and systems have room for a few thousand.
+fn remove_memory(pid_file: &str) {
+    let recorded = |line: usize, word: usize| pid_file.lines().nth(line)?.split_whitespace().nth(word);
+    let (Some(postmaster), Some(block)) = (recorded(0, 0), recorded(6, 1)) else { return };
+    let blocks = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let is_left = blocks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
+        matches!(fields[..], [_, id, _, _, made_by, _, attached, ..]
+            if id == block && made_by == postmaster && attached == "0")
+    });
+    if is_left {
+        // Where the tool is missing, the block stays.
+        Command::new("ipcrm").args(["-m", block]).output().ok();
     }
 }
 

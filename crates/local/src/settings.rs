@@ -37,6 +37,8 @@ checkpoint_timeout = '5min'
 hot_standby = on
 hot_standby_feedback = on
 shared_preload_libraries = 'pg_stat_statements'
+# In the server's folder: what a killed server shares otherwise stays in memory when its folder is removed.
+dynamic_shared_memory_type = mmap
 track_io_timing = on
 autovacuum = on
 # Short statements by key never gain what compiling them costs.

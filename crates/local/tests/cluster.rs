@@ -246,8 +246,15 @@ fn destroy_leaves_nothing_of_its_own_even_after_a_crash() {
     let (cluster, _) = ground.up(2, 1);
     let note = ground.dir().join("someone-elses");
     fs::write(&note, "kept").expect("written");
+    let killed = pids(&cluster)[0].expect("it runs").to_string();
+    let blocks = || {
+        let blocks = fs::read_to_string("/proc/sysvipc/shm").expect("the system's blocks of memory");
+        blocks.lines().filter(|line| line.split_whitespace().nth(4) == Some(&*killed)).count()
+    };
+    assert_eq!(blocks(), 1);
     cluster.kill(ServerId::Shard(0)).expect("killed");
     cluster.destroy(&mut quiet).expect("destroyed");
+    assert_eq!(blocks(), 0);
     assert_eq!(ground.processes(), Vec::<String>::new());
     let left: Vec<_> = fs::read_dir(ground.dir()).expect("the folder").map(|it| it.expect("an entry").path()).collect();
     assert_eq!(left, [note]);
