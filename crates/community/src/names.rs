@@ -9,11 +9,13 @@
 
 use crate::community::Community;
 use crate::error::{Error, Result};
-use placement::{Bucket, Group, UserId, bucket_of};
+use futures_util::future::join_all;
+use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shards::{Item, Read, ReadMany, Unfenced, Write, WriteMany};
 use std::collections::{BTreeSet, HashSet};
+use tokio_postgres::Row;
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
 
@@ -185,6 +187,14 @@ static STALE: Unfenced = Unfenced::read(
       ORDER BY c.created_at LIMIT 1000",
 );
 
+/// Of some users' claims those that are pending.
+static PENDING_OF: Unfenced = Unfenced::read(
+    "SELECT c.kind, c.value, c.user_id, c.version
+       FROM therev.claims AS c
+       JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
+      WHERE c.state = 'pending' AND c.user_id = ANY ($1)",
+);
+
 /// The write on the user's shard that decides what becomes of a pending claim.
 ///
 /// No user yet: the id becomes a deleted user's, so that a slow registration finds it taken. A user without this name:
@@ -272,14 +282,30 @@ impl Community {
                 tracing::debug!(%shard, %error, "the claims of a shard could not be looked at");
                 Vec::new()
             });
-            for row in stale {
-                let kind = if row.get::<_, &str>("kind") == "email" { NameKind::Email } else { NameKind::UserName };
-                let name = Name { kind, value: row.get("value") };
-                let user = UserId(row.get("user_id"));
-                match self.settle_name(&name, user, row.get("version")).await {
-                    Ok(()) => settled += 1,
-                    Err(error) => tracing::debug!(%user, %error, "a claim could not be settled"),
-                }
+            settled += self.settle_rows(&stale).await;
+        }
+        settled
+    }
+
+    /// Settles what is pending of some users' claims on some shards: a relay has doubted them while the users' rows were on
+    /// their way. What cannot be asked now, a relay settles in its time.
+    pub(crate) async fn settle_doubted(&self, shards: &BTreeSet<ShardNo>, users: &[Uuid]) {
+        let look = async |shard: &ShardNo| self.shards().unfenced(*shard, &PENDING_OF, &[&users]).await;
+        for doubted in join_all(shards.iter().map(look)).await.into_iter().flatten() {
+            self.settle_rows(&doubted).await;
+        }
+    }
+
+    /// Settles pending claims; says how many.
+    async fn settle_rows(&self, pending: &[Row]) -> u64 {
+        let mut settled = 0;
+        for row in pending {
+            let kind = if row.get::<_, &str>("kind") == "email" { NameKind::Email } else { NameKind::UserName };
+            let name = Name { kind, value: row.get("value") };
+            let user = UserId(row.get("user_id"));
+            match self.settle_name(&name, user, row.get("version")).await {
+                Ok(()) => settled += 1,
+                Err(error) => tracing::debug!(%user, %error, "a claim could not be settled"),
             }
         }
         settled

@@ -2,8 +2,11 @@
 
 use crate::things::{operator, user};
 use futures_util::future::join_all;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use testkit::TestCluster;
-use therev::{Error, NewUser, UserChange, UserId};
+use therev::{Config, Error, NewUser, UserChange, UserId};
 
 #[tokio::test]
 async fn one_of_32_gets_the_name() {
@@ -114,4 +117,29 @@ fn claim_key(value: &str) -> uuid::Uuid {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(format!("user_name:{value}"));
     uuid::Uuid::from_slice(&digest[..16]).expect("16 bytes")
+}
+
+/// A relay that comes when an import has taken names, and not yet written their users, doubts them; they are held again as
+/// soon as the users are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_of_an_import_that_a_relay_has_doubted_are_held_in_the_end() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
+    let cluster = TestCluster::colocated().await;
+    let patient = Config { claim_timeout_s: 60, ..cluster.config() };
+    let node = therev::connect(patient.clone()).await.expect("the cluster answers");
+    let relay = therev::connect(patient).await.expect("the cluster answers");
+    let (doubted, runtime) = (Arc::new(AtomicU64::new(0)), tokio::runtime::Handle::current());
+    let count = doubted.clone();
+    fail::cfg_callback("bulk.names_taken", move || {
+        let relayed = tokio::task::block_in_place(|| runtime.block_on(relay.relay_once())).expect("the relay runs");
+        count.fetch_add(relayed.delivered.get("taken").copied().unwrap_or(0), Ordering::Relaxed);
+    })
+    .expect("a place in the sources");
+    therev::import::stackexchange(&node, &folder, "example", &mut |_| {}).await.expect("the import ends");
+    fail::remove("bulk.names_taken");
+    assert!(doubted.load(Ordering::Relaxed) > 0, "there were names to doubt");
+    let report = node.check().await.expect("a look at everything");
+    assert!(report.ok, "{report:?}");
+    drop(node);
+    cluster.finish().await;
 }
