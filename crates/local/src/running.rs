@@ -81,15 +81,38 @@ impl Running {
             return Ok(());
         }
         // Two servers on one folder would ruin it, so the last child must have gone before anything is removed.
-        let gone = wait_for(ORPHANS_WAIT, || self.processes().is_empty())
+        let gone = wait_for(ORPHANS_WAIT, || self.is_gone())
             || [Signal::QUIT, Signal::KILL].into_iter().any(|signal| {
                 self.processes().iter().for_each(|it| process::signal(it.pid, signal));
-                wait_for(QUIT_WAIT, || self.processes().is_empty())
+                wait_for(QUIT_WAIT, || self.is_gone())
             });
         if !gone && let Some(process) = self.processes().first() {
             return Err(Error::NotStopped { server: self.server, pid: process.pid });
         }
         self.remove_stale_files()
+    }
+
+    /// Whether no process is left. One that is about to end has no name any more, and holds the server's memory for a moment:
+    /// PostgreSQL does not start beside it.
+    fn is_gone(&self) -> bool {
+        self.processes().is_empty() && self.block().is_none_or(|block| !block.is_attached)
+    }
+
+    /// The block of shared memory by which PostgreSQL knows whether a process of a server lives.
+    fn block(&self) -> Option<Block> {
+        let text = self.pid_file()?;
+        let recorded = |line: usize, word: usize| text.lines().nth(line)?.split_whitespace().nth(word);
+        let (postmaster, number) = (recorded(0, 0)?, recorded(6, 1)?);
+        let blocks = fs::read_to_string("/proc/sysvipc/shm").ok()?;
+        blocks.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            match fields[..] {
+                [_, found, _, _, made_by, _, attached, ..] if found == number && made_by == postmaster => {
+                    Some(Block { number: number.to_owned(), is_attached: attached != "0" })
+                }
+                _ => None,
+            }
+        })
     }
 
     fn remove_stale_files(&self) -> Result<(), Error> {
@@ -99,7 +122,12 @@ impl Running {
         if process::all().iter().any(|it| Some(it.pid) == recorded && is_postgres(&it.command)) {
             return Ok(());
         }
-        remove_memory(&text);
+        // PostgreSQL would find it only when it starts on the same folder, which may be removed instead; and systems have room
+        // for a few thousand.
+        if let Some(block) = self.block().filter(|block| !block.is_attached) {
+            // Where the tool is missing, the block stays: some bytes.
+            Command::new("ipcrm").args(["-m", &block.number]).output().ok();
+        }
         if let Some(port) = text.lines().nth(3) {
             remove(&self.sockets.join(format!(".s.PGSQL.{port}")))?;
             remove(&self.sockets.join(format!(".s.PGSQL.{port}.lock")))?;
@@ -129,20 +157,10 @@ impl Running {
     }
 }
 
-/// Removes the block of shared memory, some bytes large, that a killed server has left: PostgreSQL finds it only when it starts
-/// on the same folder, which may be removed instead, and systems have room for a few thousand.
-fn remove_memory(pid_file: &str) {
-    let recorded = |line: usize, word: usize| pid_file.lines().nth(line)?.split_whitespace().nth(word);
-    let (Some(postmaster), Some(block)) = (recorded(0, 0), recorded(6, 1)) else { return };
-    let blocks = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
-    let is_left = blocks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).any(|fields| {
-        matches!(fields[..], [_, id, _, _, made_by, _, attached, ..]
-            if id == block && made_by == postmaster && attached == "0")
-    });
-    if is_left {
-        // Where the tool is missing, the block stays.
-        Command::new("ipcrm").args(["-m", block]).output().ok();
-    }
+/// A block of shared memory, as the system lists it.
+struct Block {
+    number: String,
+    is_attached: bool,
 }
 
 /// The title in front of each of the server's processes.

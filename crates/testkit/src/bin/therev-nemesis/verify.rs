@@ -148,15 +148,18 @@ async fn histories(world: &World) -> Result<BTreeMap<UserId, Vec<Stored>>, Box<d
 
 /// Delivers what writers left behind, until nothing waits.
 async fn relay(node: &Therev) -> Result<(), Box<dyn Error>> {
+    let mut last = None;
     let passes = async {
         loop {
             let relayed = node.relay_once().await?;
+            last = Some(relayed.clone());
             if relayed.waiting == 0 && relayed.shards_down.is_empty() && relayed.delivered.is_empty() {
                 return Ok::<_, therev::Error>(());
             }
         }
     };
-    Ok(tokio::time::timeout(RELAY_WITHIN, passes).await.map_err(|_| "the relay has not ended")??)
+    let ended = tokio::time::timeout(RELAY_WITHIN, passes).await;
+    Ok(ended.map_err(|_| format!("the relay has not ended: {last:?}"))??)
 }
 
 /// What the writers, all gone, left open on the servers: transactions, prepared or idle, and sessions.
