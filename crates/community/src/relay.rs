@@ -54,16 +54,19 @@ const BATCH: i64 = 2_000;
 /// twenty times as long. `check` names what is older than a minute.
 const WRITERS_TURN_S: f64 = 2.0;
 
+/// No event without a fact, so that so many facts are in so many events at the most: no more are looked at.
 static PENDING: Unfenced = Unfenced::read(
     "SELECT p.bucket, p.outbox_id, p.kind, therev.facts_of(p.event) AS facts
-       FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event,
-                    sum(n.facts) OVER (ORDER BY o.bucket, o.outbox_id) - n.facts AS facts_before
-               FROM therev.outbox AS o,
-                    coalesce(jsonb_array_length(o.facts), cardinality(o.owners)) AS n (facts)
-              WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
-                AND CASE WHEN o.owners IS NOT NULL THEN o.created_at <= now() - make_interval(secs => 20 * $3::float8)
-                         ELSE o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3) END
-              ORDER BY o.bucket, o.outbox_id LIMIT $4) AS p
+       FROM (SELECT n.bucket, n.outbox_id, n.kind, n.event,
+                    sum(n.facts) OVER (ORDER BY n.bucket, n.outbox_id) - n.facts AS facts_before
+               FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event,
+                            coalesce(jsonb_array_length(o.facts), cardinality(o.owners)) AS facts
+                       FROM therev.outbox AS o
+                      WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
+                        AND CASE WHEN o.owners IS NOT NULL
+                                 THEN o.created_at <= now() - make_interval(secs => 20 * $3::float8)
+                                 ELSE o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3) END
+                      ORDER BY o.bucket, o.outbox_id LIMIT $4) AS n) AS p
       WHERE p.facts_before < $4
       ORDER BY p.bucket, p.outbox_id",
 );

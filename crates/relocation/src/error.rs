@@ -72,6 +72,11 @@ impl Error {
         Error::Refused { reason: reason.into(), next: next.into() }
     }
 
+    /// Whether a shard does not own the buckets as a step expects it.
+    pub(crate) fn is_ownership(&self) -> bool {
+        matches!(self, Error::Sql { source, .. } if source.code().is_some_and(|code| code.code() == "TR004"))
+    }
+
     /// Whether trying again a little later may help: a server that is down comes back.
     pub fn is_passing(&self) -> bool {
         match self {

@@ -139,6 +139,20 @@ impl Mover {
         Records(&self.control().await?).advance(relocation, self.worker, next).await
     }
 
+    /// Another relocation has taken some of the buckets away since this one was planned: nothing of it has begun, and it ends.
+    async fn overtaken(&self, relocation: &Relocation) -> Result<Error> {
+        let number = relocation.relocation;
+        let aborted = self.want(number, Goal::Aborted).await?;
+        self.abort(&aborted).await?;
+        let source = relocation.source;
+        Ok(Error::refused(
+            format!(
+                "some of the buckets have left shard {source} since relocation {number} was planned; it is aborted"
+            ),
+            "plan it anew: run the same command again",
+        ))
+    }
+
     /// Which lives it counts on, and a part on each side.
     async fn prepare(&self, relocation: &Relocation, control: &Client, pair: &Pair) -> Result<State> {
         let (source_life, target_life) = verify::lives(pair).await?;
@@ -166,7 +180,11 @@ impl Mover {
             &nobody,
         ];
         // Frozen from now on: who is placed apart changes by relocations alone, and no bucket is in two of them.
-        let apart: serde_json::Value = pair.source.one(begin, &source).await?.get(0);
+        let apart: serde_json::Value = match pair.source.one(begin, &source).await {
+            Ok(row) => row.get(0),
+            Err(error) if error.is_ownership() => return Err(self.overtaken(relocation).await?),
+            Err(error) => return Err(error),
+        };
         fail::fail_point!("relocation.source_part");
         let epochs = "SELECT array_agg(coalesce(p.epoch, o.epoch) ORDER BY g.at, b.at)
                         FROM unnest($1::text[]) WITH ORDINALITY AS g (name, at)

@@ -141,6 +141,29 @@ async fn what_the_control_database_has_lost_is_found_on_the_shards() {
     cluster.finish().await;
 }
 
+/// Of two plans for one bucket the second one begins when the first has been carried out.
+#[tokio::test]
+async fn a_plan_that_another_relocation_has_overtaken_is_refused_and_ends() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let buckets = vec![authors[0].bucket()];
+    let late = mover.plan(&request(ShardNo(0), ShardNo(1), buckets.clone())).await.expect("a plan");
+    let first = begun(&node, &mover, authors[0], Goal::Done).await;
+    assert_eq!(Box::pin(drive(&node, &mover, first)).await.state, State::Done);
+
+    let late = mover.begin(&late, Goal::Done, "test").await.expect("no other relocation is under way").relocation;
+    let refused = Box::pin(mover.drive(late, &|_| {})).await.expect_err("the bucket is elsewhere");
+    assert!(refused.to_string().contains("have left shard 0"), "{refused}");
+    assert_eq!(mover.show(late).await.expect("its record").state, State::Aborted);
+    let back = mover.plan(&request(ShardNo(2), ShardNo(1), buckets)).await.expect("a plan");
+    assert!(back.obstacles.is_empty(), "{back:?}");
+    nothing_left(&cluster).await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn an_undone_relocation_that_is_to_begin_anew_does() {
     let cluster = TestCluster::new(Layout::Colocated, 4).await;
