@@ -108,25 +108,3 @@ CREATE TABLE therev.thread_totals (
     PRIMARY KEY (bucket, author_id, thread_id),
     CONSTRAINT thread_totals_bucket CHECK (bucket = therev.bucket_of(author_id))
 );
-
--- A row lies in its owner's bucket: the rule of each table above and in the chapter before, written out. PostgreSQL would
--- put the function's body in its place anew for every statement, which is a tenth of what a short insert costs.
-DO $$
-DECLARE
-    of_bucket record;
-BEGIN
-    FOR of_bucket IN
-        SELECT conrelid::regclass AS owned, conname AS name, pg_get_constraintdef(oid) AS rule
-          FROM pg_constraint
-         WHERE contype = 'c' AND conislocal AND pg_get_constraintdef(oid) LIKE '%therev.bucket\_of(%'
-    LOOP
-        EXECUTE format(
-            'ALTER TABLE %1$s DROP CONSTRAINT %2$I, ADD CONSTRAINT %2$I %3$s',
-            of_bucket.owned,
-            of_bucket.name,
-            regexp_replace(
-                of_bucket.rule, 'therev\.bucket_of\((\w+)\)',
-                '(((uuid_hash_extended(\1, 8816678312871386365) & 4095) + 2275) & 4095)::smallint'));
-    END LOOP;
-END
-$$;

@@ -179,21 +179,24 @@ pub(crate) static DOUBT: WriteMany = WriteMany::new(
          RETURNING c.claim_key)",
 );
 
-static STALE: Unfenced = Unfenced::read(
-    "SELECT c.kind, c.value, c.user_id, c.version
-       FROM therev.claims AS c
-       JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
-      WHERE c.state = 'pending' AND c.created_at < now() - make_interval(secs => $1)
-      ORDER BY c.created_at LIMIT 1000",
-);
+/// The pending claims of a shard that `$which`.
+macro_rules! pending {
+    ($which:literal) => {
+        concat!(
+            "SELECT c.kind, c.value, c.user_id, c.version
+               FROM therev.claims AS c
+               JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
+              WHERE c.state = 'pending' AND ",
+            $which
+        )
+    };
+}
 
-/// Of some users' claims those that are pending.
-static PENDING_OF: Unfenced = Unfenced::read(
-    "SELECT c.kind, c.value, c.user_id, c.version
-       FROM therev.claims AS c
-       JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
-      WHERE c.state = 'pending' AND c.user_id = ANY ($1)",
-);
+static STALE: Unfenced =
+    Unfenced::read(pending!("c.created_at < now() - make_interval(secs => $1) ORDER BY c.created_at LIMIT 1000"));
+
+/// Of some users.
+static PENDING_OF: Unfenced = Unfenced::read(pending!("c.user_id = ANY ($1)"));
 
 /// The write on the user's shard that decides what becomes of a pending claim.
 ///

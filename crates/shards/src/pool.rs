@@ -5,8 +5,7 @@ use crate::doubt::Doubt;
 use crate::error::{Database, Error, has_missed_publication};
 use crate::life::{Life, Lives};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, PoolError, QueueMode, RecyclingMethod, Runtime, TimeoutType,
-    Timeouts,
+    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -126,8 +125,6 @@ impl Pool {
         });
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(limits.size)
-            // The one that came back last: its server process and its buffers are warm.
-            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(limits.wait))
             // The driver's own limit ends with the first packet: a server that takes it and says nothing is down, too.
             .create_timeout(Some(limits.connect))
@@ -261,10 +258,7 @@ impl Pool {
                 self.doubt.is_silent();
                 Error::Down { database, source: None }
             }
-            PoolError::Timeout(_) => Error::Deadline {
-                limit_ms: self.deadline().as_millis(),
-                waiting_for: format!("a connection to {database}"),
-            },
+            PoolError::Timeout(_) => self.late("a connection to"),
             other => {
                 let noted = self.stranger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
                 match noted {
@@ -288,12 +282,8 @@ impl Pool {
 
     /// One statement within the deadline: none waits longer, whatever the server does; what a write did then is not known.
     pub(crate) async fn query(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        tokio::time::timeout(self.deadline(), self.answer(sql, params, writes)).await.unwrap_or_else(|_| {
-            Err(Error::Deadline {
-                limit_ms: self.deadline().as_millis(),
-                waiting_for: format!("an answer from {}", self.database),
-            })
-        })
+        let answer = tokio::time::timeout(self.deadline(), self.answer(sql, params, writes)).await;
+        answer.unwrap_or_else(|_| Err(self.late("an answer from")))
     }
 
     /// One statement, prepared once per connection, for a caller who minds the deadline. A read is tried again once when
@@ -321,12 +311,16 @@ impl Pool {
         let client = lent.client.insert(got);
         self.count_statement();
         let sent = tokio::time::timeout(self.deadline(), bulk::send(client, self.database, copy, types, rows)).await;
-        let copied = sent.map_err(|_| Error::Deadline {
-            limit_ms: self.deadline().as_millis(),
-            waiting_for: format!("an answer from {}", self.database),
-        })?;
+        let copied = sent.map_err(|_| self.late("an answer from"))?;
         lent.give_back();
         copied
+    }
+
+    fn late(&self, waiting_for: &str) -> Error {
+        Error::Deadline {
+            limit_ms: self.deadline().as_millis(),
+            waiting_for: format!("{waiting_for} {}", self.database),
+        }
     }
 
     fn deadline(&self) -> Duration {

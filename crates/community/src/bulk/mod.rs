@@ -1,7 +1,7 @@
 //! Many rows at once: binary COPY per shard, side by side, each batch locked, checked and short.
 //!
 //! Rows that are there already are left as they are, so that a bulk write which was cut off is repeated whole. What
-//! others must hear, the writer tells them itself, in arrays; the event in the outbox only names the rows, so that a
+//! others must hear, the writer tells them itself, by COPY or in arrays; the event in the outbox only names the rows, so that a
 //! relay tells what a crash left untold.
 
 mod names;

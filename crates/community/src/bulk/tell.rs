@@ -1,4 +1,4 @@
-//! What others must hear of rows that were brought in, in arrays: the same states that a relay would tell.
+//! What others must hear of rows that were brought in, by COPY or in arrays: the same states that a relay would tell.
 
 use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
 use super::{Done, Landed, Part};
