@@ -23,8 +23,9 @@ CREATE TABLE therev.identity (
     -- until the control database has granted it a life of its own: the number alone does not tell two standbys apart that
     -- were promoted both.
     timeline            integer NOT NULL DEFAULT therev.current_timeline(),
-    -- The life that it asks for, and the timeline on which it asks.
-    candidate           uuid,
+    -- The lives that it has asked for since this one began, the last one on this timeline. Those before were asked for on
+    -- timelines that a further promotion has ended; one of them may have been granted, and is then the one that counts.
+    candidates          uuid[]  NOT NULL DEFAULT '{}',
     candidate_timeline  integer,
     CONSTRAINT identity_only_shards_have_numbers CHECK ((kind = 'shard') = (shard IS NOT NULL))
 );
@@ -39,18 +40,23 @@ CREATE FUNCTION therev.is_provider(name text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN name IN ('chatgpt', 'claude', 'gemini', 'perplexity', 'open_source', 'deterministic');
 
--- A promoted server asks for a life of its own: the same one as long as it writes on this timeline. Answers with the life
--- that it had, the one that it asks for, and since when others may have heard what it lost. No row: it has begun one by
+-- The life that this server asks for now.
+CREATE FUNCTION therev.candidate(i therev.identity) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    RETURN i.candidates[cardinality(i.candidates)];
+
+-- A promoted server asks for a life of its own: the same one as long as it writes on this timeline. Answers with the lives
+-- that it succeeds, the one that it asks for, and since when others may have heard what it lost. No row: it has begun one by
 -- now. A second life for one promotion, granted and then not begun, would leave it closed for good.
-CREATE FUNCTION therev.ask_for_life() RETURNS TABLE (before uuid, candidate uuid, lost_after timestamptz)
+CREATE FUNCTION therev.ask_for_life() RETURNS TABLE (before uuid[], candidate uuid, lost_after timestamptz)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
     UPDATE therev.identity AS i
-       SET candidate = CASE WHEN i.candidate_timeline = therev.current_timeline() THEN i.candidate
-                            ELSE gen_random_uuid() END,
+       SET candidates = CASE WHEN i.candidate_timeline = therev.current_timeline() THEN i.candidates
+                             ELSE i.candidates || gen_random_uuid() END,
            candidate_timeline = therev.current_timeline()
      WHERE i.timeline <> therev.current_timeline()
-    RETURNING i.incarnation, i.candidate,
+    RETURNING i.incarnation || trim_array(i.candidates, 1), therev.candidate(i),
               -- Clocks of two servers differ a little. Nothing delivered is kept longer than an hour.
               coalesce(pg_last_xact_replay_timestamp() - interval '1 minute', now() - interval '1 hour');
 END;
@@ -59,10 +65,10 @@ END;
 CREATE FUNCTION therev.begin_life(granted uuid, counter bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
-    UPDATE therev.identity
+    UPDATE therev.identity AS i
        SET incarnation = granted, incarnation_counter = counter, timeline = therev.current_timeline(),
-           candidate = NULL, candidate_timeline = NULL
-     WHERE candidate = granted;
+           candidates = '{}', candidate_timeline = NULL
+     WHERE therev.candidate(i) = granted;
 END;
 
 REVOKE EXECUTE ON FUNCTION therev.ask_for_life(), therev.begin_life(uuid, bigint) FROM PUBLIC;

@@ -176,9 +176,10 @@ CREATE TABLE therev.operator_log (
     PRIMARY KEY (created_at, audit_id)
 );
 
--- Grants a life to the server that had the life before. Answers with the one that counts now. Its number is greater than those
--- of all databases: rows that moved may have versions of another shard's life.
-CREATE FUNCTION therev.grant_life(of_database text, before uuid, candidate uuid)
+-- Grants a life to the server that had one of the lives before: the last one that it began, or one that it was granted since
+-- and promoted away before it began. Answers with the one that counts now. Its number is greater than those of all databases:
+-- rows that moved may have versions of another shard's life.
+CREATE FUNCTION therev.grant_life(of_database text, before uuid[], candidate uuid)
     RETURNS TABLE (incarnation uuid, incarnation_counter bigint)
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
 BEGIN ATOMIC
@@ -187,10 +188,10 @@ BEGIN ATOMIC
            SET incarnation = grant_life.candidate,
                incarnation_counter = (SELECT max(o.incarnation_counter) + 1 FROM therev.incarnations AS o),
                is_settled = false, settling_until = NULL
-         WHERE i.database = of_database AND i.incarnation = grant_life.before
+         WHERE i.database = of_database AND i.incarnation = ANY (grant_life.before)
         RETURNING i.incarnation, i.incarnation_counter)
     INSERT INTO therev.operator_log (actor, action, target, before, after)
-    SELECT session_user, 'grant life', of_database, jsonb_build_object('incarnation', grant_life.before),
+    SELECT session_user, 'grant life', of_database, jsonb_build_object('incarnations', grant_life.before),
            jsonb_build_object('incarnation', g.incarnation, 'counter', g.incarnation_counter)
       FROM granted AS g;
 
@@ -214,8 +215,8 @@ CREATE TABLE ai_provider_health (
     PRIMARY KEY (provider, account_id)
 );
 
-REVOKE EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION therev.grant_life(text, uuid, uuid), therev.learn_life(text, uuid, bigint) TO therev;
+REVOKE EXECUTE ON FUNCTION therev.grant_life(text, uuid[], uuid), therev.learn_life(text, uuid, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION therev.grant_life(text, uuid[], uuid), therev.learn_life(text, uuid, bigint) TO therev;
 GRANT UPDATE (is_settled, settling_until) ON therev.incarnations TO therev;
 
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev, therev_reader;

@@ -184,12 +184,12 @@ BEGIN ATOMIC
            peer = nullif(k.owner, i.shard), epoch = k.epoch
       FROM unnest(groups, buckets, owners, epochs) AS k (colocation_group, bucket, owner, epoch), therev.identity AS i
      WHERE o.colocation_group = k.colocation_group::therev.colocation_group AND o.bucket = k.bucket
-       AND o.epoch < k.epoch AND i.candidate = granted;
+       AND o.epoch < k.epoch AND therev.candidate(i) = granted;
 
     UPDATE therev.fence AS f
        SET version_floor = greatest(counter, (f.version_floor >> 40) + 1) << 40
       FROM therev.identity AS i
-     WHERE i.candidate = granted;
+     WHERE therev.candidate(i) = granted;
 
     SELECT therev.begin_life(granted, counter);
 END;

@@ -19,6 +19,9 @@ pub struct Relayed {
     pub delivered: BTreeMap<String, u64>,
     /// Events that found their database down; they wait.
     pub waiting: u64,
+    /// Why, of the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting_for: Option<String>,
     /// Pending claims settled.
     pub claims_settled: u64,
     /// Shards that could not be asked.
@@ -28,23 +31,27 @@ pub struct Relayed {
 impl Relayed {
     /// Adds what was done on another shard in the same round.
     fn merge(&mut self, other: Relayed) {
-        let waiting = self.waiting + other.waiting;
-        let mut down = std::mem::take(&mut self.shards_down);
-        down.extend(&other.shards_down);
-        *self += other;
-        (self.waiting, self.shards_down) = (waiting, down);
+        self.waiting += other.waiting;
+        self.waiting_for = other.waiting_for.or_else(|| self.waiting_for.take());
+        self.shards_down.extend(other.shards_down);
+        self.count(other.delivered, other.claims_settled);
+    }
+
+    fn count(&mut self, delivered: BTreeMap<String, u64>, claims_settled: u64) {
+        for (kind, count) in delivered {
+            *self.delivered.entry(kind).or_default() += count;
+        }
+        self.claims_settled += claims_settled;
     }
 }
 
 /// A later round: what it found waiting or down is what counts.
 impl AddAssign for Relayed {
     fn add_assign(&mut self, other: Relayed) {
-        for (kind, count) in other.delivered {
-            *self.delivered.entry(kind).or_default() += count;
-        }
         self.waiting = other.waiting;
-        self.claims_settled += other.claims_settled;
+        self.waiting_for = other.waiting_for;
         self.shards_down = other.shards_down;
+        self.count(other.delivered, other.claims_settled);
     }
 }
 
@@ -168,6 +175,7 @@ impl Community {
             // What is behind these events may be for databases that are up.
             if let Some(error) = outcome.failed {
                 tracing::debug!(%shard, %error, "some events find their database down");
+                done.waiting_for = Some(error.to_string());
             }
         }
     }

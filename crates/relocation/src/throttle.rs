@@ -65,8 +65,9 @@ impl Progress {
     }
 }
 
-/// How often the servers are looked at.
+/// How often the servers are looked at; and at first, when nothing is known of them.
 const LOOK: Duration = Duration::from_millis(100);
+const FIRST_LOOK: Duration = Duration::from_millis(25);
 /// A read by key that takes longer than this means that users wait.
 const SLOW: Duration = Duration::from_millis(50);
 /// A standby that is further behind than this is waited for.
@@ -93,10 +94,11 @@ const BEHIND: &str = "
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.
 pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> {
     // One bit a look, the last one lowest.
-    let mut seen = 0_u8;
+    let (mut seen, mut looks) = (0_u8, 0_u32);
     loop {
         let mut reason = None;
         seen <<= 1;
+        looks = looks.saturating_add(1);
         for side in sides {
             let began = Instant::now();
             side.query("SELECT FROM therev.fence", &[]).await?;
@@ -115,6 +117,6 @@ pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> 
         progress.has_company.store(seen.count_ones() >= COMPANY_LOOKS, Ordering::Relaxed);
         progress.brake.store(reason.is_some(), Ordering::Relaxed);
         progress.say(reason.map(|reason| format!("throttled: {reason}")).unwrap_or_default());
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(if looks < COMPANY_LOOKS { FIRST_LOOK } else { LOOK }).await;
     }
 }

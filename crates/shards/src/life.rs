@@ -81,7 +81,7 @@ impl Lives {
             // Another node was quicker: the life that it brought about is there to be read.
             return Box::pin(self.settle(database)).await;
         };
-        let (before, candidate): (Uuid, Uuid) = (asked.get("before"), asked.get("candidate"));
+        let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
         fail::fail_point!("life.asked");
         let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &before, &candidate];
         let granted = self.control.query("SELECT * FROM therev.grant_life($1, $2, $3)", &params, true).await?;

@@ -86,6 +86,9 @@ fn said(relayed: &Relayed) -> String {
     if relayed.waiting > 0 {
         let _ = write!(text, "; {} wait for a database that is down", relayed.waiting);
     }
+    if let Some(reason) = &relayed.waiting_for {
+        let _ = write!(text, " ({reason})");
+    }
     for shard in &relayed.shards_down {
         let _ = write!(text, "; shard {shard} gave no answer");
     }

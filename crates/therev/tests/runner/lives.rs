@@ -10,7 +10,8 @@ use uuid::Uuid;
 /// Lets a database look as if its server had been promoted since its life began: on another timeline.
 async fn promoted(cluster: &TestCluster, part: &str) {
     let database = cluster.stranger(part).await;
-    database.batch_execute("UPDATE therev.identity SET timeline = 0").await.expect("another timeline");
+    let sql = "UPDATE therev.identity SET timeline = 0, candidate_timeline = candidate_timeline - 1";
+    database.batch_execute(sql).await.expect("another timeline");
     end_others(&database).await;
 }
 
@@ -300,5 +301,42 @@ async fn one_promotion_is_one_life_whoever_asks_and_when() {
         assert_eq!(control.query_one(counter, &[]).await.expect("an identity").get::<_, i64>(0), 1 + round);
     }
     drop(nodes);
+    cluster.finish().await;
+}
+
+/// The next promotion came while the granted life had yet to begin: another shard was down, or the node that asked was killed.
+#[tokio::test]
+async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let control = cluster.stranger("control").await;
+    for (part, name) in [("shard_1", "shard 1"), ("directory", "the directory")] {
+        // Of three lives that it asks for, the second is granted.
+        for is_granted in [false, true, false] {
+            promoted(&cluster, part).await;
+            let asked = cluster.stranger(part).await.query_one("SELECT * FROM therev.ask_for_life()", &[]).await;
+            let asked = asked.expect("it asks");
+            let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
+            if is_granted {
+                let grant = "SELECT incarnation FROM therev.grant_life($1, $2, $3)";
+                let counts = control.query_one(grant, &[&name, &before, &candidate]).await.expect("a life");
+                assert_eq!(counts.get::<_, Uuid>(0), candidate, "{name}");
+            }
+        }
+        promoted(&cluster, part).await;
+        let (_, granted) = lives(&cluster, part).await;
+        let open = async {
+            while node.user(authors[1]).await.is_err() || node.shards().directory().token().await.is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(30), open).await.expect("it opens by itself");
+        let (here, counts) = lives(&cluster, part).await;
+        assert_eq!((here, here.1), (counts, granted.1 + 1), "{name}");
+        let left = "SELECT cardinality(candidates) FROM therev.identity";
+        assert_eq!(cluster.stranger(part).await.query_one(left, &[]).await.expect("an identity").get::<_, i32>(0), 0);
+    }
+    drop((control, node));
     cluster.finish().await;
 }

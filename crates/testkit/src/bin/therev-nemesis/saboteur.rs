@@ -241,7 +241,8 @@ impl<'a> Saboteur<'a> {
         for (_, waker) in std::mem::take(&mut self.sleepers) {
             waker.await?;
         }
-        tokio::time::sleep(CALMS_WITHIN).await;
+        let (vacuumed, ()) = tokio::join!(self.world.vacuum(), tokio::time::sleep(CALMS_WITHIN));
+        vacuumed?;
         let before = self.failures()?;
         tokio::time::sleep(time).await;
         let after = self.failures()?;

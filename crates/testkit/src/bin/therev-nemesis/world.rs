@@ -182,6 +182,19 @@ impl World {
         therev::connect(therev::Config { relay_ms: 0, claim_timeout_s: 0, ..config }).await
     }
 
+    /// What autovacuum does on servers that live longer: a crash takes the counters away that it decides by.
+    pub(crate) async fn vacuum(&self) -> Result<(), Box<dyn Error>> {
+        let cluster = self.cluster()?;
+        let mut databases = vec![cluster.control_url()?, cluster.directory_url()?];
+        for shard in 0..SHARDS {
+            databases.push(cluster.shard_url(shard)?);
+        }
+        for database in databases {
+            connect(&database).await.batch_execute("VACUUM (ANALYZE)").await?;
+        }
+        Ok(())
+    }
+
     /// Starts the servers that do not run: a fault that could not be ended has left them so.
     pub(crate) fn raise(&mut self) -> Result<(), Box<dyn Error>> {
         let cluster = self.cluster.as_mut().ok_or("the cluster is gone")?;
