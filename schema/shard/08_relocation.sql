@@ -5,7 +5,8 @@
 -- The side that gives away: owned → draining → moved.  The side that takes: incoming → ready → owned.
 -- Going back is the same with the sides swapped.
 --
--- What a switch goes through is written in PL/pgSQL, which plans a statement once a session: a function in SQL plans at every call.
+-- What a switch goes through is written in PL/pgSQL and never plans for the values at hand: what a session has gone through once
+-- is planned. A function in SQL plans at every call, and so does one in PL/pgSQL for the first five.
 
 -- Written by relocation/, mostly through the functions below.
 CREATE TABLE therev.relocation_parts (
@@ -258,7 +259,7 @@ $$;
 
 -- Whether this server lives the life that the part began in.
 CREATE FUNCTION therev.is_same_life(part therev.relocation_parts) RETURNS boolean
-    LANGUAGE plpgsql STABLE AS
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
     RETURN (SELECT i.incarnation = part.incarnation AND i.timeline = therev.current_timeline()
@@ -271,7 +272,8 @@ $$;
 
 -- a. The giving side: writes wait from now on. The sentinel, sent by the same session, takes it to the disk.
 CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+        SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
     part therev.relocation_parts;
@@ -291,7 +293,8 @@ $$;
 
 -- The giving side: this try is given up, writes go on.
 CREATE FUNCTION therev.back_out(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+        SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
     part therev.relocation_parts;
@@ -312,7 +315,7 @@ $$;
 -- b. The giving side: the sentinel of a try goes out once nobody writes any more who may not know of the draining: of the
 -- transactions that were seen at first, or (NULL) are seen now. Answers with those that are left; with NULL when the try is over.
 CREATE FUNCTION therev.send_sentinel(of_relocation bigint, try integer, seen text[]) RETURNS text[]
-    LANGUAGE plpgsql AS
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
     part therev.relocation_parts;
@@ -339,7 +342,8 @@ $$;
 -- c. The taking side: everything that was written before the sentinel of this try is here. Commits synchronously, whatever the
 -- session says: what the stream has applied is durable only with it.
 CREATE FUNCTION therev.get_ready(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+        SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'on', true);
@@ -355,7 +359,8 @@ $$;
 -- d. The giving side decides: from now on the buckets are the peer's, whoever asks. Of this and `back_out` the first to commit
 -- has won.
 CREATE FUNCTION therev.decide(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+        SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
     part therev.relocation_parts;
@@ -376,7 +381,8 @@ $$;
 -- e. The taking side owns the buckets, after the other side was seen to have decided. A promotion in between may have
 -- learned that already. Versions never go back here either: this server may have had fewer lives than the other one.
 CREATE FUNCTION therev.take_over(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+        SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
     part therev.relocation_parts;
@@ -425,7 +431,7 @@ END;
 -- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion;
 -- and a commit whose wait for a synchronous standby was cut short is seen here without being there.
 CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
-    LANGUAGE plpgsql STABLE AS
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
     RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
@@ -508,7 +514,7 @@ END;
 -- The transactions that hold a write lock on the tables of these groups now, leaf partitions included, prepared ones too: by
 -- their virtual ids, of which a session never has the same twice. Workers that apply replicated rows are not meant.
 CREATE FUNCTION therev.writers(of_groups text[]) RETURNS text[]
-    LANGUAGE plpgsql STABLE AS
+    LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
     RETURN (
