@@ -228,11 +228,11 @@ struct Lane {
     to: Side,
 }
 
-/// Where others are at work, a copy works so long at a time and rests two and a half times as long after it: users come first,
-/// and the brake only looks now and then. Shorter, and a server would not notice: it had enough under way to go on with.
+/// Where others are at work, a copy works so long at a time and rests three times as long after it: users come first, and the
+/// brake only looks now and then. Shorter, and a server would not notice: it had enough under way to go on with.
 const WORK: Duration = Duration::from_millis(100);
 /// The longest rest: a copy that was braked, or whose server did not answer, has not worked all the time.
-const REST_MAX: Duration = Duration::from_millis(300);
+const REST_MAX: Duration = Duration::from_millis(400);
 
 /// When a lane has rested last.
 struct Pace(Instant);
@@ -242,7 +242,7 @@ impl Pace {
         let worked = self.0.elapsed();
         if worked > WORK {
             if progress.has_company() {
-                tokio::time::sleep((worked * 5 / 2).min(REST_MAX)).await;
+                tokio::time::sleep((worked * 3).min(REST_MAX)).await;
             }
             self.0 = Instant::now();
         }

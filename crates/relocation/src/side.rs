@@ -65,8 +65,11 @@ impl Side {
     pub(crate) async fn connect(admin: &Admin, which: Which, shard: ShardNo) -> Result<Side> {
         let client = admin.connect(Database::Shard(shard)).await?;
         let side = Side { which, shard, client };
-        side.batch("SET session_replication_role = replica; SET lock_timeout = '10s'; SET statement_timeout = 0")
-            .await?;
+        side.batch(
+            "SET session_replication_role = replica; SET lock_timeout = '10s'; SET statement_timeout = 0;
+             SET application_name = 'therev mover'",
+        )
+        .await?;
         Ok(side)
     }
 

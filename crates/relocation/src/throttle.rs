@@ -78,8 +78,8 @@ const HELD_LOG_BYTES: i64 = 4 << 30;
 /// Others are at work if so many of the last eight looks have seen them there: a relay that clears up comes and goes.
 const COMPANY_LOOKS: u32 = 3;
 
-/// The furthest standby, the most that a slot of ours holds back, and whether others are at work this moment: one alone may be a
-/// relay, or whoever refreshes a view.
+/// The furthest standby, the most that a slot of ours holds back, and whether others are at work in this database at the moment:
+/// one alone may be a relay, or whoever refreshes a view. Movers may log in as anybody, so they say by name who they are.
 const BEHIND: &str = "
     SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
                        FROM pg_stat_replication AS r
@@ -89,7 +89,8 @@ const BEHIND: &str = "
                        FROM pg_replication_slots AS s
                       WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()), 0)::bigint AS held,
            (SELECT count(*) > 1 FROM pg_stat_activity AS a
-             WHERE a.backend_type = 'client backend' AND a.state = 'active' AND a.usename <> current_user) AS has_company";
+             WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.state = 'active'
+               AND a.application_name <> current_setting('application_name')) AS has_company";
 
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.
 pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> {
