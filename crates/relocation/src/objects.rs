@@ -9,6 +9,7 @@ use crate::side::{Pair, Side, Which};
 use secrecy::ExposeSecret;
 use shards::{Admin, SlotSnapshot};
 use std::time::Duration;
+use tokio_postgres::error::SqlState;
 
 /// How long a worker of a stream may take to be gone after it was told to.
 const WORKER_WAIT: Duration = Duration::from_secs(30);
@@ -218,14 +219,34 @@ async fn unsubscribe(side: &Side, tag: &str) -> Result<()> {
     let here = "SELECT s.subname FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
                  WHERE starts_with(s.subname, $1) AND d.datname = current_database()";
     for row in side.query(here, &[&prefix]).await? {
-        let name: &str = row.get(0);
-        stop_at(side, name).await?;
-        // Without its slot's name, dropping it needs no answer from the other server.
-        side.batch(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")).await?;
-        side.batch(&format!("DROP SUBSCRIPTION {name}")).await?;
+        unless_gone(remove_subscription(side, row.get(0)).await)?;
     }
     fail::fail_point!("relocation.unsubscribed");
     Ok(())
+}
+
+/// What another worker was quicker to remove is removed: one that slept, or whoever went on for this one.
+fn unless_gone(removed: Result<()>) -> Result<()> {
+    match removed {
+        Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::UNDEFINED_OBJECT) => Ok(()),
+        removed => removed,
+    }
+}
+
+async fn remove_subscription(side: &Side, name: &str) -> Result<()> {
+    stop_at(side, name).await?;
+    // Without its slot's name, dropping it needs no answer from the other server.
+    side.batch(&format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)")).await?;
+    side.batch(&format!("DROP SUBSCRIPTION {name}")).await
+}
+
+async fn remove_slot(side: &Side, name: &str) -> Result<()> {
+    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
+                WHERE slot_name = $1 AND active_pid IS NOT NULL";
+    side.query(end, &[&name]).await?;
+    let idle = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
+    side.until("a slot stayed in use", WORKER_WAIT, idle, &[&name]).await?;
+    side.query("SELECT pg_drop_replication_slot($1)", &[&name]).await.map(drop)
 }
 
 /// Removes the slots and the publications that give.
@@ -234,17 +255,11 @@ async fn drop_slots(side: &Side, tag: &str) -> Result<()> {
     let slots = "SELECT slot_name FROM pg_replication_slots
                   WHERE starts_with(slot_name, $1) AND database = current_database()";
     for row in side.query(slots, &[&prefix]).await? {
-        let name: &str = row.get(0);
-        let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots
-                    WHERE slot_name = $1 AND active_pid IS NOT NULL";
-        side.query(end, &[&name]).await?;
-        let idle = "SELECT NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND active)";
-        side.until("a slot stayed in use", WORKER_WAIT, idle, &[&name]).await?;
-        side.query("SELECT pg_drop_replication_slot($1)", &[&name]).await?;
+        unless_gone(remove_slot(side, row.get(0)).await)?;
     }
     fail::fail_point!("relocation.slots_dropped");
     for row in side.query("SELECT pubname FROM pg_publication WHERE starts_with(pubname, $1)", &[&prefix]).await? {
-        side.batch(&format!("DROP PUBLICATION {}", row.get::<_, &str>(0))).await?;
+        unless_gone(side.batch(&format!("DROP PUBLICATION {}", row.get::<_, &str>(0))).await)?;
     }
     Ok(())
 }
