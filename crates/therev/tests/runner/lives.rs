@@ -312,6 +312,7 @@ async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
     let authors = user_per_shard(&node).await;
     let control = cluster.stranger("control").await;
     for (part, name) in [("shard_1", "shard 1"), ("directory", "the directory")] {
+        let mut succeeds = Vec::new();
         // Of three lives that it asks for, the second is granted.
         for is_granted in [false, true, false] {
             promoted(&cluster, part).await;
@@ -323,6 +324,7 @@ async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
                 let counts = control.query_one(grant, &[&name, &before, &candidate]).await.expect("a life");
                 assert_eq!(counts.get::<_, Uuid>(0), candidate, "{name}");
             }
+            succeeds = [before, vec![candidate]].concat();
         }
         promoted(&cluster, part).await;
         let (_, granted) = lives(&cluster, part).await;
@@ -334,6 +336,10 @@ async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
         tokio::time::timeout(std::time::Duration::from_secs(30), open).await.expect("it opens by itself");
         let (here, counts) = lives(&cluster, part).await;
         assert_eq!((here, here.1), (counts, granted.1 + 1), "{name}");
+        // Another server of the same descent comes too late.
+        let grant = "SELECT incarnation FROM therev.grant_life($1, $2, gen_random_uuid())";
+        let late = control.query_one(grant, &[&name, &succeeds]).await.expect("a life");
+        assert_eq!(late.get::<_, Uuid>(0), here.0, "{name}");
         let left = "SELECT cardinality(candidates) FROM therev.identity";
         assert_eq!(cluster.stranger(part).await.query_one(left, &[]).await.expect("an identity").get::<_, i32>(0), 0);
     }
