@@ -7,7 +7,7 @@ CREATE TYPE therev.colocation_group AS ENUM ('account', 'content');
 CREATE TYPE therev.ownership_state AS ENUM ('owned', 'draining', 'moved', 'incoming');
 
 -- The tables whose rows belong to an owner: what a relocation moves, and what the guards guard. Each one's key begins with
--- the bucket and the owner. Written by this chapter alone.
+-- the bucket and the owner, and chapter 6 sees to it that the bucket is the owner's. Written by this chapter alone.
 CREATE TABLE therev.owned_tables (
     table_name       text                    PRIMARY KEY,
     colocation_group therev.colocation_group NOT NULL,

@@ -24,7 +24,6 @@ CREATE TABLE users (
     was_registered  boolean     NOT NULL DEFAULT true CHECK (was_registered OR deleted_at IS NOT NULL),
     version         bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     PRIMARY KEY (bucket, user_id),
-    CONSTRAINT users_bucket CHECK (bucket = therev.bucket_of(user_id)),
     CONSTRAINT users_the_living_have_names CHECK (deleted_at IS NOT NULL OR user_name IS NOT NULL),
     CONSTRAINT users_the_deleted_keep_nothing CHECK (
         deleted_at IS NULL
@@ -169,8 +168,7 @@ CREATE TABLE ai_task_logs (
     provider    text CHECK (therev.is_provider(provider)),
     account_id  uuid,
     duration_ms bigint CHECK (duration_ms >= 0),
-    PRIMARY KEY (bucket, user_id, created_at, log_id),
-    CONSTRAINT ai_task_logs_bucket CHECK (bucket = therev.bucket_of(user_id))
+    PRIMARY KEY (bucket, user_id, created_at, log_id)
 ) PARTITION BY RANGE (created_at);
 -- Query: the log of one task, in order.
 CREATE INDEX ai_task_logs_of_task ON ai_task_logs (bucket, task_id, created_at);
@@ -187,8 +185,7 @@ CREATE TABLE audit_log (
     target     text        NOT NULL,
     before     jsonb       NOT NULL DEFAULT '{}',
     after      jsonb       NOT NULL DEFAULT '{}',
-    PRIMARY KEY (bucket, user_id, created_at, audit_id),
-    CONSTRAINT audit_log_bucket CHECK (bucket = therev.bucket_of(user_id))
+    PRIMARY KEY (bucket, user_id, created_at, audit_id)
 ) PARTITION BY RANGE (created_at);
 
 -- Globally unique names, each sharded by the hash of its normalized value. Written by community/names.rs,
@@ -204,8 +201,7 @@ CREATE TABLE therev.claims (
     state      text        NOT NULL CHECK (state IN ('pending', 'held')),
     created_at timestamptz NOT NULL DEFAULT now(),
     version    bigint      NOT NULL CHECK (version > 0),
-    PRIMARY KEY (bucket, claim_key),
-    CONSTRAINT claims_bucket CHECK (bucket = therev.bucket_of(claim_key))
+    PRIMARY KEY (bucket, claim_key)
 );
 -- Query: claims whose registration never ended (relay).
 CREATE INDEX claims_pending ON therev.claims (created_at) WHERE state = 'pending';
@@ -216,6 +212,5 @@ CREATE TABLE therev.id_routes (
     bucket   smallint NOT NULL,
     id       uuid     NOT NULL,
     owner_id uuid     NOT NULL,
-    PRIMARY KEY (bucket, id),
-    CONSTRAINT id_routes_bucket CHECK (bucket = therev.bucket_of(id))
+    PRIMARY KEY (bucket, id)
 );

@@ -21,7 +21,6 @@ CREATE TABLE threads (
     deleted_at timestamptz,
     version    bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     PRIMARY KEY (bucket, author_id, thread_id),
-    CONSTRAINT threads_bucket CHECK (bucket = therev.bucket_of(author_id)),
     CONSTRAINT threads_text CHECK ((deleted_at IS NULL) = (title IS NOT NULL AND body IS NOT NULL)),
     CONSTRAINT threads_the_deleted_keep_no_text
         CHECK (deleted_at IS NULL OR (num_nonnulls(title, body) = 0 AND metadata = '{}'))
@@ -53,7 +52,6 @@ CREATE TABLE posts (
     version          bigint      NOT NULL DEFAULT 1 CHECK (version > 0),
     -- Query: an author's posts, newest first (ids sort by time).
     PRIMARY KEY (bucket, author_id, post_id),
-    CONSTRAINT posts_bucket CHECK (bucket = therev.bucket_of(author_id)),
     CONSTRAINT posts_parent_with_author CHECK ((parent_post_id IS NULL) = (parent_author_id IS NULL)),
     CONSTRAINT posts_text CHECK ((deleted_at IS NULL) = (body IS NOT NULL)),
     CONSTRAINT posts_the_deleted_keep_no_text CHECK (deleted_at IS NULL OR metadata = '{}')
@@ -75,8 +73,7 @@ CREATE TABLE therev.thread_contributions (
     deleted          integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
     last_post_at     timestamptz NOT NULL,
     version          bigint      NOT NULL CHECK (version > 0),
-    PRIMARY KEY (bucket, author_id, thread_id),
-    CONSTRAINT thread_contributions_bucket CHECK (bucket = therev.bucket_of(author_id))
+    PRIMARY KEY (bucket, author_id, thread_id)
 );
 
 -- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
@@ -90,8 +87,7 @@ CREATE TABLE therev.thread_participants (
     deleted        integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
     last_post_at   timestamptz NOT NULL,
     version        bigint      NOT NULL CHECK (version > 0),
-    PRIMARY KEY (bucket, author_id, thread_id, participant_id),
-    CONSTRAINT thread_participants_bucket CHECK (bucket = therev.bucket_of(author_id))
+    PRIMARY KEY (bucket, author_id, thread_id, participant_id)
 );
 
 -- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
@@ -105,6 +101,5 @@ CREATE TABLE therev.thread_totals (
     last_post_at timestamptz,
     -- The sum of the participants' versions: they only grow, so a later sum is a greater one, whoever made it.
     version      numeric(40) NOT NULL,
-    PRIMARY KEY (bucket, author_id, thread_id),
-    CONSTRAINT thread_totals_bucket CHECK (bucket = therev.bucket_of(author_id))
+    PRIMARY KEY (bucket, author_id, thread_id)
 );

@@ -1,3 +1,10 @@
+-- What an event is about, and who must hear of it.
+-- user, thread: to the directory; a user's names are confirmed with it, on the shards of their claims.
+-- claim: a name that was given up, to its shard. contribution: to the thread's shard.
+-- taken: names that a bulk write holds for users whose rows it has yet to write; told only if it did not come to that.
+-- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
+CREATE TYPE therev.event_kind AS ENUM ('user', 'thread', 'claim', 'taken', 'contribution', 'totals', 'audit');
+
 -- What other databases must hear of, written in the transaction that made it true and delivered later. An event is what
 -- one statement made true of one kind: facts, which are states with versions, never increments. Delivered twice or out
 -- of order they change nothing.
@@ -8,12 +15,7 @@ CREATE TABLE therev.outbox (
     colocation_group therev.colocation_group NOT NULL,
     -- Of the owner that wrote it; -1: of several owners, whom one statement wrote for.
     bucket           smallint    NOT NULL CHECK (bucket BETWEEN -1 AND 4095),
-    -- user, thread: to the directory; a user's names are confirmed with it, on the shards of their claims.
-    -- claim: a name that was given up, to its shard. contribution: to the thread's shard.
-    -- taken: names that a bulk write holds for users whose rows it has yet to write; told only if it did not come to that.
-    -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
-    kind             text        NOT NULL
-                     CHECK (kind IN ('user', 'thread', 'claim', 'taken', 'contribution', 'totals', 'audit')),
+    kind             therev.event_kind NOT NULL,
     facts            jsonb CHECK (jsonb_typeof(facts) = 'array'),
     -- Instead of the facts, whose they are: a bulk write names the rows and tells their states itself. Only where it did
     -- not come to that are they read here, as they are by then. Side by side: owners, and the ids of their rows (their

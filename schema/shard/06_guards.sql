@@ -111,12 +111,19 @@ BEGIN ATOMIC
       FROM contribution AS c;
 END;
 
+-- Every owned row lies in its owner's bucket. What `bucket_of` computes is written out: of a function the server would read the
+-- text for every statement anew, an eighth of what a short one takes.
 DO $$
 DECLARE
-    guarded record;
+    guarded   record;
+    of_a_key  text := substr(pg_get_function_sqlbody('therev.bucket_of(uuid)'::regprocedure), length('RETURN '));
 BEGIN
     FOR guarded IN SELECT * FROM therev.owned_tables
     LOOP
+        EXECUTE format(
+            'ALTER TABLE %s ADD CONSTRAINT %I CHECK (bucket = %s)',
+            guarded.table_name, split_part(guarded.table_name, '.', 2) || '_bucket',
+            regexp_replace(of_a_key, '\mkey\M', guarded.owner_column));
         EXECUTE format(
             'CREATE TRIGGER guard BEFORE INSERT OR UPDATE OR DELETE ON %s
                  FOR EACH ROW WHEN (current_user <> ''therev'') EXECUTE FUNCTION therev.guard(%L, %L)',

@@ -40,11 +40,11 @@ struct Fact<'a> {
     value: &'a Value,
 }
 
-/// What became of some events: how many of each kind are delivered, and why others are not.
+/// What became of some events: how many of each kind are delivered, and why of others none is.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) delivered: BTreeMap<&'static str, usize>,
-    pub(crate) failed: Option<Error>,
+    pub(crate) failed: Vec<(&'static str, Error)>,
 }
 
 /// Delivered rows whose marks have not been written yet: one statement a shard and relay pass, not one an event.
@@ -65,7 +65,7 @@ impl Acks {
 }
 
 static OF_BUCKET: Unfenced = Unfenced::read(
-    "SELECT o.outbox_id, o.kind, therev.facts_of(o) AS facts
+    "SELECT o.outbox_id, o.kind::text, therev.facts_of(o) AS facts
        FROM therev.outbox AS o
       WHERE o.bucket = $1 AND o.delivered_at IS NULL AND o.kind <> 'totals'
       ORDER BY o.outbox_id LIMIT 1000",
@@ -228,7 +228,7 @@ impl Community {
                 let all = events.len();
                 let outcome = community.deliver(events).await;
                 if outcome.delivered.values().sum::<usize>() < all {
-                    return outcome.failed.map_or(Ok(None), Err);
+                    return outcome.failed.into_iter().next().map_or(Ok(None), |(_, error)| Err(error));
                 }
             }
             community.shards().directory().token().await.map(Some).map_err(Into::into)
@@ -280,7 +280,7 @@ impl Community {
                         all.delivered.insert(kind, count);
                     }
                 }
-                Err(error) => all.failed = Some(error),
+                Err(error) => all.failed.push((kind, error)),
             }
         }
         all
@@ -360,22 +360,34 @@ impl Community {
         statement: &WriteMany,
         facts: &BTreeMap<Key, Fact<'_>>,
     ) -> HashSet<Key> {
-        let answer = self.shards().write_many(statement, items(kind, facts)).await;
-        for (shard, error) in &answer.missing {
-            tracing::debug!(%shard, %error, "facts for a shard stay in the outbox");
+        let mut unanswered = BTreeSet::new();
+        for part in items(kind, facts).chunks(TOLD_AT_ONCE) {
+            let answer = self.shards().write_many(statement, part.to_vec()).await;
+            for (shard, error) in &answer.missing {
+                tracing::debug!(%shard, %error, "facts for a shard stay in the outbox");
+            }
+            unanswered.extend(answer.unanswered);
         }
-        let reached =
-            |fact: &&Fact<'_>| fact.target(kind).is_some_and(|whose| !answer.unanswered.contains(&whose.bucket));
+        let reached = |fact: &&Fact<'_>| fact.target(kind).is_some_and(|whose| !unanswered.contains(&whose.bucket));
         facts.values().filter(reached).map(|fact| fact.key).collect()
     }
 
     async fn deliver_totals(&self, facts: &BTreeMap<Key, Fact<'_>>) -> Result<HashSet<Key>> {
-        let rows = self.shards().write_many(&SUM_TOTALS, items("totals", facts)).await.rows;
-        let totals: Value = rows.iter().map(|row| row.get::<_, Value>("totals")).collect();
-        let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&totals]).await?;
-        Ok(known.iter().map(|row| (row.get("thread_id"), Uuid::nil())).collect())
+        let mut delivered = HashSet::new();
+        for part in items("totals", facts).chunks(SUMMED_AT_ONCE) {
+            let rows = self.shards().write_many(&SUM_TOTALS, part.to_vec()).await.rows;
+            let totals: Value = rows.iter().map(|row| row.get::<_, Value>("totals")).collect();
+            let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&totals]).await?;
+            delivered.extend(known.iter().map(|row| (row.get("thread_id"), Uuid::nil())));
+        }
+        Ok(delivered)
     }
 }
+
+/// How many facts one statement tells a shard, and how many threads one sums. Both are short, for a relocation that is about to be
+/// switched waits for them, and its stream for all that a shard has written.
+const TOLD_AT_ONCE: usize = 250;
+const SUMMED_AT_ONCE: usize = 25;
 
 /// Facts as a statement on many owners takes them.
 fn items(kind: &str, facts: &BTreeMap<Key, Fact<'_>>) -> Vec<Item> {

@@ -75,8 +75,8 @@ impl Community {
             let community = self.clone();
             // Of its own, so that whatever becomes of it the next ones are carried.
             let delivery = tokio::spawn(async move { community.deliver(events).await.failed });
-            if let Ok(Some(error)) = delivery.await {
-                tracing::debug!(%error, "events stay in the outbox for the relay");
+            for (kind, error) in delivery.await.unwrap_or_default() {
+                tracing::debug!(kind, %error, "events stay in the outbox for the relay");
             }
             for writer in writers {
                 // Who waits no longer misses nothing.

@@ -31,20 +31,22 @@ macro_rules! kept_totals {
 }
 pub(crate) use kept_totals;
 
-/// The participants of the threads `$from`, summed.
+/// The participants of the threads `$from`, summed: one thread after the other, in the order of their key, so that nothing is
+/// sorted.
 macro_rules! summed {
     ($from:literal) => {
         concat!(
             "summed AS (
-         SELECT t.bucket, t.author_id, t.thread_id, coalesce(sum(p.posts), 0)::integer AS posts,
-                (count(*) FILTER (WHERE p.posts > 0))::integer AS participants, max(p.last_post_at) AS last_post_at,
-                coalesce(sum(p.version), 1) AS version
+         SELECT t.bucket, t.author_id, t.thread_id, s.posts, s.participants, s.last_post_at, s.version
            FROM (",
             $from,
             ") AS t (bucket, author_id, thread_id)
-           LEFT JOIN therev.thread_participants AS p
-             ON p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id
-          GROUP BY t.bucket, t.author_id, t.thread_id)"
+          CROSS JOIN LATERAL (
+                SELECT coalesce(sum(p.posts), 0)::integer AS posts,
+                       (count(*) FILTER (WHERE p.posts > 0))::integer AS participants,
+                       max(p.last_post_at) AS last_post_at, coalesce(sum(p.version), 1) AS version
+                  FROM therev.thread_participants AS p
+                 WHERE p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id) AS s)"
         )
     };
 }

@@ -145,7 +145,7 @@ macro_rules! contribution_sent {
              INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
              SELECT 'content', c.bucket, 'contribution', jsonb_build_array(to_jsonb(c))
                FROM contribution AS c
-             RETURNING outbox_id, kind, facts)"
+             RETURNING outbox_id, kind::text, facts)"
     };
 }
 

@@ -2,7 +2,7 @@
 
 use crate::community::{Community, Inner};
 use crate::delivery::Event;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use futures_util::future::join_all;
 use placement::ShardNo;
 use serde::Serialize;
@@ -10,7 +10,8 @@ use shards::Unfenced;
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio_postgres::types::ToSql;
 
 /// What a pass of the relay did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -55,27 +56,40 @@ impl AddAssign for Relayed {
     }
 }
 
+/// How many events are marked in one transaction: a relocation's stream waits for each.
+const MARKED_AT_ONCE: usize = 250;
 /// How many facts one pass takes from a shard, or one event more.
 const BATCH: i64 = 2_000;
 /// Events younger than this are their writer's to deliver; those of a bulk write, which marks them from time to time,
 /// twenty times as long. `check` names what is older than a minute.
 const WRITERS_TURN_S: f64 = 2.0;
 
+/// The longest rest of a relay.
+const REST_MAX: Duration = Duration::from_secs(5);
+
 /// No event without a fact, so that so many facts are in so many events at the most: no more are looked at.
 static PENDING: Unfenced = Unfenced::read(
-    "SELECT p.bucket, p.outbox_id, p.kind, therev.facts_of(p.event) AS facts
+    "SELECT p.bucket, p.outbox_id, p.kind::text, therev.facts_of(p.event) AS facts
        FROM (SELECT n.bucket, n.outbox_id, n.kind, n.event,
                     sum(n.facts) OVER (ORDER BY n.bucket, n.outbox_id) - n.facts AS facts_before
                FROM (SELECT o.bucket, o.outbox_id, o.kind, o AS event,
                             coalesce(jsonb_array_length(o.facts), cardinality(o.owners)) AS facts
                        FROM therev.outbox AS o
                       WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
+                        AND o.kind <> ALL ($5::text[]::therev.event_kind[])
                         AND CASE WHEN o.owners IS NOT NULL
                                  THEN o.created_at <= now() - make_interval(secs => 20 * $3::float8)
                                  ELSE o.kind = 'totals' OR o.created_at <= now() - make_interval(secs => $3) END
                       ORDER BY o.bucket, o.outbox_id LIMIT $4) AS n) AS p
       WHERE p.facts_before < $4
       ORDER BY p.bucket, p.outbox_id",
+);
+
+/// How many events of some kinds wait behind one.
+static LEFT_OUT: Unfenced = Unfenced::read(
+    "SELECT count(*) FROM therev.outbox AS o
+      WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
+        AND o.kind = ANY ($3::text[]::therev.event_kind[])",
 );
 
 static IS_PENDING: Unfenced = Unfenced::read("SELECT FROM therev.outbox AS o WHERE o.delivered_at IS NULL LIMIT 1");
@@ -155,12 +169,15 @@ impl Community {
         total
     }
 
-    /// One shard's outbox, from its beginning to its end.
+    /// One shard's outbox, from its beginning to its end. Kinds whose one database is down are read no further: what waits
+    /// for it may be much.
     async fn relay_shard(&self, shard: ShardNo, writers_turn_s: f64, done: &mut Relayed) -> Result<()> {
         self.mark_delivered().await;
         let mut after = (-2_i16, 0_i64);
+        let mut left_out: Vec<&str> = Vec::new();
         loop {
-            let rows = self.shards().unfenced(shard, &PENDING, &[&after.0, &after.1, &writers_turn_s, &BATCH]).await?;
+            let from = [&after.0 as &(dyn ToSql + Sync), &after.1, &writers_turn_s, &BATCH, &left_out];
+            let rows = self.shards().unfenced(shard, &PENDING, &from).await?;
             let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
             let Some(last) = rows.last() else { return Ok(()) };
             after = (last.get("bucket"), last.get("outbox_id"));
@@ -172,10 +189,17 @@ impl Community {
                 *done.delivered.entry(kind.to_owned()).or_default() += u64::try_from(number).unwrap_or(0);
             }
             done.waiting += u64::try_from(all - count).unwrap_or(0);
-            // What is behind these events may be for databases that are up.
-            if let Some(error) = outcome.failed {
-                tracing::debug!(%shard, %error, "some events find their database down");
+            for (kind, error) in outcome.failed {
+                tracing::debug!(%shard, kind, %error, "events find their database down");
                 done.waiting_for = Some(error.to_string());
+                if !is_down(&error) {
+                    continue;
+                }
+                let kinds: &[&str] = &[kind];
+                let behind = [&after.0 as &(dyn ToSql + Sync), &after.1, &kinds];
+                let rows = self.shards().unfenced(shard, &LEFT_OUT, &behind).await?;
+                done.waiting += rows.first().map_or(0, |row| row.get::<_, i64>(0)).unsigned_abs();
+                left_out.push(kind);
             }
         }
     }
@@ -184,8 +208,10 @@ impl Community {
     pub(crate) async fn mark_delivered(&self) {
         let mark = async |(shard, ids): (ShardNo, Vec<i64>)| {
             fail::fail_point!("relay.before_mark");
-            if let Err(error) = self.shards().unfenced(shard, &MARK, &[&ids]).await {
-                tracing::debug!(%shard, %error, "delivered events could not be marked; they will be delivered again");
+            for part in ids.chunks(MARKED_AT_ONCE) {
+                if let Err(error) = self.shards().unfenced(shard, &MARK, &[&part]).await {
+                    tracing::debug!(%shard, %error, "delivered events could not be marked; they will be delivered again");
+                }
             }
         };
         join_all(self.inner.acks.take().into_iter().map(mark)).await;
@@ -201,15 +227,29 @@ impl Community {
 }
 
 async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
+    let mut took = Duration::ZERO;
     loop {
-        tokio::time::sleep(period).await;
+        tokio::time::sleep(rest(period, took)).await;
         let Some(inner) = inner.upgrade() else { return };
         let community = Community { inner };
+        let started = Instant::now();
         if let Err(error) = community.relay_pass(WRITERS_TURN_S).await {
             tracing::warn!(%error, "a pass of the relay failed");
         }
+        took = started.elapsed();
         community.settle_after_promotions().await;
     }
+}
+
+/// How long a relay rests after a pass that took so long: three times that, so that at a busy time threads are summed less often
+/// rather than be what keeps the shards busy.
+pub fn rest(period: Duration, took: Duration) -> Duration {
+    period.max((took * 3).min(REST_MAX))
+}
+
+/// Whether the next event will fare no better.
+fn is_down(error: &Error) -> bool {
+    matches!(error, Error::Store(shards::Error::Down { .. } | shards::Error::Closed { .. }))
 }
 
 fn seconds(whole: u64) -> f64 {

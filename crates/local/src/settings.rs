@@ -15,13 +15,20 @@ pub(crate) struct Settings<'a> {
     pub(crate) waits_for: Vec<String>,
 }
 
+/// What a server keeps of its tables in memory, in MB: a 64th of the machine's, for several servers share it, and what they
+/// leave to the system serves them as well.
+fn shared_buffers() -> u128 {
+    let machine = rustix::system::sysinfo();
+    let memory = u128::from(machine.totalram) * u128::from(machine.mem_unit);
+    (memory >> 26).clamp(64, 512)
+}
+
 /// The same on every server. Kept small, for several servers share one machine.
 const COMMON: &str = "\
 listen_addresses = '127.0.0.1'
 password_encryption = 'scram-sha-256'
 ssl = off
 max_connections = 200
-shared_buffers = '64MB'
 max_worker_processes = 20
 max_wal_senders = 20
 max_replication_slots = 20
@@ -68,6 +75,7 @@ impl Settings<'_> {
         // A comma would separate two folders.
         set("unix_socket_directories", &format!("\"{}\"", self.sockets.display()));
         set("cluster_name", self.cluster_name);
+        set("shared_buffers", &format!("{}MB", shared_buffers()));
         if let Some((conninfo, slot)) = &self.primary {
             set("primary_conninfo", conninfo);
             set("primary_slot_name", slot);

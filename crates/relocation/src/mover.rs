@@ -21,7 +21,8 @@ use uuid::Uuid;
 /// How a relocation is carried on.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// How long a try of the switch may have writes wait before it is given up.
+    /// How long a try of the switch may have writes wait before it is given up: no less than twice what its steps take by
+    /// themselves.
     pub budget: Duration,
     /// How long the work is a worker's after it was last heard of: so long it takes until another one takes what a dead one
     /// left. It is heard of twice a second.

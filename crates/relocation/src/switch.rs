@@ -24,6 +24,8 @@ const PROBE_HOLD: u32 = 4;
 const WAIT_FOR_WRITERS: u32 = 2;
 const WAIT_FOR_STREAM: u32 = 3;
 const DECIDE: u32 = 4;
+/// How often what the steps of a switch take by themselves goes into its budget.
+const OWN_WORK: u32 = 2;
 /// How often is looked whether it has ended.
 const PROBE_LOOK: Duration = Duration::from_millis(5);
 /// The waits between two tries: the first, and the longest.
@@ -93,9 +95,20 @@ impl<'a> Switch<'a> {
         })
     }
 
-    /// Goes through all its statements on both sides and takes them back at once, so that the switch finds everything compiled,
-    /// planned and read: a session's first call of a function takes several times as long as the second.
-    async fn rehearse(&self) -> Result<()> {
+    /// Goes through its statements twice: the first time a session calls a function takes several times as long as the second.
+    ///
+    /// The budget is for waiting. Where the steps alone are too much for it, since the machine is slow or the buckets are many, no
+    /// try would ever get through: it is `OWN_WORK` times what they take then.
+    async fn rehearse(&mut self) -> Result<()> {
+        self.go_through().await?;
+        let began = Instant::now();
+        self.go_through().await?;
+        self.budget = self.budget.max(began.elapsed() * OWN_WORK);
+        Ok(())
+    }
+
+    /// All its statements on both sides, taken back at once, so that the switch finds everything compiled, planned and read.
+    async fn go_through(&self) -> Result<()> {
         let number = self.relocation.relocation;
         let last = i32::MAX;
         // Each goes out whole: a mover that sleeps in between holds nothing.
@@ -320,7 +333,7 @@ pub(crate) async fn run(
     told: &(dyn Fn(&Try) + Sync),
 ) -> Result<Option<Switched>> {
     let (giver, taker) = hands(relocation, pair);
-    let switch = Switch::new(relocation, giver, taker, budget).await?;
+    let mut switch = Switch::new(relocation, giver, taker, budget).await?;
     let (mut pause, mut attempts, mut is_rehearsed) = (BACK_OFF.0, 0, false);
     loop {
         let (gives, takes) =

@@ -53,7 +53,10 @@ impl Shards {
     }
 
     async fn take_look(self, shard: ShardNo, group: Group, pause: Duration) {
-        tokio::time::sleep(pause).await;
+        // The runtime's timer would make a wait of up to a millisecond of none.
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let waiting = self.inner.looks.take((shard, group));
         let of: BTreeSet<Whose> = waiting.iter().map(|(whose, _)| *whose).collect();
         let of: Vec<Whose> = of.into_iter().collect();

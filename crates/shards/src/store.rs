@@ -443,7 +443,11 @@ fn pools(
         let database = Database::Shard(entry.shard);
         let (cluster_id, kind) = (Some(catalog.cluster_id), schema::Kind::Shard);
         let expected = Expected { cluster_id, kind, life: Some(entry.life) };
-        let login = lives.login.to(&entry.at, true)?;
+        let mut login = lives.login.to(&entry.at, true)?;
+        // A shard is asked by key. For a list of keys a plan for the values at hand looks better to the server and is not: it
+        // would be made anew for each call.
+        let options = format!("{} -c plan_cache_mode=force_generic_plan", login.get_options().unwrap_or_default());
+        login.options(options);
         let pool = Pool::new(database, login, expected, limits(config, entry.pool_size), Some(lives.clone()))?;
         Ok((entry.shard, Arc::new(pool)))
     };

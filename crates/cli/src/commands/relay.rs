@@ -7,10 +7,10 @@ use crate::error::Result;
 use crate::output::{talk, write_line};
 use std::fmt::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use therev::planner::HotUsers;
 use therev::relocation::{Mover, Options};
-use therev::{Community, Relayed};
+use therev::{Community, Relayed, relay_rest};
 
 /// Deliver the outbox, sum the threads' totals, settle pending names and carry relocations on, until stopped
 ///
@@ -48,8 +48,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     };
     let passes = async {
         loop {
+            let started = Instant::now();
             pass(app, &therev).await?;
-            if stop.within(period).await {
+            if stop.within(relay_rest(period, started.elapsed())).await {
                 return Ok(ExitCode::SUCCESS);
             }
         }

@@ -28,7 +28,7 @@ pub(super) struct Contribution {
 
 const LEAVE_EVENT: &str = "
     INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
-    SELECT $1::text::therev.colocation_group, -1, $2, $3, $4
+    SELECT $1::text::therev.colocation_group, -1, $2::text::therev.event_kind, $3, $4
     RETURNING outbox_id";
 
 /// What the posts of a batch add to their authors' contributions. Answers with those that were there before.

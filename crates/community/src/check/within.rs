@@ -110,7 +110,7 @@ const PROOFS: &[Proof] = &[
     Proof {
         name: OUTBOX,
         sql: "
-            SELECT o.kind || ' event ' || o.outbox_id AS key, o.created_at < now() - interval '1 minute' AS wrong
+            SELECT o.kind::text || ' event ' || o.outbox_id AS key, o.created_at < now() - interval '1 minute' AS wrong
               FROM therev.outbox AS o
              WHERE o.delivered_at IS NULL",
     },

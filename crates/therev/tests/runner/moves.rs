@@ -71,6 +71,27 @@ async fn a_user_moves_with_everything_and_comes_back() {
     cluster.finish().await;
 }
 
+/// Everything that a shard has, on a budget of which the steps alone take a multiple.
+#[tokio::test]
+async fn a_budget_too_small_for_the_steps_themselves_gets_through() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_millis(1), ..Options::default() });
+    let map = node.shards().map();
+    let on_shard_0 =
+        |bucket: &therev::Bucket| Group::ALL.iter().all(|group| map.place(*group, *bucket).shard == ShardNo(0));
+    let all = therev::Bucket::all().filter(on_shard_0).collect();
+    let plan = mover.plan(&request(ShardNo(0), ShardNo(2), all)).await.expect("a plan");
+    let begun = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
+    assert_eq!(Box::pin(drive(&node, &mover, begun)).await.state, State::Done);
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    nothing_left(&cluster).await;
+    cluster.prove().await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
 /// Begins to move a user's bucket from shard 0 to shard 2.
 async fn begun(node: &Therev, mover: &Mover, user: therev::UserId, goal: Goal) -> i64 {
     let request = request(ShardNo(0), ShardNo(2), vec![user.bucket()]);

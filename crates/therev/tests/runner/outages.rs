@@ -115,6 +115,49 @@ async fn the_directory_is_down() {
     cluster.finish().await;
 }
 
+/// Much may wait for the directory: of that a pass reads no more than its beginning, and gets to what is behind it.
+#[tokio::test]
+async fn what_waits_for_the_directory_keeps_nothing_else_back() {
+    const WAITING: i64 = 4_500;
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Much discussed").await;
+    post(&node, bob, &open, "text").await;
+    node.relay_once().await.expect("the relay runs");
+
+    reachable(&cluster, "directory", false).await;
+    let shard = cluster.stranger("shard_1").await;
+    // Events of no bucket come first, and these are more than a pass takes at a time.
+    let totals = "INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+                  SELECT 'content', -1, 'totals',
+                         jsonb_build_array(jsonb_build_object('thread_id', $1::uuid, 'author_id', $2::uuid))
+                    FROM generate_series(1, $3::bigint)";
+    shard.execute(totals, &[&open.thread_id.0, &ada.0, &WAITING]).await.expect("events");
+    let again = "UPDATE therev.outbox SET delivered_at = NULL WHERE kind = 'contribution'";
+    assert_eq!(shard.execute(again, &[]).await.expect("one more"), 1);
+
+    let relayed = node.relay_once().await.expect("the relay runs");
+    assert_eq!(relayed.delivered.get("contribution"), Some(&1), "{relayed:?}");
+    assert!(relayed.waiting >= WAITING.unsigned_abs(), "{relayed:?}");
+    assert!(relayed.waiting_for.is_some_and(|reason| reason.contains("directory")), "it says what it waits for");
+
+    reachable(&cluster, "directory", true).await;
+    let back = async {
+        loop {
+            let relayed = node.relay_once().await.expect("the relay runs");
+            if relayed.waiting == 0 {
+                break relayed;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let relayed = tokio::time::timeout(std::time::Duration::from_secs(10), back).await.expect("the directory is found");
+    assert!(relayed.delivered.get("totals").is_some_and(|count| *count >= WAITING.unsigned_abs()), "{relayed:?}");
+    drop((node, shard));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn databases_that_are_not_meant_are_named() {
     let cluster = TestCluster::colocated().await;
