@@ -90,9 +90,15 @@ impl Error {
                 matches!(class, "57" | "53" | "08" | "40" | "55")
                     || *error.code() == SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT
                     || shards::has_missed_publication(error)
+                    || has_lost_publisher(error)
             }),
             Error::Stream { .. } | Error::OtherLife { .. } | Error::PartGone { .. } => true,
             _ => false,
         }
     }
+}
+
+/// Whether a subscription's server lost the publishing one in the middle of a question; it has no code for that.
+fn has_lost_publisher(error: &tokio_postgres::error::DbError) -> bool {
+    *error.code() == SqlState::INTERNAL_ERROR && error.message().contains("from the publisher")
 }
