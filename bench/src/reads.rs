@@ -153,8 +153,8 @@ pub(crate) async fn thread_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
         .await?;
         let mut slowest = 0.0_f64;
         for (client, statement, buckets) in &shards {
-            let keys = vec![Uuid::nil(); buckets.len()];
-            let params: [&(dyn ToSql + Sync); 6] = [buckets, &keys, &thread.0, &start, &Uuid::nil(), &51_i64];
+            let (keys, users) = (vec![Uuid::nil(); buckets.len()], vec![None::<Uuid>; buckets.len()]);
+            let params: [&(dyn ToSql + Sync); 7] = [buckets, &keys, &users, &thread.0, &start, &Uuid::nil(), &51_i64];
             let took = latencies(CALLS, async |_| Ok(client.query(statement, &params).await.map(|_| ())?)).await?;
             slowest = slowest.max(median(took));
         }
