@@ -40,7 +40,7 @@ pub use names::normalized_user_name;
 pub use overview::{DirectoryStatus, OutboxStatus, Overview, ShardStatus, Standby, State};
 pub use page::{Author, Cursor, PagePost, ThreadPage};
 pub use posts::{NewPost, Parent, Post, PostChange, PostType};
-pub use relay::{Relayed, rest as relay_rest};
+pub use relay::{Relayed, relay_rest};
 pub use sessions::{NewSession, OpenSession, Session, SessionStatus};
 pub use text::{Format, Moderation};
 pub use threads::{NewThread, Thread, ThreadChange};

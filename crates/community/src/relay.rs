@@ -85,11 +85,11 @@ static PENDING: Unfenced = Unfenced::read(
       ORDER BY p.bucket, p.outbox_id",
 );
 
-/// How many events of some kinds wait behind one.
+/// How many events of a kind wait behind one.
 static LEFT_OUT: Unfenced = Unfenced::read(
     "SELECT count(*) FROM therev.outbox AS o
       WHERE o.delivered_at IS NULL AND (o.bucket, o.outbox_id) > ($1, $2)
-        AND o.kind = ANY ($3::text[]::therev.event_kind[])",
+        AND o.kind = $3::text::therev.event_kind",
 );
 
 static IS_PENDING: Unfenced = Unfenced::read("SELECT FROM therev.outbox AS o WHERE o.delivered_at IS NULL LIMIT 1");
@@ -176,7 +176,7 @@ impl Community {
         let mut after = (-2_i16, 0_i64);
         let mut left_out: Vec<&str> = Vec::new();
         loop {
-            let from = [&after.0 as &(dyn ToSql + Sync), &after.1, &writers_turn_s, &BATCH, &left_out];
+            let from: [&(dyn ToSql + Sync); 5] = [&after.0, &after.1, &writers_turn_s, &BATCH, &left_out];
             let rows = self.shards().unfenced(shard, &PENDING, &from).await?;
             let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
             let Some(last) = rows.last() else { return Ok(()) };
@@ -195,9 +195,7 @@ impl Community {
                 if !is_down(&error) {
                     continue;
                 }
-                let kinds: &[&str] = &[kind];
-                let behind = [&after.0 as &(dyn ToSql + Sync), &after.1, &kinds];
-                let rows = self.shards().unfenced(shard, &LEFT_OUT, &behind).await?;
+                let rows = self.shards().unfenced(shard, &LEFT_OUT, &[&after.0, &after.1, &kind]).await?;
                 done.waiting += rows.first().map_or(0, |row| row.get::<_, i64>(0)).unsigned_abs();
                 left_out.push(kind);
             }
@@ -229,7 +227,7 @@ impl Community {
 async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
     let mut took = Duration::ZERO;
     loop {
-        tokio::time::sleep(rest(period, took)).await;
+        tokio::time::sleep(relay_rest(period, took)).await;
         let Some(inner) = inner.upgrade() else { return };
         let community = Community { inner };
         let started = Instant::now();
@@ -243,7 +241,7 @@ async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
 
 /// How long a relay rests after a pass that took so long: three times that, so that at a busy time threads are summed less often
 /// rather than be what keeps the shards busy.
-pub fn rest(period: Duration, took: Duration) -> Duration {
+pub fn relay_rest(period: Duration, took: Duration) -> Duration {
     period.max((took * 3).min(REST_MAX))
 }
 
