@@ -25,7 +25,7 @@ pub(crate) enum Fault {
     Quiet { time: Duration },
     /// A shard's server crashes, and is started again.
     KillServer { shard: u16 },
-    /// A shard's primary crashes, and its standby takes its place.
+    /// A shard's primary crashes, all of it at once, and its standby takes its place.
     Promote { shard: u16 },
     /// The control database is away. A writer that is killed meanwhile starts without it.
     LoseControl { writer: usize, time: Duration },

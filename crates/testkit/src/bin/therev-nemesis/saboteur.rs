@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use local::{Cluster, ServerId};
 use testkit::{Frozen, Mode};
 use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
@@ -133,8 +134,13 @@ impl<'a> Saboteur<'a> {
             }
             Fault::Promote { shard } => {
                 let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
+                let primary = cluster.primary(shard);
+                // All processes at once, as a machine ends that loses its power: those that outlive the first one for a moment would show
+                // commits that no standby has.
+                let frozen = freeze(cluster, primary)?;
                 tokio::task::block_in_place(|| {
-                    cluster.kill(cluster.primary(shard))?;
+                    cluster.kill(primary)?;
+                    frozen.kill();
                     cluster.put_first(shard, &mut |_| {})
                 })?;
                 self.world.lead_proxies()?;
@@ -150,9 +156,7 @@ impl<'a> Saboteur<'a> {
             }
             Fault::Freeze { shard, time } => {
                 let cluster = self.world.cluster()?;
-                let primary = cluster.primary(shard);
-                let server = cluster.status().into_iter().find(|it| it.server == primary);
-                let frozen = Frozen::server(server.and_then(|it| it.pid).ok_or("it does not run")?)?;
+                let frozen = freeze(cluster, cluster.primary(shard))?;
                 tokio::time::sleep(time).await;
                 drop(frozen);
             }
@@ -326,6 +330,12 @@ pub(crate) struct Outcome {
     pub(crate) crashed: Vec<String>,
     pub(crate) stuck: Vec<String>,
     pub(crate) skipped: Vec<String>,
+}
+
+/// Stops every process of a server where it is.
+fn freeze(cluster: &Cluster, server: ServerId) -> Result<Frozen, Box<dyn Error>> {
+    let status = cluster.status().into_iter().find(|it| it.server == server);
+    Ok(Frozen::server(status.and_then(|it| it.pid).ok_or("it does not run")?)?)
 }
 
 /// Waits until a condition holds; false when it still does not after this long.
