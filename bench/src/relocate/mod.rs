@@ -96,7 +96,7 @@ async fn there_and_back(scene: &Scene, mover: &Mover, tries: &Tries, waits: &mut
         let back = mover.drive(begun, &|_| {}).await?.state;
         Anyhow::Ok((there, back))
     };
-    let moved = moved.await;
+    let moved = Box::pin(moved).await;
     let done = everybody.end().await?;
     let ended = moved?;
     if ended != (State::Switched, State::Reversed) {

@@ -119,6 +119,15 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
     Ok(())
 }
 
+/// Within a transaction of the target: its part must still await rows, those of this round, and does until the transaction ends.
+/// Whoever slept finds that another copy has begun or that a switch was quicker, and writes nothing.
+pub(crate) async fn hold_round(relocation: &Relocation, target: &Side) -> Result<()> {
+    let mine = "SELECT FROM therev.relocation_parts
+                 WHERE relocation = $1 AND copy_round = $2 AND state = 'incoming' FOR SHARE";
+    let round = target.query(mine, &[&relocation.relocation, &relocation.copy_round]).await?;
+    if round.is_empty() { Err(Error::Taken(relocation.relocation)) } else { Ok(()) }
+}
+
 /// The sentinels of both directions on both sides, so that the streams carry updates of them alone. Not by a worker that slept
 /// while another one went on or came to the end.
 async fn set_sentinels(relocation: &Relocation, pair: &Pair) -> Result<()> {
@@ -191,7 +200,7 @@ async fn copy_rows(
     }
     let lanes: Vec<_> = (0..SIDE_BY_SIDE).map(|_| Lane::run(relocation, admin, snapshot, &queue, progress)).collect();
     let copied = try_join_all(lanes);
-    let watched = throttle::watch([&pair.source, &pair.target], progress);
+    let watched = throttle::watch(relocation, [&pair.source, &pair.target], progress);
     tokio::select! {
         done = copied => { done?; }
         stopped = watched => stopped?,
@@ -293,13 +302,8 @@ impl Lane {
         let out = format!(
             "COPY (SELECT {columns} FROM {name} WHERE bucket = ANY ('{{{list}}}'){whose}) TO STDOUT (FORMAT binary)"
         );
-        let mine = "SELECT FROM therev.relocation_parts
-                     WHERE relocation = $1 AND copy_round = $2 AND state = 'incoming' FOR SHARE";
         self.to.batch("BEGIN").await?;
-        let round = self.to.query(mine, &[&relocation.relocation, &relocation.copy_round]).await?;
-        if round.is_empty() {
-            return Err(Error::Taken(relocation.relocation));
-        }
+        hold_round(relocation, &self.to).await?;
         let rows = self.from.client.copy_out(&out).await.map_err(|e| self.from.sql(e))?;
         let into = format!("COPY {name} ({columns}) FROM STDIN (FORMAT binary)");
         let sink = self.to.client.copy_in(&into).await.map_err(|e| self.to.sql(e))?;

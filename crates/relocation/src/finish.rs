@@ -236,7 +236,18 @@ pub(crate) async fn clear(relocation: &Relocation, admin: &Admin) -> Result<()> 
     match relocation.state {
         // The source owns the buckets, so that a part could begin there once more.
         State::Aborted | State::Reversed => undo(relocation, admin).await.map(drop),
-        State::Done => objects::drop_all(relocation, &Pair::connect(admin, relocation).await?).await,
+        State::Done => clear_done(relocation, &Pair::connect(admin, relocation).await?).await,
         _ => Ok(()),
     }
+}
+
+/// The same where the target took the buckets. Another relocation may have brought them back since, so that a part could begin at the
+/// source once more, and after it one at the target; with these they would be under way for ever. Rows are left alone: nobody
+/// copies for such a part, and those of users who were placed apart since may lie there.
+async fn clear_done(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    // As in `undo`, the source's part goes first.
+    pair.source.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
+    objects::drop_all(relocation, pair).await?;
+    pair.target.query("SELECT therev.end_part($1, '{incoming}')", &[&relocation.relocation]).await?;
+    Ok(())
 }

@@ -6,14 +6,17 @@ use crate::record::{Goal, Records, Relocation, State, over};
 use crate::side::Pair;
 use crate::throttle::Progress;
 use crate::tries::Try;
+use crate::work::Wanted;
 use crate::{finish, lost, verify};
-use placement::Group;
+use placement::{Bucket, Group};
 use shards::{Admin, Config, Database, Shards};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -39,6 +42,10 @@ impl Default for Options {
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How often it is looked for relocations that nobody works at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How many are carried on at a time: each has connections to two shards, and one that waits keeps its place.
+const AT_ONCE: usize = 8;
+/// How long what cannot go on is left alone: at first, and at the most; each time twice as long as before.
+const STUCK: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
 
 /// Carries relocations on. Any number may run, in any processes.
 pub struct Mover {
@@ -66,6 +73,52 @@ impl<'a> AtWork<'a> {
 impl Drop for AtWork<'_> {
     fn drop(&mut self) {
         self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.number);
+    }
+}
+
+/// What could not go on, by its number.
+#[derive(Default)]
+struct Stuck(BTreeMap<i64, Rest>);
+
+/// It is left alone until then, or until something else is wanted of it.
+struct Rest {
+    until: Instant,
+    length: Duration,
+    goal: Goal,
+}
+
+impl Stuck {
+    fn rests(&self, one: &Relocation) -> bool {
+        self.0.get(&one.relocation).is_some_and(|rest| rest.goal == one.goal && Instant::now() < rest.until)
+    }
+
+    /// What has ended meanwhile is forgotten.
+    fn keep(&mut self, open: &[Relocation]) {
+        self.0.retain(|number, _| open.iter().any(|one| one.relocation == *number));
+    }
+
+    /// One more that cannot go on, or one that cannot go on once more; says how long it rests now.
+    fn add(&mut self, number: i64, goal: Goal) -> Duration {
+        let length = self.0.get(&number).map_or(STUCK.0, |rest| (rest.length * 2).min(STUCK.1));
+        self.0.insert(number, Rest { until: Instant::now() + length, length, goal });
+        length
+    }
+
+    /// What became of one that was carried on.
+    fn note(&mut self, number: i64, goal: Goal, outcome: std::result::Result<Result<Relocation>, JoinError>) {
+        let error = match outcome {
+            Ok(Ok(ended)) => {
+                tracing::info!(relocation = number, state = ended.state.name(), "carried on");
+                self.0.remove(&number);
+                return;
+            }
+            Ok(Err(Error::Taken(_))) => return,
+            Ok(Err(error)) => chain(&error),
+            // A panic: to those beside it no worse than an error.
+            Err(error) => error.to_string(),
+        };
+        let rest = self.add(number, goal);
+        tracing::error!(relocation = number, %error, rest_s = rest.as_secs(), "it cannot go on");
     }
 }
 
@@ -155,12 +208,23 @@ impl Mover {
             .map_err(at)?;
         control.batch_execute("COMMIT").await.map_err(at)?;
         let Some(row) = begun else {
-            return Err(Error::refused(
-                "some of these buckets are in another relocation",
-                "wait for it, or abort it; `therev relocation list` names it",
-            ));
+            let open = Records(&control).list(true).await?;
+            return Err(in_another(sharing(&open, &plan.groups, &plan.buckets)));
         };
         Records(&control).get(row.get(0)).await
+    }
+
+    /// What a process that died has left of this very request: its relocation, which is on its way and nobody works at. `None`:
+    /// nothing of the request is under way. Refused where something else is under way with some of it.
+    pub async fn left_of(&self, request: &Request) -> Result<Option<Relocation>> {
+        let open = self.list(true).await?;
+        let Some(one) = sharing(&open, &request.groups, &request.buckets) else { return Ok(None) };
+        let is_same = one.groups == request.groups
+            && one.buckets == request.buckets
+            && one.pin == request.pin
+            && (one.source, one.target) == (request.source, request.target);
+        let is_on_its_way = matches!(one.goal, Goal::Done | Goal::Switched) && !one.rests();
+        if is_same && is_on_its_way && !one.has_worker { Ok(Some(one.clone())) } else { Err(in_another(Some(one))) }
     }
 
     /// Finds what the control database has lost of relocations, where it was put back to an older state, and what a worker
@@ -267,9 +331,10 @@ impl Mover {
         drop(control);
         seen(&taken);
         let progress = Progress::default();
+        let (says, heard) = watch::channel(Wanted::of(&taken));
         let outcome = tokio::select! {
-            outcome = self.work(taken, &progress) => outcome,
-            lost = self.beat(number, &progress, seen) => Err(lost),
+            outcome = self.work(taken, &progress, &heard) => outcome,
+            lost = self.beat(number, &progress, &says, seen) => Err(lost),
         };
         if matches!(outcome, Err(Error::Taken(_))) {
             self.clear_after(number).await;
@@ -298,25 +363,45 @@ impl Mover {
 
     /// Carries on what is under way and nobody works at, for as long as it is polled: what a process that died has left.
     ///
-    /// One after the other. What cannot go on is left to people after it was told of.
-    pub async fn carry_on(&self) {
-        let mut stuck = BTreeSet::new();
+    /// Several at a time, each in a task of its own: one that waits for a server, or for somebody's transaction, keeps nobody from
+    /// the others. What cannot go on is told of, and tried again after a rest, which grows.
+    pub async fn carry_on(self: &Arc<Self>) {
+        let finding = async {
+            loop {
+                if let Err(error) = lost::find(&self.shards).await {
+                    tracing::debug!(error = %chain(&error), "nobody says what was lost of");
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            () = finding => {}
+            () = self.carry_each() => {}
+        }
+    }
+
+    /// Looks who is left, and gives each a task.
+    async fn carry_each(self: &Arc<Self>) {
+        let mut tasks: JoinSet<Result<Relocation>> = JoinSet::new();
+        let (mut under_way, mut stuck) = (BTreeMap::new(), Stuck::default());
         loop {
-            if let Err(error) = lost::find(&self.shards).await {
-                tracing::debug!(error = %chain(&error), "nobody says what was lost of");
+            while let Some(ended) = tasks.try_join_next_with_id() {
+                let (id, outcome) = match ended {
+                    Ok((id, outcome)) => (id, Ok(outcome)),
+                    Err(error) => (error.id(), Err(error)),
+                };
+                if let Some((number, goal)) = under_way.remove(&id) {
+                    stuck.note(number, goal, outcome);
+                }
             }
             match self.list(true).await {
                 Ok(open) => {
-                    let left = open.iter().filter(|one| !one.rests() && !one.has_worker).map(|one| one.relocation);
-                    for number in left.filter(|number| !stuck.contains(number)).collect::<Vec<_>>() {
-                        match self.drive(number, &|_| {}).await {
-                            Ok(ended) => tracing::info!(relocation = number, state = ended.state.name(), "carried on"),
-                            Err(Error::Taken(_)) => {}
-                            Err(error) => {
-                                tracing::error!(relocation = number, error = %chain(&error), "it cannot go on");
-                                stuck.insert(number);
-                            }
-                        }
+                    stuck.keep(&open);
+                    let left = open.iter().filter(|one| !one.rests() && !one.has_worker && !stuck.rests(one));
+                    for one in left.take(AT_ONCE.saturating_sub(under_way.len())) {
+                        let (mover, number) = (Arc::clone(self), one.relocation);
+                        let task = tasks.spawn(async move { Box::pin(mover.drive(number, &|_| {})).await });
+                        under_way.insert(task.id(), (number, one.goal));
                     }
                 }
                 Err(error) => tracing::debug!(error = %chain(&error), "nobody says what is under way"),
@@ -325,14 +410,23 @@ impl Mover {
         }
     }
 
-    /// Keeps the work this worker's, and tells how far it is; ends when it is another's.
-    async fn beat(&self, number: i64, progress: &Progress, seen: &(dyn Fn(&Relocation) + Sync)) -> Error {
+    /// Keeps the work this worker's, tells how far it is and hears what is wanted; ends when it is another's.
+    async fn beat(
+        &self,
+        number: i64,
+        progress: &Progress,
+        says: &watch::Sender<Wanted>,
+        seen: &(dyn Fn(&Relocation) + Sync),
+    ) -> Error {
         let mut control = None;
         loop {
             tokio::time::sleep(HEARTBEAT).await;
             let outcome = self.beat_once(number, progress, &mut control).await;
             match outcome {
-                Ok(now) => seen(&now),
+                Ok(now) => {
+                    says.send_replace(Wanted::of(&now));
+                    seen(&now);
+                }
                 Err(lost @ (Error::Taken(_) | Error::Unknown(_))) => return lost,
                 Err(error) => {
                     tracing::debug!(%error, "the control database does not hear of relocation {number}");
@@ -342,7 +436,12 @@ impl Mover {
         }
     }
 
-    async fn beat_once(&self, number: i64, progress: &Progress, control: &mut Option<Client>) -> Result<Relocation> {
+    pub(crate) async fn beat_once(
+        &self,
+        number: i64,
+        progress: &Progress,
+        control: &mut Option<Client>,
+    ) -> Result<Relocation> {
         let client = match control {
             Some(client) => client,
             None => control.insert(self.control().await?),
@@ -365,6 +464,29 @@ impl Mover {
             .map_err(at)?;
         if told == 0 { Err(Error::Taken(number)) } else { Records(client).get(number).await }
     }
+}
+
+/// Of the relocations under way one that has some of these buckets, of one of these groups.
+fn sharing<'a>(open: &'a [Relocation], groups: &[Group], buckets: &[Bucket]) -> Option<&'a Relocation> {
+    open.iter().find(|one| {
+        one.groups.iter().any(|group| groups.contains(group)) && one.buckets.iter().any(|it| buckets.contains(it))
+    })
+}
+
+/// Why nothing can begin with what another relocation has; `None`: it has ended by now.
+fn in_another(one: Option<&Relocation>) -> Error {
+    let next = match one {
+        None => "it has just ended: run this again".to_owned(),
+        Some(one) if one.state == State::Switched && one.goal == Goal::Switched => {
+            let number = one.relocation;
+            format!("it is held after its switch: `therev relocation finish {number}`, or `reverse {number}`")
+        }
+        Some(one) => {
+            let number = one.relocation;
+            format!("wait for it, or abort it; `therev relocation resume {number}` carries it on")
+        }
+    };
+    Error::refused("some of these buckets are in another relocation", next)
 }
 
 /// Within the transaction that begins a relocation: no schema is being changed, and both shards are there still.
@@ -413,5 +535,15 @@ mod tests {
     #[test]
     fn a_movers_work_can_be_spawned() {
         let _: fn(&'static Mover) -> _ = of_any_thread;
+    }
+
+    #[test]
+    fn what_cannot_go_on_rests_longer_each_time() {
+        let mut stuck = Stuck::default();
+        let rests: Vec<u64> = (0..8).map(|_| stuck.add(7, Goal::Done).as_secs()).collect();
+        assert_eq!(rests, [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]);
+        assert_eq!(stuck.add(8, Goal::Done), STUCK.0, "each by itself");
+        stuck.keep(&[]);
+        assert_eq!(stuck.add(7, Goal::Done), STUCK.0, "what has ended is forgotten");
     }
 }

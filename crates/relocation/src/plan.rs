@@ -42,6 +42,8 @@ pub struct Plan {
     pub bytes: i64,
     /// How much log the source writes in a minute now, all of which is kept until the other side has read it.
     pub log_bytes_per_minute: i64,
+    /// How much log that comes to by the end of the copy: the source's disk needs room for it.
+    pub log_bytes_held: i64,
     /// How long the copy takes, roughly, in seconds.
     pub seconds: f64,
     /// The highest number that a part on one of the two shards has: a control database that was put back may give it again.
@@ -158,6 +160,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     let last_part = source.one(last, &[]).await?.get::<_, i64>(0).max(target.one(last, &[]).await?.get(0));
     #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let seconds = bytes as f64 / BYTES_PER_SECOND;
+    let log_bytes_per_minute = log_rate(&source).await?;
     Ok(Plan {
         groups: request.groups.clone(),
         buckets: request.buckets.clone(),
@@ -166,7 +169,8 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
         target: request.target,
         rows,
         bytes,
-        log_bytes_per_minute: log_rate(&source).await?,
+        log_bytes_per_minute,
+        log_bytes_held: log_held(log_bytes_per_minute, seconds),
         seconds,
         last_part,
         obstacles,
@@ -204,6 +208,12 @@ async fn log_rate(side: &Side) -> Result<i64> {
     tokio::time::sleep(look).await;
     let after: i64 = side.one(at, &[]).await?.get(0);
     Ok((after - before) * 300)
+}
+
+/// How much log is kept for a stream that is read only after so long.
+#[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+fn log_held(bytes_per_minute: i64, seconds: f64) -> i64 {
+    (bytes_per_minute as f64 * seconds / 60.0) as i64
 }
 
 /// Whether both servers can carry streams.
@@ -308,7 +318,7 @@ async fn ownership(
 
 #[cfg(test)]
 mod tests {
-    use super::buckets_are;
+    use super::{buckets_are, log_held};
 
     #[test]
     fn of_many_buckets_the_first_are_named() {
@@ -316,5 +326,12 @@ mod tests {
         assert_eq!(buckets_are(&[3, 11]), "buckets 3, 11 are");
         let many: Vec<i16> = (0..1024).collect();
         assert_eq!(buckets_are(&many), "buckets 0, 1, 2, 3, 4, 5, 6, 7 and 1016 more are");
+    }
+
+    #[test]
+    fn log_is_kept_for_as_long_as_the_copy_takes() {
+        assert_eq!(log_held(600 << 20, 90.0), 900 << 20);
+        assert_eq!(log_held(600 << 20, 0.0), 0);
+        assert_eq!(log_held(0, 3_600.0), 0);
     }
 }

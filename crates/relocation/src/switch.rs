@@ -11,6 +11,7 @@ use crate::record::Relocation;
 use crate::side::{Pair, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
+use crate::work::{Heard, unless_called_off};
 use futures_util::future::{try_join, try_join3};
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
@@ -19,6 +20,9 @@ use tokio_postgres::Statement;
 const PROBE_ROUND_TRIP: u32 = 2;
 /// A transaction that holds the tables for this part of the budget would hold a switch up too.
 const PROBE_HOLD: u32 = 4;
+/// Within this part of the budget the standbys of the side that gives must have what it has: reads and writes wait for them once it
+/// is decided, however long that takes.
+const PROBE_STANDBYS: u32 = 2;
 /// Fifths of the budget that a try may have taken when it still waits for a transaction, for the stream, and when it is decided:
 /// giving up takes time too, and so does what follows a decision, while writers wait.
 const WAIT_FOR_WRITERS: u32 = 2;
@@ -158,7 +162,10 @@ impl<'a> Switch<'a> {
             let now = self.writers().await?;
             left.retain(|one| now.contains(one));
         }
-        Ok(None)
+        let (began, standbys) = (Instant::now(), self.standbys(0).await?);
+        let is_late = || began.elapsed() > self.budget * PROBE_STANDBYS / 5;
+        let have = self.have(0, &standbys, &is_late).await?;
+        Ok((!have).then_some("a standby of the shard that gives is behind"))
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
@@ -334,7 +341,7 @@ pub(crate) async fn run(
     pair: &Pair,
     budget: Duration,
     progress: &Progress,
-    mover: &Mover,
+    (mover, heard): (&Mover, &Heard),
     told: &(dyn Fn(&Try) + Sync),
 ) -> Result<Option<Switched>> {
     let (giver, taker) = hands(relocation, pair);
@@ -371,7 +378,8 @@ pub(crate) async fn run(
                     is_rehearsed = true;
                     tokio::time::sleep(LULL).await;
                 }
-                let mut reason = switch.probe().await?;
+                let probed = unless_called_off(relocation, heard, switch.probe()).await?;
+                let Some(mut reason) = probed else { return Ok(None) };
                 if reason.is_none() {
                     attempts += 1;
                     let attempt = gives.attempt.max(takes.attempt) + 1;

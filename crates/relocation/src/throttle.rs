@@ -2,6 +2,8 @@
 //! servers, and says when it does.
 
 use crate::error::Result;
+use crate::objects::Stream;
+use crate::record::Relocation;
 use crate::side::Side;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -78,26 +80,72 @@ const HELD_LOG_BYTES: i64 = 4 << 30;
 /// Others are at work if so many of the last eight looks have seen them there: a relay that clears up comes and goes.
 const COMPANY_LOOKS: u32 = 3;
 
-/// The furthest standby, the most that a slot of ours holds back, and whether others are at work in this database at the moment:
-/// one alone may be a relay, or whoever refreshes a view. Movers may log in as anybody, so they say by name who they are.
+/// The furthest standby, and whether others are at work in this database at the moment: one alone may be a relay, or whoever
+/// refreshes a view. Movers may log in as anybody, so they say by name who they are.
 const BEHIND: &str = "
     SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
                        FROM pg_stat_replication AS r
                        LEFT JOIN pg_replication_slots AS s ON s.active_pid = r.pid
                       WHERE s.slot_type IS DISTINCT FROM 'logical'), 0)::bigint AS standby,
-           coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn))
-                       FROM pg_replication_slots AS s
-                      WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()), 0)::bigint AS held,
            (SELECT count(*) > 1 FROM pg_stat_activity AS a
              WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.state = 'active'
                AND a.application_name <> current_setting('application_name')) AS has_company";
 
+/// The slots of ours in this database, what each holds back, and how much more may be written before the server takes that
+/// away all the same: NULL where `max_slot_wal_keep_size` sets no limit.
+const SLOTS: &str = "
+    SELECT s.slot_name::text AS name, s.active AS is_read, s.safe_wal_size AS spare, coalesce(s.wal_status = 'lost', false) AS is_lost,
+           coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS held
+      FROM pg_replication_slots AS s
+     WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()";
+
+/// A slot, in bytes of its server's log.
+struct Slot {
+    name: String,
+    is_read: bool,
+    held: i64,
+    spare: Option<i64>,
+    is_lost: bool,
+}
+
+async fn slots_of(side: &Side) -> Result<Vec<Slot>> {
+    let rows = side.query(SLOTS, &[]).await?;
+    let slot = |row: &tokio_postgres::Row| Slot {
+        name: row.get("name"),
+        is_read: row.get("is_read"),
+        held: row.get("held"),
+        spare: row.get("spare"),
+        is_lost: row.get("is_lost"),
+    };
+    Ok(rows.iter().map(slot).collect())
+}
+
+/// The most log that is held for a stream which gets on while the copy rests. Its own does not, nor that of another copy: they are
+/// read only when the copy is done, so that to wait for them is to wait for ever.
+fn held_for_streams(slots: &[Slot]) -> i64 {
+    slots.iter().filter(|slot| slot.is_read).map(|slot| slot.held).max().unwrap_or(0)
+}
+
+/// What people must hear of the log that the copy's own stream begins in, while they can do something about it: less than a
+/// quarter of what the server holds for a slot is left.
+fn own_in_danger(slots: &[Slot], own: &str) -> Option<String> {
+    let slot = slots.iter().find(|slot| slot.name == own)?;
+    if slot.is_lost {
+        return Some("has dropped the log that this copy's stream begins in (max_slot_wal_keep_size)".to_owned());
+    }
+    let spare = slot.spare?;
+    (spare < slot.held.saturating_add(spare) / 4).then(|| {
+        let left = spare.max(0) >> 20;
+        format!("drops the log of this copy's stream after {left} MB more: raise max_slot_wal_keep_size there")
+    })
+}
+
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.
-pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> {
+pub(crate) async fn watch(relocation: &Relocation, sides: [&Side; 2], progress: &Progress) -> Result<()> {
     // One bit a look, the last one lowest.
     let (mut seen, mut looks) = (0_u8, 0_u32);
     loop {
-        let mut reason = None;
+        let (mut reason, mut danger): (Option<String>, Option<String>) = (None, None);
         seen <<= 1;
         looks = looks.saturating_add(1);
         for side in sides {
@@ -105,8 +153,10 @@ pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> 
             side.query("SELECT FROM therev.fence", &[]).await?;
             let took = began.elapsed();
             let row = side.one(BEHIND, &[]).await?;
-            let (standby, held): (i64, i64) = (row.get("standby"), row.get("held"));
+            let standby: i64 = row.get("standby");
             seen |= u8::from(row.get::<_, bool>("has_company"));
+            let (slots, own) = (slots_of(side).await?, Stream::from(side.which).name(relocation));
+            let held = held_for_streams(&slots);
             if took > SLOW {
                 reason = Some(format!("shard {} answers in {} ms", side.shard, took.as_millis()));
             } else if standby > STANDBY_LAG_BYTES {
@@ -114,10 +164,49 @@ pub(crate) async fn watch(sides: [&Side; 2], progress: &Progress) -> Result<()> 
             } else if held > HELD_LOG_BYTES {
                 reason = Some(format!("shard {} holds {} MB of log for its streams", side.shard, held >> 20));
             }
+            if let Some(what) = own_in_danger(&slots, &own) {
+                danger = Some(format!("shard {} {what}", side.shard));
+            }
         }
         progress.has_company.store(seen.count_ones() >= COMPANY_LOOKS, Ordering::Relaxed);
         progress.brake.store(reason.is_some(), Ordering::Relaxed);
-        progress.say(reason.map(|reason| format!("throttled: {reason}")).unwrap_or_default());
+        let throttled = reason.map(|reason| format!("throttled: {reason}"));
+        progress.say(throttled.into_iter().chain(danger).collect::<Vec<String>>().join("; "));
         tokio::time::sleep(if looks < COMPANY_LOOKS { FIRST_LOOK } else { LOOK }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: &str = "therev_0123456789abcdef_forward";
+    const OTHER: &str = "therev_fedcba9876543210_forward";
+
+    fn slot(name: &str, held: i64, spare: Option<i64>) -> Slot {
+        Slot { name: name.to_owned(), is_read: false, held, spare, is_lost: false }
+    }
+
+    #[test]
+    fn a_copy_waits_for_streams_that_are_read_alone() {
+        let unread = || slot(OWN, 2 * HELD_LOG_BYTES, None);
+        let read = |held| Slot { is_read: true, ..slot(OTHER, held, None) };
+        assert_eq!(held_for_streams(&[]), 0);
+        assert_eq!(held_for_streams(&[unread()]), 0);
+        assert_eq!(held_for_streams(&[unread(), read(7), read(3)]), 7);
+    }
+
+    #[test]
+    fn a_server_that_is_about_to_drop_the_copys_log_is_told_of() {
+        let said = |held, spare| own_in_danger(&[slot(OTHER, 1, Some(0)), slot(OWN, held, spare)], OWN);
+        assert_eq!(said(1 << 40, None), None, "no limit");
+        assert_eq!(said(1 << 30, Some(1 << 30)), None, "as much again");
+        let near = said(3 << 30, Some(900 << 20)).expect("less than a quarter is left");
+        assert!(near.contains("after 900 MB more"), "{near}");
+        let over = said(5 << 30, Some(-(1 << 30))).expect("it goes with the next checkpoint");
+        assert!(over.contains("after 0 MB more"), "{over}");
+        let lost = Slot { is_lost: true, ..slot(OWN, 0, None) };
+        assert!(own_in_danger(&[lost], OWN).is_some_and(|said| said.starts_with("has dropped")));
+        assert_eq!(own_in_danger(&[slot(OTHER, 1, Some(0))], OWN), None, "not the copy's");
     }
 }

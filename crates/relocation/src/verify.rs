@@ -2,6 +2,7 @@
 //! what differs is looked at again until it agrees or is named.
 
 use crate::beats::Beats;
+use crate::copy::hold_round;
 use crate::error::{Error, Result};
 use crate::record::Relocation;
 use crate::side::{Pair, Side, Which};
@@ -87,7 +88,7 @@ pub(crate) async fn run(
         }
         let mut found = rows_of(&table, &differing, pair, admin, &beats).await?;
         if repair && !found.is_empty() {
-            copy_anew(&table, &found, pair).await?;
+            copy_anew(relocation, &table, &found, &differing, pair).await?;
             found = rows_of(&table, &differing, pair, admin, &beats).await?;
         }
         differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
@@ -216,17 +217,30 @@ async fn hashes(side: &Side, sql: &str, buckets: &[i16]) -> Result<Hashes> {
     Ok(rows.iter().map(|row| (row.get("key"), row.get("hash"))).collect())
 }
 
-/// Puts the source's rows in the place of those that differ. What the stream brings meanwhile it brings again, in order.
-async fn copy_anew(table: &Keyed, keys: &BTreeSet<String>, pair: &Pair) -> Result<()> {
-    let Keyed { table, key, columns, .. } = table;
+/// Puts the source's rows in the place of those that differ. What the stream brings meanwhile it brings again, in order; and no
+/// switch comes in between, for after it the target has newer rows than the source.
+async fn copy_anew(
+    relocation: &Relocation,
+    table: &Keyed,
+    keys: &BTreeSet<String>,
+    buckets: &[i16],
+    pair: &Pair,
+) -> Result<()> {
+    let Keyed { table, key, columns, whose } = table;
     let list: Vec<&str> = keys.iter().map(String::as_str).collect();
     let quoted = list.iter().map(|key| format!("'{}'", key.replace('\'', "''"))).collect::<Vec<_>>().join(", ");
+    let numbers = buckets.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let (source, target) = (&pair.source, &pair.target);
     target.batch("BEGIN").await?;
-    let delete = format!("DELETE FROM {table} AS t WHERE concat_ws(', ', {key}) = ANY ($1)");
-    target.execute(&delete, &[&list]).await?;
+    hold_round(relocation, target).await?;
+    // The buckets lead to the rows by the primary key's index: the key in words alone has the whole table read.
+    let delete =
+        format!("DELETE FROM {table} AS t WHERE t.bucket = ANY ($1) AND concat_ws(', ', {key}) = ANY ($2){whose}");
+    target.execute(&delete, &[&buckets, &list]).await?;
     let out = format!(
-        "COPY (SELECT {columns} FROM {table} AS t WHERE concat_ws(', ', {key}) IN ({quoted})) TO STDOUT (FORMAT binary)"
+        "COPY (SELECT {columns} FROM {table} AS t
+                WHERE t.bucket = ANY ('{{{numbers}}}') AND concat_ws(', ', {key}) IN ({quoted}){whose})
+             TO STDOUT (FORMAT binary)"
     );
     let rows = source.client.copy_out(&out).await.map_err(|e| source.sql(e))?;
     let into = format!("COPY {table} ({columns}) FROM STDIN (FORMAT binary)");

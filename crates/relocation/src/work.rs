@@ -9,9 +9,11 @@ use crate::side::{Pair, Which};
 use crate::throttle::Progress;
 use crate::tries::Try;
 use crate::{copy, finish, switch, verify};
+use placement::ShardNo;
 use shards::Admin;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
@@ -22,12 +24,62 @@ const ROUNDS_MAX: i32 = 5;
 /// Further behind than this, and the comparison waits.
 const CAUGHT_UP_BYTES: i64 = 16 << 20;
 
+/// What is wanted of a relocation, as the control database said it last.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    is_paused: bool,
+    owner: ShardNo,
+}
+
+impl Wanted {
+    pub(crate) fn of(relocation: &Relocation) -> Wanted {
+        Wanted { is_paused: relocation.is_paused, owner: relocation.owner_wanted() }
+    }
+}
+
+/// Where a step hears of it that takes long.
+pub(crate) type Heard = watch::Receiver<Wanted>;
+
+/// What a step comes to. `None`: the relocation is to rest, or its buckets are to end elsewhere than where the step brings them.
+///
+/// The step ends where it is, as if its process had died: a transaction that is open ends with its connection, a statement that is
+/// under way is one of somebody who slept, and what was begun is found by whoever goes on. Not for a try of the switch: writers would
+/// wait until somebody ended it.
+pub(crate) async fn unless_called_off<T>(
+    relocation: &Relocation,
+    heard: &Heard,
+    step: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    let mut heard = heard.clone();
+    // The step goes by a look of its own, which is newer.
+    heard.mark_unchanged();
+    let called_off = async {
+        while heard.changed().await.is_ok() {
+            let now = *heard.borrow();
+            if now.is_paused || now.owner != relocation.owner_wanted() {
+                return;
+            }
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        outcome = step => outcome.map(Some),
+        () = called_off => Ok(None),
+    }
+}
+
 impl Mover {
     /// Step after step, until it rests. Errors that pass are waited out.
-    pub(crate) async fn work(&self, mut relocation: Relocation, progress: &Progress) -> Result<Relocation> {
+    pub(crate) async fn work(
+        &self,
+        mut relocation: Relocation,
+        progress: &Progress,
+        heard: &Heard,
+    ) -> Result<Relocation> {
         let mut wait = RETRY.0;
         while !relocation.rests() {
-            match self.step(&relocation, progress).await {
+            match self.step(&relocation, progress, heard).await {
                 Ok(next) => {
                     (relocation, wait) = (next, RETRY.0);
                     fail::fail_point!("relocation.stepped");
@@ -38,7 +90,7 @@ impl Mover {
                     tokio::time::sleep(wait).await;
                     progress.say("");
                     wait = (wait * 2).min(RETRY.1);
-                    relocation = self.again(relocation, &error).await;
+                    relocation = self.again(relocation, &error, heard).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -47,7 +99,7 @@ impl Mover {
     }
 
     /// What is known now; and where what it counted on is lost, from the beginning.
-    async fn again(&self, relocation: Relocation, error: &Error) -> Relocation {
+    async fn again(&self, relocation: Relocation, error: &Error, heard: &Heard) -> Relocation {
         let Ok(now) = self.show(relocation.relocation).await else { return relocation };
         if now.goal == Goal::Reversed && matches!(error, Error::OtherLife { .. }) {
             if let Err(error) = self.stay(&now).await {
@@ -62,7 +114,7 @@ impl Mover {
         if !before_switch || now.goal == Goal::Aborted || !(lost || stuck) {
             return now;
         }
-        match self.anew(&now).await {
+        match self.anew(&now, heard).await {
             Ok(anew) => anew,
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "relocation {} cannot begin anew yet", now.relocation);
@@ -85,15 +137,17 @@ impl Mover {
     }
 
     /// Undoes it, and plans it again.
-    async fn anew(&self, relocation: &Relocation) -> Result<Relocation> {
-        if !finish::undo(relocation, &self.admin()?).await? {
+    async fn anew(&self, relocation: &Relocation, heard: &Heard) -> Result<Relocation> {
+        let admin = self.admin()?;
+        let undone = Box::pin(finish::undo(relocation, &admin));
+        if unless_called_off(relocation, heard, undone).await? != Some(true) {
             return self.show(relocation.relocation).await;
         }
         Records(&self.control().await?).advance(relocation, self.worker, State::Planned).await
     }
 
     /// One state's work.
-    async fn step(&self, relocation: &Relocation, progress: &Progress) -> Result<Relocation> {
+    async fn step(&self, relocation: &Relocation, progress: &Progress, heard: &Heard) -> Result<Relocation> {
         let control = self.control().await?;
         let relocation = &Records(&control).get(relocation.relocation).await?;
         if relocation.rests() {
@@ -109,7 +163,7 @@ impl Mover {
             return back.ok_or(Error::Taken(relocation.relocation));
         }
         if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
-            return self.abort(relocation).await;
+            return self.abort(relocation, progress, heard).await;
         }
         let pair = &pair?;
         if relocation.state != State::Planned
@@ -118,32 +172,44 @@ impl Mover {
             return Records(&control).advance(relocation, self.worker, state).await;
         }
         let next = match relocation.state {
-            State::Planned => self.prepare(relocation, &control, pair).await?,
-            State::Copying => self.copy(relocation, &control, pair, &admin, progress).await?,
-            State::CatchingUp => self.catch_up(relocation, pair, &admin, progress).await?,
-            State::Verified => State::Switching,
-            State::Switching => match self.switch(relocation, pair, &admin, progress).await? {
-                Some(next) => next,
-                None => return self.show(relocation.relocation).await,
-            },
-            State::Switched if relocation.goal == Goal::Reversed => State::Switching,
-            State::Switched => State::Finishing,
+            State::Planned => Some(self.prepare(relocation, &control, pair).await?),
+            State::Copying => {
+                let copied = Box::pin(self.copy(relocation, &control, pair, &admin, progress));
+                unless_called_off(relocation, heard, copied).await?
+            }
+            State::CatchingUp => {
+                let caught_up = Box::pin(self.catch_up(relocation, pair, &admin, progress));
+                unless_called_off(relocation, heard, caught_up).await?
+            }
+            State::Verified => Some(State::Switching),
+            State::Switching => self.switch(relocation, pair, &admin, progress, heard).await?,
+            State::Switched if relocation.goal == Goal::Reversed => Some(State::Switching),
+            State::Switched => Some(State::Finishing),
             State::Finishing => {
-                finish::run(relocation, pair, &admin, progress).await?;
-                if relocation.goal == Goal::Reversed { State::Reversed } else { State::Done }
+                let finished = Box::pin(finish::run(relocation, pair, &admin, progress));
+                let finished = unless_called_off(relocation, heard, finished).await?;
+                finished.map(|()| if relocation.goal == Goal::Reversed { State::Reversed } else { State::Done })
             }
             State::Done | State::Aborted | State::Reversed => return Ok(relocation.clone()),
         };
+        let Some(next) = next else { return self.called_off(relocation, progress).await };
         fail::fail_point!("relocation.before_advance");
         // The work may have taken hours: the connection that began it may be gone by now.
         Records(&self.control().await?).advance(relocation, self.worker, next).await
+    }
+
+    /// What is known of one whose step was called off: it waits for nothing any more, and says so.
+    async fn called_off(&self, relocation: &Relocation, progress: &Progress) -> Result<Relocation> {
+        progress.say("");
+        self.beat_once(relocation.relocation, progress, &mut None).await
     }
 
     /// Another relocation has taken some of the buckets away since this one was planned: nothing of it has begun, and it ends.
     async fn overtaken(&self, relocation: &Relocation) -> Result<Error> {
         let number = relocation.relocation;
         let aborted = self.want(number, Goal::Aborted).await?;
-        self.abort(&aborted).await?;
+        let is_undone = finish::undo(&aborted, &self.admin()?).await?;
+        self.after_undo(&aborted, is_undone).await?;
         let source = relocation.source;
         Ok(Error::refused(
             format!(
@@ -241,6 +307,10 @@ impl Mover {
         progress: &Progress,
     ) -> Result<State> {
         pair.check_lives(relocation).await?;
+        for side in [&pair.source, &pair.target] {
+            // Whoever began to undo it and did not come to the end has left no stream to wait for.
+            side.must_have_part(relocation.relocation).await?;
+        }
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
         loop {
@@ -279,12 +349,14 @@ impl Mover {
         pair: &Pair,
         admin: &Admin,
         progress: &Progress,
+        heard: &Heard,
     ) -> Result<Option<State>> {
         let told = |one: &Try| {
             tracing::debug!(relocation = one.relocation, attempt = one.attempt, steps = %one.told(), "a switch was tried");
             (self.on_try)(one);
         };
-        let Some(done) = switch::run(relocation, pair, self.options.budget, progress, self, &told).await? else {
+        let by = (self, heard);
+        let Some(done) = switch::run(relocation, pair, self.options.budget, progress, by, &told).await? else {
             return Ok(None);
         };
         progress.say("");
@@ -310,11 +382,19 @@ impl Mover {
             .map_err(at)
     }
 
-    async fn abort(&self, relocation: &Relocation) -> Result<Relocation> {
-        let undone = finish::undo(relocation, &self.admin()?).await?;
+    async fn abort(&self, relocation: &Relocation, progress: &Progress, heard: &Heard) -> Result<Relocation> {
+        let admin = self.admin()?;
+        let undone = Box::pin(finish::undo(relocation, &admin));
+        match unless_called_off(relocation, heard, undone).await? {
+            Some(is_undone) => self.after_undo(relocation, is_undone).await,
+            None => self.called_off(relocation, progress).await,
+        }
+    }
+
+    async fn after_undo(&self, relocation: &Relocation, is_undone: bool) -> Result<Relocation> {
         let control = self.control().await?;
         let records = Records(&control);
-        if undone {
+        if is_undone {
             return records.advance(relocation, self.worker, State::Aborted).await;
         }
         // The switch was quicker than the wish to abort: it is carried through, and rests where the way back is open.

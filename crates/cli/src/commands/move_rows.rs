@@ -152,11 +152,12 @@ async fn move_user(app: &App, args: Person) -> Result<()> {
 async fn move_buckets(app: &App, args: Buckets) -> Result<()> {
     let therev = app.open_relaying().await?;
     let mover = args.how.pace.mover(&therev);
-    let requests = requests(&therev, &args.numbers.0, &args.group.groups(), shard(args.to))?;
+    let open = mover.list(true).await?;
+    let requests = requests(&therev, &args.numbers.0, &args.group.groups(), shard(args.to), &open)?;
     carry_out(app, &therev, &mover, &requests, &args.how).await
 }
 
-/// Plans, and unless that is all, moves one after the other.
+/// Plans, and unless that is all, moves one after the other. What a process that died has left of the same goes on.
 pub(crate) async fn carry_out(
     app: &App,
     therev: &Therev,
@@ -164,9 +165,13 @@ pub(crate) async fn carry_out(
     requests: &[Request],
     how: &How,
 ) -> Result<()> {
-    let mut plans = Vec::new();
+    let (mut left, mut plans) = (Vec::new(), Vec::new());
     for request in requests {
-        plans.push(mover.plan(request).await?);
+        let found = if how.plan { None } else { mover.left_of(request).await? };
+        match found {
+            Some(one) => left.push(one),
+            None => plans.push(mover.plan(request).await?),
+        }
     }
     if how.plan {
         return app.out.fact(&plans, || planned(&plans, &app.out));
@@ -176,6 +181,9 @@ pub(crate) async fn carry_out(
     }
     let goal = if how.hold { Goal::Switched } else { Goal::Done };
     let mut ended: Vec<Relocation> = Vec::new();
+    for one in &left {
+        ended.push(gone_on(app, therev, mover, one, goal).await?);
+    }
     for plan in &plans {
         let begun = mover.begin(plan, goal, &app.operator().to_string()).await?;
         let to = format!("relocation {} of {}", begun.relocation, what_moves(plan));
@@ -194,8 +202,27 @@ pub(crate) async fn carry_out(
     app.out.fact(&ended, || crate::commands::relocation::said_all(&ended, &app.out))
 }
 
-/// One request for each shard that the buckets are on now.
-fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: ShardNo) -> Result<Vec<Request>> {
+/// Carries on what was begun for the same and nobody works at.
+async fn gone_on(app: &App, therev: &Therev, mover: &Mover, left: &Relocation, goal: Goal) -> Result<Relocation> {
+    let (number, state) = (left.relocation, left.state.name());
+    if left.goal != goal {
+        mover.want(number, goal).await?;
+    }
+    let target = format!("relocation {number}");
+    therev.note_operator(&app.operator(), "resume", &target, serde_json::json!({ "state": state })).await?;
+    talk(&format!("Relocation {number} of the same is {state}, and nobody works at it: it goes on."));
+    driven(mover, number, &mut Shown::new()).await
+}
+
+/// One request for each shard that the buckets are on now; of those that an open relocation has brought to the target already,
+/// the request that it was begun for.
+fn requests(
+    therev: &Therev,
+    buckets: &[Bucket],
+    groups: &[Group],
+    target: ShardNo,
+    open: &[Relocation],
+) -> Result<Vec<Request>> {
     let map = therev.shards().map();
     let colocated = therev.shards().catalog().layout == Layout::Colocated;
     // In the colocated layout the groups of a bucket are one; in the split one each has a source of its own.
@@ -208,7 +235,15 @@ fn requests(therev: &Therev, buckets: &[Bucket], groups: &[Group], target: Shard
         for bucket in buckets {
             by_source.entry(map.place(groups[0], *bucket).shard).or_default().push(*bucket);
         }
-        there.extend(by_source.remove(&target).unwrap_or_default());
+        let mut brought = by_source.remove(&target).unwrap_or_default();
+        for one in open.iter().filter(|one| one.target == target && one.pin.is_none() && one.groups == groups) {
+            if one.buckets.iter().all(|bucket| brought.contains(bucket)) {
+                brought.retain(|bucket| !one.buckets.contains(bucket));
+                let (groups, buckets) = (groups.clone(), one.buckets.clone());
+                all.push(Request { groups, buckets, pin: None, source: one.source, target });
+            }
+        }
+        there.extend(brought);
         let request = |(source, buckets)| Request { groups: groups.clone(), buckets, pin: None, source, target };
         all.extend(by_source.into_iter().map(request));
     }
@@ -242,9 +277,10 @@ pub(crate) fn planned(plans: &[Plan], out: &Output) -> String {
             bytes(Some(plan.bytes)),
             format!("{:.0} s", plan.seconds.max(1.0)),
             bytes(Some(plan.log_bytes_per_minute)),
+            bytes(Some(plan.log_bytes_held)),
         ]
     });
-    let header = ["from", "to", "buckets", "rows", "bytes", "about", "log/min"];
+    let header = ["from", "to", "buckets", "rows", "bytes", "about", "log/min", "log held"];
     let mut lines = vec![table(out.width, &header, &header, rows)];
     for plan in plans {
         for obstacle in &plan.obstacles {

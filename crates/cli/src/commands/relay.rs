@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::output::{talk, write_line};
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use therev::planner::HotUsers;
 use therev::relocation::{Mover, Options};
@@ -39,7 +40,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     }
     talk("Delivering until stopped (Ctrl-C).");
     let mut stop = Stop::listen()?;
-    let mover = Mover::new(therev.shards().clone(), Options::default());
+    let mover = Arc::new(Mover::new(therev.shards().clone(), Options::default()));
     let isolating = async {
         if therev.shards().config().hot_users == HotUsers::Apply {
             Box::pin(mover.isolate_hot()).await;

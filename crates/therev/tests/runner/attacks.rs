@@ -1,9 +1,10 @@
-//! Writers that a switch could miss: each of them is refused, waited for, or carried along. None loses a row or doubles one.
+//! Writers that a switch could miss: each of them is refused, waited for, or carried along. None loses a row or doubles one. And
+//! rows that somebody put at the target past all guards: the comparison finds them before any switch.
 
 use crate::things::{operator, post, thread, user_per_shard};
 use std::time::Duration;
 use testkit::{TestCluster, nothing_left};
-use therev::relocation::{Goal, Mover, Options, Relocation, Request, Result, State};
+use therev::relocation::{self, Goal, Mover, Options, Relocation, Request, Result, State};
 use therev::{Config, Error, Group, Layout, ShardNo, Therev, Thread, ThreadId, UserChange, UserId};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
@@ -84,6 +85,43 @@ impl Attacked {
         client
     }
 
+    /// Brings a relocation to its switch and has it rest there: nobody works at it, and both sides can be compared.
+    async fn rests_before_its_switch(&self) -> i64 {
+        let brake = self.brake().await;
+        let number = self.begin(Goal::Switched).await;
+        let driven = self.drive(number);
+        self.until(number, "switching", |now| now.state == State::Switching).await;
+        self.mover.pause(number, true).await.expect("it can rest");
+        rests(driven, State::Switching).await;
+        drop(brake);
+        number
+    }
+
+    /// Of ada's rows at the target one is another than the source's, one is missing and one is too many.
+    async fn spoil(&self, target: &Client) {
+        let (ada, bucket) = (self.ada, self.ada.bucket());
+        let spoil = format!(
+            "SET session_replication_role = replica;
+             UPDATE users SET bio = 'spoilt' WHERE user_id = '{ada}';
+             DELETE FROM threads WHERE author_id = '{ada}';
+             INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, expires_at)
+             VALUES ({bucket}, '{ada}', gen_random_uuid(), sha256('an intruder'), now());
+             RESET session_replication_role"
+        );
+        target.batch_execute(&spoil).await.expect("past all guards");
+    }
+
+    /// Compares both sides, and may put the target right.
+    async fn verify(&self, number: i64, repair: bool) -> Result<i64> {
+        Box::pin(self.mover.verify(number, repair)).await
+    }
+
+    /// Lets a relocation go on that rests before its switch.
+    async fn goes_on(&self, number: i64) {
+        self.mover.pause(number, false).await.expect("it goes on");
+        rests(self.drive(number), State::Switched).await;
+    }
+
     /// A session of ada's where she is, and another one of the same key on the shard that the stream leads to.
     async fn sessions_of_one_key(&self, owner: &Client, other: &Client) {
         let session = uuid::Uuid::new_v4();
@@ -130,6 +168,12 @@ async fn refused(client: &Client, sql: &str, code: &str) {
 fn insert_thread(author: UserId, title: &str) -> String {
     let id = ThreadId::new(author);
     format!("INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{author}', '{id}', '{title}', 'b')")
+}
+
+/// How many rows of ada's are spoilt at the target, missing there, and too many.
+async fn spoilt(target: &Client) -> [i64; 3] {
+    let there = count(target, "threads WHERE title = 'It moves'").await;
+    [count(target, "users WHERE bio = 'spoilt'").await, 1 - there, count(target, "user_sessions").await]
 }
 
 async fn count(client: &Client, sql: &str) -> i64 {
@@ -447,4 +491,122 @@ async fn a_way_back_that_stops_on_a_conflict_waits_for_people() {
     assert_eq!(attacked.node.posts_by_author(attacked.ada, None, 9).await.expect("an answer").len(), 1);
     drop((source, target));
     attacked.finish(number).await;
+}
+
+#[tokio::test]
+async fn rows_that_differ_are_named_and_put_right() {
+    let attacked = Attacked::new().await;
+    let (ada, bucket, thread) = (attacked.ada, attacked.ada.bucket(), attacked.open.thread_id);
+    let number = attacked.rests_before_its_switch().await;
+    assert!(attacked.verify(number, false).await.expect("both sides hold the same rows") > 1);
+    let target = attacked.cluster.stranger("shard_1").await;
+    attacked.spoil(&target).await;
+
+    let differs = attacked.verify(number, false).await.expect_err("they do not any more");
+    let relocation::Error::Differs { relocation, examples } = &differs else { panic!("{differs:?}") };
+    assert_eq!(*relocation, number);
+    let session = format!("public.user_sessions ({bucket}, {ada}, ");
+    for named in
+        [format!("public.users ({bucket}, {ada})"), format!("public.threads ({bucket}, {ada}, {thread})"), session]
+    {
+        assert!(examples.contains(&named), "{named} is not named: {examples}");
+    }
+    assert_eq!(examples.matches(" (").count(), 3, "nothing else is named: {examples}");
+    assert_eq!(spoilt(&target).await, [1, 1, 1], "who only compares changes nothing");
+
+    attacked.verify(number, true).await.expect("the source's rows are put in their place");
+    assert_eq!(spoilt(&target).await, [0, 0, 0]);
+    attacked.verify(number, false).await.expect("both sides hold the same rows");
+    attacked.goes_on(number).await;
+    drop(target);
+    attacked.finish(number).await;
+}
+
+/// Between the look at the rows and their repair another copy may begin, or the buckets change hands: then the target's rows are
+/// not to be replaced by those of before.
+#[tokio::test]
+async fn a_repair_that_comes_too_late_changes_nothing() {
+    let attacked = Attacked::new().await;
+    let number = attacked.rests_before_its_switch().await;
+    let target = attacked.cluster.stranger("shard_1").await;
+    attacked.spoil(&target).await;
+    let moments =
+        [("copy_round = copy_round + 1", "copy_round = copy_round - 1"), ("state = 'owned'", "state = 'incoming'")];
+    for (later, before) in moments {
+        let part = |change: &str| format!("UPDATE therev.relocation_parts SET {change}");
+        target.batch_execute(&part(later)).await.expect("the part goes on");
+        let late = attacked.verify(number, true).await;
+        assert!(matches!(late, Err(relocation::Error::Taken(it)) if it == number), "{later}: {late:?}");
+        assert_eq!(spoilt(&target).await, [1, 1, 1], "{later}");
+        target.batch_execute(&part(before)).await.expect("as it was");
+    }
+    attacked.verify(number, true).await.expect("in time");
+    assert_eq!(spoilt(&target).await, [0, 0, 0]);
+    attacked.goes_on(number).await;
+    drop(target);
+    attacked.finish(number).await;
+}
+
+/// A copy begins behind every transaction that has written, so that somebody's holds it up. Who wants something else of it does not
+/// wait with it.
+#[tokio::test]
+async fn a_copy_that_is_held_up_ends_when_something_else_is_wanted() {
+    let attacked = Attacked::new().await;
+    let (holder, looks) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_0").await);
+    let writes = format!("BEGIN; {}", insert_thread(attacked.bob, "it holds"));
+    holder.batch_execute(&writes).await.expect("it has written");
+
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    until_waiting(&looks, 1).await;
+    attacked.mover.want(number, Goal::Aborted).await.expect("it can be undone");
+    rests(driven, State::Aborted).await;
+    nothing_left(&[attacked.cluster.url("shard_0"), attacked.cluster.url("shard_1")]).await;
+
+    let number = attacked.begin(Goal::Switched).await;
+    let driven = attacked.drive(number);
+    until_waiting(&looks, 1).await;
+    attacked.mover.pause(number, true).await.expect("it can rest");
+    let paused = rests(driven, State::Copying).await;
+    assert!(paused.is_paused && !paused.has_worker, "{paused:?}");
+    holder.batch_execute("COMMIT").await.expect("the transaction ends");
+    attacked.goes_on(number).await;
+    drop((holder, looks));
+    attacked.finish(number).await;
+}
+
+/// One relocation waits for a transaction that somebody forgot; another one's mover dies, and whoever carries on does both.
+#[tokio::test]
+async fn one_that_waits_keeps_nobody_from_the_others() {
+    let attacked = Attacked::new().await;
+    let brake = attacked.brake().await;
+    let waits = attacked.begin(Goal::Switched).await;
+    let (source, target) = (ShardNo(1), ShardNo(0));
+    let other = Request { groups: Group::ALL.to_vec(), buckets: vec![attacked.cy.bucket()], pin: None, source, target };
+    let plan = attacked.mover.plan(&other).await.expect("a plan");
+    let left = attacked.mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
+    let dies = tokio::spawn({
+        let options = Options { budget: BUDGET, lease: Duration::from_secs(1) };
+        let mover = Mover::new(attacked.node.shards().clone(), options);
+        async move { mover.drive(left, &|_| {}).await.map(|_| ()) }
+    });
+    attacked.until(left, "taken", |now| now.has_worker).await;
+    dies.abort();
+    assert!(dies.await.expect_err("its mover has not come to the end").is_cancelled());
+
+    let options = Options { budget: BUDGET, ..Options::default() };
+    let relay = std::sync::Arc::new(Mover::new(attacked.node.shards().clone(), options));
+    let both = async {
+        attacked.until_held_up(waits).await;
+        attacked.until(left, "carried on", |now| now.state == State::Done).await;
+        assert_eq!(attacked.mover.show(waits).await.expect("the relocation").state, State::Switching);
+        brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+        attacked.until(waits, "switched", |now| now.state == State::Switched && !now.has_worker).await;
+    };
+    tokio::select! {
+        () = both => {}
+        () = Box::pin(relay.carry_on()) => unreachable!("it has no end"),
+    }
+    drop((brake, relay));
+    attacked.finish(waits).await;
 }

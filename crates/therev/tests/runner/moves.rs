@@ -295,6 +295,18 @@ async fn a_reversal_can_be_called_off() {
     cluster.finish().await;
 }
 
+/// A worker that slept in the first step until a relocation of this user's bucket from shard 0 to 2 was over begins it.
+async fn begun_by_a_sleeper(cluster: &TestCluster, mover: &Mover, number: i64, user: therev::UserId) {
+    let tag = mover.show(number).await.expect("it is known").tag;
+    let bucket = user.bucket().sql();
+    for (part, side, peer) in [("shard_0", "source", 2_i16), ("shard_2", "target", 0)] {
+        let begin =
+            "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}', NULL, '[]')";
+        let client = cluster.stranger(part).await;
+        client.query(begin, &[&number, &tag, &side, &peer, &bucket]).await.expect("a part begins");
+    }
+}
+
 #[tokio::test]
 async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let cluster = TestCluster::colocated().await;
@@ -303,17 +315,67 @@ async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let mover = Mover::new(node.shards().clone(), Options::default());
     let number = begun(&node, &mover, authors[0], Goal::Aborted).await;
     assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Aborted);
-    let tag = mover.show(number).await.expect("it is known").tag;
-    let bucket = authors[0].bucket().sql();
-    for (part, side, peer) in [("shard_0", "source", 2_i16), ("shard_2", "target", 0)] {
-        let begin =
-            "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}', NULL, '[]')";
-        let client = cluster.stranger(part).await;
-        client.query(begin, &[&number, &tag, &side, &peer, &bucket]).await.expect("a part begins");
-    }
+    begun_by_a_sleeper(&cluster, &mover, number, authors[0]).await;
     mover.find_lost().await.expect("the shards are asked");
     nothing_left(&cluster).await;
     drop((mover, node));
+    cluster.finish().await;
+}
+
+/// The buckets have come back since, so that parts can begin once more; with them they would be under way for ever.
+#[tokio::test]
+async fn what_a_sleeper_begins_of_what_was_done_is_taken_back() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Done).await;
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    let plan = mover.plan(&request(ShardNo(2), ShardNo(0), vec![authors[0].bucket()])).await.expect("a plan");
+    let back = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
+    assert_eq!(Box::pin(drive(&node, &mover, back)).await.state, State::Done);
+
+    begun_by_a_sleeper(&cluster, &mover, number, authors[0]).await;
+    mover.find_lost().await.expect("the shards are asked");
+    nothing_left(&cluster).await;
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    let again = mover.plan(&request(ShardNo(0), ShardNo(2), vec![authors[0].bucket()])).await.expect("a plan");
+    assert_eq!(again.obstacles, []);
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// Nobody delivers what the former owner has to tell first: the relocation waits, and rests as soon as it is to.
+#[tokio::test]
+async fn a_relocation_that_waits_for_a_relay_can_rest() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let source = cluster.stranger("shard_0").await;
+    source.batch_execute("UPDATE therev.outbox SET delivered_at = NULL").await.expect("everything waits");
+    let number = begun(&node, &mover, authors[0], Goal::Done).await;
+    let driven = tokio::spawn({
+        let mover = Mover::new(node.shards().clone(), Options::default());
+        async move { mover.drive(number, &|_| {}).await.map(|_| ()) }
+    });
+    let waits = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while !mover.show(number).await.expect("it is known").note.contains("events to deliver first") {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waits).await.expect("it says what it waits for");
+    mover.pause(number, true).await.expect("it can rest");
+    let rests = tokio::time::timeout(Duration::from_secs(60), driven).await.expect("it does not wait for a relay");
+    rests.expect("no panic").expect("it rests");
+    let paused = mover.show(number).await.expect("it is known");
+    assert!(paused.is_paused && paused.state == State::Finishing && paused.note.is_empty(), "{paused:?}");
+
+    mover.pause(number, false).await.expect("it goes on");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    nothing_left(&cluster).await;
+    drop((source, mover, node));
     cluster.finish().await;
 }
 

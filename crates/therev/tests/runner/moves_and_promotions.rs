@@ -4,7 +4,7 @@
 use crate::things::operator;
 use std::sync::Arc;
 use std::time::Duration;
-use testkit::{OwnServers, Writing, connect, nothing_left};
+use testkit::{Frozen, OwnServers, Writing, connect, nothing_left};
 use therev::relocation::{Error, Goal, Mover, Options, Relocation, Request, Result, State};
 use therev::{Config, Group, NewThread, NewUser, ShardNo, Therev, UserId};
 use tokio::task::JoinHandle;
@@ -158,4 +158,35 @@ async fn a_promotion_of_the_source_after_the_switch_closes_the_way_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_of_the_target_after_the_switch_closes_the_way_back() {
     after_the_switch(TARGET).await;
+}
+
+/// Once a switch is decided reads and writes wait for the standbys of the shard that gives: with one that is behind none is tried.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_that_is_behind_is_waited_for_before_the_switch() {
+    let mut scene = Scene::new().await;
+    let source = connect(&scene.servers.shards()[usize::from(SOURCE)]).await;
+    // No commit waits for it, so that it can be behind.
+    source.batch_execute("ALTER SYSTEM SET synchronous_standby_names = ''").await.expect("another setting");
+    source.batch_execute("SELECT pg_reload_conf()").await.expect("it is read");
+    let sender = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
+    let sender: i32 = source.query_one(sender, &[]).await.expect("one standby follows").get(0);
+    let behind = Frozen::process(sender).expect("nothing is sent to it");
+    scene.writers_go_on().await;
+
+    let number = scene.begin(Goal::Done).await;
+    let driven = scene.drive(number);
+    let held_up = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        let is_so = |now: &Relocation| now.note.contains("a standby of the shard that gives is behind");
+        while !is_so(&scene.mover.show(number).await.expect("the relocation")) {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, held_up).await.expect("it says what it waits for");
+    scene.writers_go_on().await;
+    assert_eq!(scene.mover.show(number).await.expect("the relocation").state, State::Switching);
+    drop((behind, source));
+    rests(driven, State::Done).await;
+    scene.writers_go_on().await;
+    scene.finish().await;
 }
