@@ -33,6 +33,9 @@ impl Servers {
         options.shards = SERVERS;
         options.replicas = 1;
         options.durable = true;
+        #[expect(clippy::disallowed_methods, reason = "this is a program, whose environment says where to look")]
+        let (named, searched) = (std::env::var_os("THEREV_PG_BIN"), std::env::var_os("PATH"));
+        (options.pg_bin, options.search_path) = (named.map(Into::into), searched);
         Ok(Servers { cluster: Cluster::up(&options, &mut |line| eprintln!("{line}"))?, _home: home })
     }
 

@@ -23,7 +23,7 @@ pub(crate) struct CliError {
 }
 
 /// Nobody reads the output any more: nothing to tell, and nobody to tell it to.
-const CLOSED: &str = "closed";
+const UNREAD: &str = "unread";
 /// The command line could not be understood.
 const USAGE: &str = "usage";
 
@@ -61,7 +61,7 @@ impl CliError {
 
     /// Tells it on stderr.
     pub(crate) fn report(&self, json: bool) -> ExitCode {
-        if self.kind == CLOSED {
+        if self.kind == UNREAD {
             return ExitCode::SUCCESS;
         }
         if json {
@@ -114,7 +114,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 
 impl From<io::Error> for CliError {
     fn from(error: io::Error) -> CliError {
-        let kind = if error.kind() == io::ErrorKind::BrokenPipe { CLOSED } else { "io" };
+        let kind = if error.kind() == io::ErrorKind::BrokenPipe { UNREAD } else { "io" };
         CliError::new(kind, error.to_string(), "put that right, then run the command again")
     }
 }

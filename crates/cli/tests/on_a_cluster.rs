@@ -214,7 +214,7 @@ async fn init_says_what_an_older_server_cannot_do() {
     let said = therev(&base);
     let text = String::from_utf8(said.stdout).unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    assert_eq!(text.contains("needs PostgreSQL 17"), version < 17, "{text}");
+    assert_eq!(text.contains("needs PostgreSQL 16"), version < 16, "{text}");
     // Once more: nothing to do, the same answer for programs.
     let again = therev(&[base, vec!["--json"]].concat());
     let fact: Value = serde_json::from_slice(&again.stdout).unwrap();
@@ -222,6 +222,51 @@ async fn init_says_what_an_older_server_cannot_do() {
     for part in &parts {
         admin.batch_execute(&format!("DROP DATABASE {part} WITH (FORCE)")).await.unwrap();
     }
+    cluster.finish().await;
+}
+
+/// The same command again, after the process that it was begun by has died: before the switch, and after it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_interrupted_move_goes_on_by_the_same_command() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let mover = therev::relocation::Mover::new(node.shards().clone(), therev::relocation::Options::default());
+    let (done, held) = (therev::relocation::Goal::Done, therev::relocation::Goal::Switched);
+    let begin = async |source: i16, target: i16, goal| {
+        let buckets = [4_u16, 8].map(|number| therev::Bucket::try_from(number).unwrap()).to_vec();
+        let (source, target) = (therev::ShardNo(source), therev::ShardNo(target));
+        let groups = therev::Group::ALL.to_vec();
+        let request = therev::relocation::Request { groups, buckets, pin: None, source, target };
+        let plan = mover.plan(&request).await.unwrap();
+        mover.begin(&plan, goal, "test").await.unwrap().relocation
+    };
+    let next = |args: &[&str]| {
+        let output = on(&cluster, &[args, &["--json"]].concat());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+        error["error"]["next"].as_str().unwrap().to_owned()
+    };
+    let ended = |args: &[&str]| {
+        let all = json_of(&cluster, args);
+        assert_eq!((all.as_array().unwrap().len(), &all[0]["state"]), (1, &json!("done")), "{all}");
+        all[0]["relocation"].clone()
+    };
+
+    let left = begin(0, 2, done).await;
+    // Some of it, or to another shard: that is not the same.
+    for other in [["move", "buckets", "4", "--to", "2"], ["move", "buckets", "4,8", "--to", "3"]] {
+        let next = next(&other);
+        assert!(next.contains(&format!("`therev relocation resume {left}`")), "{next}");
+    }
+    assert_eq!(ended(&["move", "buckets", "4,8", "--to", "2"]), json!(left));
+
+    let left = begin(2, 0, held).await;
+    Box::pin(mover.drive(left, &|_| {})).await.unwrap();
+    let next = next(&["move", "buckets", "4,8", "--to", "0"]);
+    assert!(next.contains(&format!("`therev relocation finish {left}`")), "{next}");
+    mover.want(left, done).await.unwrap();
+    assert_eq!(ended(&["move", "buckets", "4,8", "--to", "0"]), json!(left));
+    drop((mover, node));
     cluster.finish().await;
 }
 

@@ -15,8 +15,9 @@ use serde_json::Value;
 use shards::{Item, Token, Unfenced, WriteMany};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 /// One undelivered row of a shard's outbox: what one statement made true.
@@ -62,13 +63,23 @@ impl Acks {
     pub(crate) fn take(&self) -> BTreeMap<ShardNo, Vec<i64>> {
         std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// Takes those of the shards for which so many wait.
+    pub(crate) fn take_many(&self, many: usize) -> BTreeMap<ShardNo, Vec<i64>> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let full: Vec<ShardNo> = waiting.iter().filter(|(_, ids)| ids.len() >= many).map(|(shard, _)| *shard).collect();
+        full.into_iter().filter_map(|shard| waiting.remove_entry(&shard)).collect()
+    }
 }
+
+/// How many events of a bucket are taken at once.
+const OF_BUCKET_MAX: u16 = 1_000;
 
 static OF_BUCKET: Unfenced = Unfenced::read(
     "SELECT o.outbox_id, o.kind::text, therev.facts_of(o) AS facts
        FROM therev.outbox AS o
-      WHERE o.bucket = $1 AND o.delivered_at IS NULL AND o.kind <> 'totals'
-      ORDER BY o.outbox_id LIMIT 1000",
+      WHERE o.bucket = $1 AND o.delivered_at IS NULL AND o.kind <> 'totals' AND o.outbox_id > $2
+      ORDER BY o.outbox_id LIMIT $3",
 );
 
 /// The newer state of a user replaces the older one, whoever tells it.
@@ -217,18 +228,15 @@ crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
 impl Community {
     /// Delivers the events of one bucket, wherever its users are, waits for that a bounded time, and says what a reader must have seen.
     pub(crate) async fn deliver_bucket(&self, group: Group, bucket: Bucket) -> Seen {
+        self.mark_many();
         let community = self.clone();
         let work = async move {
             let map = community.shards().map();
             let apart = map.pins_of(group, bucket).map(|(_, place)| place.shard);
             let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).collect();
             for shard in shards {
-                let rows = community.shards().unfenced(shard, &OF_BUCKET, &[&bucket.sql()]).await?;
-                let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
-                let all = events.len();
-                let outcome = community.deliver(events).await;
-                if outcome.delivered.values().sum::<usize>() < all {
-                    return outcome.failed.into_iter().next().map_or(Ok(None), |(_, error)| Err(error));
+                if !community.deliver_bucket_from(shard, bucket).await? {
+                    return Ok::<_, Error>(None);
                 }
             }
             community.shards().directory().token().await.map(Some).map_err(Into::into)
@@ -237,6 +245,28 @@ impl Community {
             Some(token) => Seen::Position(token),
             None => Seen::Pending(group, bucket),
         }
+    }
+
+    /// Delivers what one shard's outbox has of a bucket, to its end: the caller's own event may be the last of many. Says
+    /// whether it got there.
+    async fn deliver_bucket_from(&self, shard: ShardNo, bucket: Bucket) -> Result<bool> {
+        let (started, deadline) = (Instant::now(), Duration::from_millis(self.shards().config().deadline_ms));
+        let mut after = 0_i64;
+        while started.elapsed() < deadline {
+            let params: [&(dyn ToSql + Sync); 3] = [&bucket.sql(), &after, &i64::from(OF_BUCKET_MAX)];
+            let rows = self.shards().unfenced(shard, &OF_BUCKET, &params).await?;
+            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
+            let all = events.len();
+            after = events.last().map_or(after, |event| event.outbox_id);
+            let outcome = self.deliver(events).await;
+            if outcome.delivered.values().sum::<usize>() < all {
+                return outcome.failed.into_iter().next().map_or(Ok(false), |(_, error)| Err(error));
+            }
+            if all < usize::from(OF_BUCKET_MAX) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Runs a delivery to its end, but waits for it a bounded time only. What fails is left to the relay.
@@ -375,8 +405,8 @@ impl Community {
     async fn deliver_totals(&self, facts: &BTreeMap<Key, Fact<'_>>) -> Result<HashSet<Key>> {
         let mut delivered = HashSet::new();
         for part in items("totals", facts).chunks(SUMMED_AT_ONCE) {
-            let rows = self.shards().write_many(&SUM_TOTALS, part.to_vec()).await.rows;
-            let totals: Value = rows.iter().map(|row| row.get::<_, Value>("totals")).collect();
+            let answer = self.shards().write_many(&SUM_TOTALS, part.to_vec()).await;
+            let totals: Value = answer.rows().map(|row| row.get::<_, Value>("totals")).collect();
             let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&totals]).await?;
             delivered.extend(known.iter().map(|row| (row.get("thread_id"), Uuid::nil())));
         }

@@ -78,6 +78,14 @@ impl Name {
     }
 }
 
+/// A name that a call has taken, new.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) name: Name,
+    /// The transaction that wrote the claim. Whoever takes the name after it, for the same user, leaves another one there.
+    by: String,
+}
+
 /// A user name as it is kept and compared: one spelling (NFKC), lower case; letters and digits of any script, `_`, `-`
 /// and `.` between them, 1 to 40 characters.
 pub fn normalized_user_name(text: &str) -> Result<String> {
@@ -115,22 +123,28 @@ static TAKE: Write = Write::new(
          ON CONFLICT (bucket, claim_key) DO UPDATE
             SET version = greatest(c.version, excluded.version)
           WHERE c.user_id = excluded.user_id
-         RETURNING c.xmax = 0 AS is_new),
-     result AS (SELECT t.is_new FROM taken AS t)",
+         RETURNING c.xmax = 0 AS is_new, c.xmin::text AS taken_by),
+     result AS (SELECT t.is_new, t.taken_by FROM taken AS t)",
 );
 
-/// Gives back what was taken for a write that did not happen; never what is held.
+/// Gives back what was taken for a write that did not happen; never what is held, nor what another call has taken since: that
+/// may have written its user's row by now.
 static GIVE_BACK: Write = Write::new(
     Group::Account,
     "result AS (
          DELETE FROM therev.claims AS c USING fence
-          WHERE c.bucket = $1 AND c.claim_key = $2 AND c.user_id = $3 AND c.state = 'pending'
+          WHERE c.bucket = $1 AND c.claim_key = $2 AND c.user_id = $3 AND c.state = 'pending' AND c.xmin::text = $4
          RETURNING c.user_id)",
 );
 
 static FIND: Read = Read::new(
     Group::Account,
     "SELECT c.user_id, c.state FROM therev.claims AS c WHERE c.bucket = $1 AND c.claim_key = $2",
+);
+
+static HAS_NAME: Read = Read::of_owner(
+    Group::Account,
+    "SELECT u.user_id FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2 AND u.user_name = $3",
 );
 
 /// Confirms and releases, as the users' outboxes say. A claim is never made here: it was taken before the user's row was
@@ -227,12 +241,12 @@ static SETTLE: Write = Write::of_owner(
          SELECT false FROM buried)",
 );
 
-crate::fenced_list! { TAKE GIVE_BACK FIND CONFIRM NAMES_OF DOUBT SETTLE }
+crate::fenced_list! { TAKE GIVE_BACK FIND HAS_NAME CONFIRM NAMES_OF DOUBT SETTLE }
 
 impl Community {
     /// Takes a name for a user, unless somebody else has it. `version`: the one that the user's row will have at least.
-    /// Says whether it was free; else the same user had taken it before, in a call that may still be under way.
-    pub(crate) async fn take_name(&self, name: &Name, user: UserId, version: i64) -> Result<bool> {
+    /// `None`: the same user had taken it before, in a call that may still be under way.
+    pub(crate) async fn take_name(&self, name: &Name, user: UserId, version: i64) -> Result<Option<Taken>> {
         let (kind, value) = (name.kind.sql(), &name.value);
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [&name.key(), &kind, value, &user.0, &version];
         // Both outcomes are the same create: whoever is cut off asks again.
@@ -240,15 +254,17 @@ impl Community {
             Err(shards::Error::OutcomeUnknown { .. }) => self.shards().write(&TAKE, name.bucket(), &params).await?,
             outcome => outcome?,
         };
-        taken.first().map(|row| row.get("is_new")).ok_or_else(|| name.taken())
+        let row = taken.first().ok_or_else(|| name.taken())?;
+        let is_new: bool = row.get("is_new");
+        Ok(is_new.then(|| Taken { name: name.clone(), by: row.get("taken_by") }))
     }
 
-    /// Takes all of some names, or none of them.
-    pub(crate) async fn take_all(&self, names: &[Name], user: UserId, version: i64) -> Result<Vec<Name>> {
+    /// Takes all of some names, or none of them. Answers with those that were free.
+    pub(crate) async fn take_all(&self, names: &[Name], user: UserId, version: i64) -> Result<Vec<Taken>> {
         let mut new = Vec::new();
         for name in names {
             match self.take_name(name, user, version).await {
-                Ok(is_new) => new.extend(is_new.then(|| name.clone())),
+                Ok(taken) => new.extend(taken),
                 Err(error) => {
                     self.give_back(&new, user).await;
                     return Err(error);
@@ -261,19 +277,27 @@ impl Community {
 
     /// Gives names back that this call took new, after the write they were taken for was not done. A failure here is
     /// mended by the relay.
-    pub(crate) async fn give_back(&self, names: &[Name], user: UserId) {
-        for name in names {
-            if let Err(error) = self.shards().write(&GIVE_BACK, name.bucket(), &[&name.key(), &user.0]).await {
+    pub(crate) async fn give_back(&self, taken: &[Taken], user: UserId) {
+        for Taken { name, by } in taken {
+            if let Err(error) = self.shards().write(&GIVE_BACK, name.bucket(), &[&name.key(), &user.0, by]).await {
                 tracing::debug!(%error, "a name could not be given back at once; the relay settles it");
             }
         }
     }
 
-    /// The user who has a name; `None` also while its registration is not done.
+    /// The user who has a name; `None` also while a registration or a change of name is not done. What a bulk write has taken
+    /// is its users' already.
     pub async fn user_named(&self, user_name: &str) -> Result<Option<UserId>> {
         let name = Name { kind: NameKind::UserName, value: normalized_user_name(user_name)? };
         let rows = self.shards().read(&FIND, name.bucket(), &[&name.key()]).await?;
-        Ok(rows.first().map(|row| UserId(row.get("user_id"))))
+        let Some(claim) = rows.first() else { return Ok(None) };
+        let user = UserId(claim.get("user_id"));
+        // Taken and not confirmed: the user's row says whether it came to that.
+        let is_pending = claim.get::<_, &str>("state") == "pending";
+        if is_pending && self.shards().read(&HAS_NAME, user.bucket(), &[&user.0, &name.value]).await?.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(user))
     }
 
     /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many. What is on a
@@ -323,8 +347,7 @@ impl Community {
         let users: BTreeSet<Uuid> = taken.iter().map(|(_, user)| *user).collect();
         let keys = users.into_iter().map(|user| (UserId(user).into(), user)).collect();
         let answer = self.shards().read_many(&NAMES_OF, keys, &[]).await;
-        let had: HashSet<(Uuid, Uuid)> =
-            answer.rows.iter().map(|row| (row.get("claim_key"), row.get("user_id"))).collect();
+        let had: HashSet<(Uuid, Uuid)> = answer.rows().map(|row| (row.get("claim_key"), row.get("user_id"))).collect();
         let is_without = |(name, user): &(Uuid, Uuid)| {
             !had.contains(&(*name, *user)) && !answer.unanswered.contains(&UserId(*user).bucket())
         };

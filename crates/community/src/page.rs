@@ -1,13 +1,14 @@
-//! A thread's page: the head, one statement per shard that holds posts of it, one for the names.
+//! A thread's page: the head, one statement per shard that holds posts of it, one for the names. A shard that holds much more
+//! of the page than its even share is asked twice.
 
 use crate::community::Community;
 use crate::error::Result;
 use crate::posts::{Post, post_columns, post_from};
 use crate::threads::Thread;
 use chrono::{DateTime, Utc};
-use placement::{Group, PostId, ShardNo, ThreadId, UserId};
+use placement::{Bucket, Group, PostId, ShardNo, ThreadId, UserId, Whose};
 use serde::Serialize;
-use shards::{ReadMany, Unfenced};
+use shards::{Many, Part, ReadMany, Unfenced};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -136,20 +137,11 @@ impl Community {
     /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
     pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
         let head = self.head(id).await?;
-        let (created_at, post_id) = after.unwrap_or_else(Cursor::start).parts();
-        let one_more = i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX);
-        let keys = head.buckets.iter().map(|bucket| ((*bucket).into(), Uuid::nil())).collect();
-        let answer = self.shards().read_many(&POSTS, keys, &[&id.0, &created_at, &post_id, &one_more]).await;
-        // Every shard answers with a page of its own: most of that is put in order only to be left out.
-        let place = |row| (Cursor::new(Row::get(row, "created_at"), Row::get(row, "post_id")), row);
-        let mut rows: Vec<(Cursor, &Row)> = answer.rows.iter().map(place).collect();
-        rows.sort_unstable_by_key(|(place, _)| *place);
-        // Who came back to the bucket between two answers is in both.
-        rows.dedup_by_key(|(place, _)| place.id);
-        let more = rows.len() > limit;
-        let posts = rows.into_iter().take(limit).map(|(_, row)| post_from(row)).collect::<Result<Vec<Post>>>()?;
-        let next = posts.last().filter(|_| more).map(|post| Cursor::new(post.created_at, post.post_id.0));
-        let missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
+        let after = after.unwrap_or_else(Cursor::start);
+        let (mut posts, missing) = self.posts_after(id, &head.buckets, after, limit.saturating_add(1)).await?;
+        let more = posts.len() > limit;
+        posts.truncate(limit);
+        let next = posts.last().filter(|_| more).map(Cursor::from);
         let authors = self.authors(posts.iter().map(|p| p.author_id).chain([head.thread.author_id]).collect()).await;
         let author_of = |id: UserId| {
             authors.get(&id).cloned().unwrap_or(Author { user_id: id, user_name: None, display_name: None })
@@ -162,6 +154,44 @@ impl Community {
             partial: !missing.is_empty(),
             missing: missing.into_iter().collect(),
         })
+    }
+
+    /// The first posts of a thread after a place, in order, as far as the shards answer; and which do not.
+    ///
+    /// Each is asked for its likely share: of a whole page from each of them, most would be read only to be left out. One that
+    /// gave all it was asked for may have more, and then posts of the others that come after its last have no place yet. Where too few
+    /// come before, those that may have more are asked once again, for all that is missing.
+    async fn posts_after(
+        &self,
+        id: ThreadId,
+        buckets: &[Bucket],
+        after: Cursor,
+        wanted: usize,
+    ) -> Result<(Vec<Post>, BTreeSet<ShardNo>)> {
+        let ask = async |whose: Vec<Whose>, after: Cursor, limit: usize| {
+            let keys = whose.into_iter().map(|whose| (whose, Uuid::nil())).collect();
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            self.shards().read_many(&POSTS, keys, &[&id.0, &after.created_at, &after.id, &limit]).await
+        };
+        let buckets: Vec<Whose> = buckets.iter().map(|bucket| (*bucket).into()).collect();
+        let share = likely_share(wanted, self.shards().spread(Group::Content, &buckets));
+        let answer = ask(buckets, after, share).await;
+        let full: Vec<&Part> = answer.parts.iter().filter(|part| part.rows.len() >= share).collect();
+        let placed_until = full.iter().filter_map(|part| part.rows.iter().map(place_of).max()).min();
+        let may_have_more: Vec<Whose> = full.iter().flat_map(|part| part.whose.iter().copied()).collect();
+        let mut missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
+        // By place, which no two posts share: who came back to the bucket between two answers is in both.
+        let mut rows = by_place(answer);
+        if let Some(end) = placed_until {
+            let placed = rows.range(..=end).count();
+            if placed < wanted {
+                let rest = ask(may_have_more, end, wanted - placed).await;
+                missing.extend(rest.missing.iter().map(|(shard, _)| *shard));
+                rows.extend(by_place(rest));
+            }
+        }
+        let posts = rows.values().take(wanted).map(post_from).collect::<Result<Vec<Post>>>()?;
+        Ok((posts, missing))
     }
 
     /// What the directory knows of some users; while it is down, nothing.
@@ -185,6 +215,21 @@ impl Community {
         };
         rows.iter().map(author).collect()
     }
+}
+
+/// How many posts each shard is asked for so that all together hardly ever give too few: where posts fall on shards by
+/// chance, a shard has its even share of them and three times the deviation of that more in one case of a thousand.
+fn likely_share(wanted: usize, shards: usize) -> usize {
+    let even = wanted.div_ceil(shards.max(1));
+    even.saturating_add(3 * even.isqrt() + 1).min(wanted)
+}
+
+fn place_of(row: &Row) -> Cursor {
+    Cursor::new(row.get("created_at"), row.get("post_id"))
+}
+
+fn by_place(answer: Many) -> BTreeMap<Cursor, Row> {
+    answer.parts.into_iter().flat_map(|part| part.rows).map(|row| (place_of(&row), row)).collect()
 }
 
 /// A post's place in a page.

@@ -262,14 +262,18 @@ crate::fenced_list! { CREATE GET BY_AUTHOR CHANGE DELETE }
 impl Community {
     /// Writes a post: one read of the thread's head, one statement on the author's shard, one delivery to the thread's.
     ///
-    /// A thread that is missing, deleted or locked takes none. The same id again is the same post.
+    /// A thread that is missing, deleted or locked takes none. The same id again is the same post, whatever has become of the
+    /// thread since.
     pub async fn create_post(&self, new: NewPost) -> Result<Post> {
         check_body(&new.body, false)?;
         let metadata = new.metadata.clone().unwrap_or_else(|| json!({}));
         check_object("metadata", &metadata)?;
         let id = new.post_id.unwrap_or_else(|| PostId::new(new.author_id));
         Self::check_id(id.0, new.author_id)?;
-        let thread_author = self.author_of_open_thread(new.thread_id).await?;
+        let thread_author = match self.author_of_open_thread(new.thread_id).await {
+            Err(refused @ (Error::Locked(_) | Error::Gone { .. })) => return self.created_before(&new, refused).await,
+            answer => answer?,
+        };
         fail::fail_point!("post.thread_read");
         let bucket = new.author_id.bucket();
         let (post_type, format) = (new.post_type.name(), new.format.name());
@@ -305,6 +309,15 @@ impl Community {
             }
         }
         Err(unknown.map_or_else(|| Error::Changed { what: "post", id: id.to_string() }, Error::Store))
+    }
+
+    /// The post of a create whose answer was lost, and whose thread takes none any more; a new one is refused.
+    async fn created_before(&self, new: &NewPost, refused: Error) -> Result<Post> {
+        let Some(id) = new.post_id else { return Err(refused) };
+        match self.same_post(id, new).await {
+            Err(Error::NotFound { .. }) => Err(refused),
+            found => found,
+        }
     }
 
     /// The post whose id is in use, if it is the one that was to be created.
@@ -393,6 +406,7 @@ impl Community {
         }
         let event = Event::from_row(self.shard_of(Group::Content, author), row);
         self.deliver_now(self.shard_of(Group::Content, thread_author), event).await;
+        self.mark_many();
     }
 }
 

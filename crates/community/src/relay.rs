@@ -204,6 +204,19 @@ impl Community {
 
     /// Writes the marks of what was delivered. A mark that is lost means one more delivery, which changes nothing.
     pub(crate) async fn mark_delivered(&self) {
+        self.mark(self.inner.acks.take()).await;
+    }
+
+    /// Writes marks beside the caller, of shards for which many wait: a node may have writers and no relay.
+    pub(crate) fn mark_many(&self) {
+        let many = self.inner.acks.take_many(MARKED_AT_ONCE);
+        if !many.is_empty() {
+            let community = self.clone();
+            tokio::spawn(async move { community.mark(many).await });
+        }
+    }
+
+    async fn mark(&self, delivered: BTreeMap<ShardNo, Vec<i64>>) {
         let mark = async |(shard, ids): (ShardNo, Vec<i64>)| {
             fail::fail_point!("relay.before_mark");
             for part in ids.chunks(MARKED_AT_ONCE) {
@@ -212,7 +225,7 @@ impl Community {
                 }
             }
         };
-        join_all(self.inner.acks.take().into_iter().map(mark)).await;
+        join_all(delivered.into_iter().map(mark)).await;
     }
 
     /// Runs the relay for as long as the handle lives, every `relay_ms`.

@@ -309,10 +309,9 @@ impl Community {
             }
             for row in ids {
                 let id: uuid::Uuid = row.get("thread_id");
-                self.shards()
-                    .write(&DELETE, author.bucket(), &[&id, &actor.note_unless(author, "delete thread")])
-                    .await?;
-                count += 1;
+                let note = actor.note_unless(author, "delete thread");
+                let deleted = self.shards().write(&DELETE, author.bucket(), &[&id, &note]).await?;
+                count += u64::from(!deleted.is_empty());
             }
             self.deliver_bucket(Group::Content, author.bucket()).await;
         }

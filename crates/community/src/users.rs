@@ -4,7 +4,7 @@ use crate::audit::{Actor, audited};
 use crate::columns::Columns;
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
-use crate::names::{Name, NameKind, normalized_email, normalized_user_name};
+use crate::names::{Name, NameKind, Taken, normalized_email, normalized_user_name};
 use crate::passwords::{hash_password, verify_password};
 use crate::text::{check_chars, check_object};
 use crate::words;
@@ -136,7 +136,7 @@ pub struct UserChange {
 }
 
 /// What a deletion did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Deleted {
     /// Threads that went with the user.
     pub threads: u64,
@@ -353,7 +353,7 @@ impl Community {
             NameKind::UserName => registered.user_name == name.value,
             NameKind::Email => registered.email.as_ref() == Some(&name.value),
         };
-        let others: Vec<Name> = taken.into_iter().filter(|name| !has(name)).collect();
+        let others: Vec<Taken> = taken.into_iter().filter(|taken| !has(&taken.name)).collect();
         self.give_back(&others, user).await;
         // A registration that was changed since is still the same; one that never looked like this is another.
         if !names.iter().all(has) && registered.updated_at == registered.created_at {
@@ -364,7 +364,7 @@ impl Community {
     }
 
     /// Writes the row, or finds the one that is there. Names are given back when nothing was written for sure.
-    async fn register_once(&self, user: UserId, columns: &Value, actor: &Actor, taken: &[Name]) -> Result<Row> {
+    async fn register_once(&self, user: UserId, columns: &Value, actor: &Actor, taken: &[Taken]) -> Result<Row> {
         let note = actor.note("register");
         let written = self.create_once(&REGISTER, user.bucket(), &[&user.0, columns, &note], "user", user.0).await;
         fail::fail_point!("register.written");
@@ -440,27 +440,35 @@ impl Community {
     /// Deletes a user: the account, its sessions, AI accounts and tasks go, and the names are free again. What the user
     /// wrote stays under a deleted author, or goes too `with_content`.
     ///
-    /// Content goes first and in steps of its own, so that a deletion that was cut off is asked for again.
+    /// Content goes first and in steps of its own; what its author wrote meanwhile goes after the account. Asked again after
+    /// it was cut off, a deletion repeats its steps; so does one that is asked for content only after the account is gone. Who
+    /// is gone is answered as gone, unless there was content to delete.
     pub async fn delete_user(&self, id: UserId, with_content: bool, actor: &Actor) -> Result<Written<Deleted>> {
-        if let Err(error) = self.user(id).await {
-            // Asked again after it was cut off: the last step is repeated.
-            if matches!(error, Error::Gone { .. }) {
-                self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
-            }
-            return Err(error);
+        match self.user(id).await {
+            Ok(_) | Err(Error::Gone { .. }) => {}
+            Err(error) => return Err(error),
         }
-        let mut gone = Deleted { threads: 0, posts: 0 };
+        let mut gone = Deleted::default();
         if with_content {
-            gone.threads = self.delete_threads_of(id, actor).await?;
-            gone.posts = self.delete_posts_of(id, actor).await?;
+            self.delete_content_of(id, actor, &mut gone).await?;
         }
-        let rows = self.shards().write(&DELETE, id.bucket(), &[&id.0, &actor.note("delete user")]).await?;
-        if rows.is_empty() {
+        let deleted = self.shards().write(&DELETE, id.bucket(), &[&id.0, &actor.note("delete user")]).await?;
+        self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
+        if with_content {
+            self.delete_content_of(id, actor, &mut gone).await?;
+        }
+        if deleted.is_empty() && gone == Deleted::default() {
             return Err(Error::gone("user", id));
         }
-        self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
         let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
         Ok(Written { value: gone, seen })
+    }
+
+    /// Deletes what a user wrote, and counts it.
+    async fn delete_content_of(&self, id: UserId, actor: &Actor, gone: &mut Deleted) -> Result<()> {
+        gone.threads += self.delete_threads_of(id, actor).await?;
+        gone.posts += self.delete_posts_of(id, actor).await?;
+        Ok(())
     }
 
     /// The user whose name and password these are. It takes as long for a name that nobody has.

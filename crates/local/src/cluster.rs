@@ -99,7 +99,8 @@ impl Cluster {
         self.settle_waits()
     }
 
-    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet.
+    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet. Says so where acknowledged writes
+    /// may be lost by that.
     pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
         self.port(ServerId::Shard(shard))?;
         let _lock = Lock::take(&self.place.dir, say)?;
@@ -109,10 +110,14 @@ impl Cluster {
         if running.is_empty() {
             return Err(Error::NoStandby { shard });
         }
-        // What it wrote last goes out to the standbys before it ends.
+        // What it wrote last goes out to the standbys before it ends, if it still can.
+        let was_down = self.server(old).running().postmaster().is_none();
         self.server(old).running().stop()?;
         let furthest = running.into_iter().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
         let (_, new) = furthest.ok_or(Error::NoStandby { shard })?;
+        if was_down && !self.server(old).waited_for(new) {
+            say(&format!("{old} was down and had not waited for {new}: what it acknowledged last may be lost"));
+        }
         // Remembered first: whatever happens now, the old primary does not come back as one.
         self.state.promote(new);
         self.state.save(&self.place.dir)?;

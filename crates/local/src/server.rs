@@ -183,6 +183,14 @@ impl Server<'_> {
         .map(drop)
     }
 
+    /// Whether each commit here waited until this standby, or another one, had it.
+    pub(crate) fn waited_for(&self, standby: ServerId) -> bool {
+        let settings = fs::read_to_string(self.data().join("therev.conf")).unwrap_or_default();
+        let waits =
+            |line: &str| line.starts_with("synchronous_standby_names") && line.contains(&replica::slot(standby));
+        settings.lines().any(waits)
+    }
+
     /// Writes the settings; true when they were others before.
     pub(crate) fn configure(&self) -> Result<bool, Error> {
         let path = self.data().join("therev.conf");

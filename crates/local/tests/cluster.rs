@@ -299,8 +299,11 @@ fn a_standby_takes_its_primarys_place_and_gives_it_back() {
     let urls = cluster.shard_urls();
     ask(&cluster, &urls[0], "CREATE TABLE kept (n integer); INSERT INTO kept VALUES (1)").expect("written");
 
+    let mut said = Vec::new();
     cluster.kill(ServerId::Shard(0)).expect("killed");
-    assert_eq!(cluster.promote(0, &mut quiet).expect("promoted"), ServerId::Standby(0, 1));
+    let new = cluster.promote(0, &mut |line| said.push(line.to_owned())).expect("promoted");
+    assert_eq!(new, ServerId::Standby(0, 1));
+    assert!(!said.iter().any(|line| line.contains("may be lost")), "commits waited for it: {said:?}");
     assert_eq!(cluster.shard_urls(), urls, "addresses stay");
     // What was acknowledged is there, and the old primary follows: a commit waits for it.
     ask(&cluster, &urls[0], "INSERT INTO kept SELECT n + 1 FROM kept").expect("written");
@@ -315,6 +318,14 @@ fn a_standby_takes_its_primarys_place_and_gives_it_back() {
     let follows: Vec<_> = cluster.status().into_iter().map(|it| it.follows).collect();
     let (first, second) = (Some(ServerId::Shard(0)), Some(ServerId::Shard(1)));
     assert_eq!(follows, [None, None, first, second, first]);
+
+    // Where commits do not wait, or did not while the standby was away, whoever promotes hears it.
+    let options = Options { synchronous: false, ..options };
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+    cluster.kill(ServerId::Shard(0)).expect("killed");
+    cluster.promote(0, &mut |line| said.push(line.to_owned())).expect("promoted");
+    let told = "shard 0 was down and had not waited for standby 0-1: what it acknowledged last may be lost";
+    assert!(said.iter().any(|line| line == told), "{said:?}");
 
     let none = cluster.stop_server(ServerId::Standby(1, 1)).and_then(|()| cluster.promote(1, &mut quiet).map(drop));
     assert!(matches!(none, Err(Error::NoStandby { shard: 1 })), "{none:?}");

@@ -5,11 +5,13 @@ use crate::address::{ADMIN_ROLE, Hosts, Login, MOVER_ROLE};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Database, Error};
+use crate::life::Life;
+use crate::reach::reach;
 use crate::slot::{self, SlotSnapshot};
 use secrecy::SecretString;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// The databases of a cluster, for its owner or for the mover.
 pub struct Admin {
@@ -56,7 +58,8 @@ impl Admin {
 
     /// A connection of its own to one of them.
     pub async fn connect(&self, database: Database) -> Result<Client, Error> {
-        connect(database, &self.config(database)?).await
+        let life = self.catalog.find(database).map(|(_, life)| life);
+        connect(database, &self.config(database)?, life).await
     }
 
     /// A new slot of a database with the snapshot that it begins at. Waits for every write that is under way there.
@@ -86,24 +89,23 @@ impl Admin {
     }
 }
 
-/// Connects, and drives the connection until the client is dropped.
-pub(crate) async fn connect(database: Database, config: &tokio_postgres::Config) -> Result<Client, Error> {
+/// Connects, and drives the connection until the client is dropped. Of several hosts the one is preferred that is in this life.
+pub(crate) async fn connect(
+    database: Database,
+    config: &tokio_postgres::Config,
+    life: Option<Life>,
+) -> Result<Client, Error> {
     // The driver's own limit ends with the first packet; an address without one has none here either.
     let limit = config.get_connect_timeout().copied().unwrap_or(Duration::MAX);
-    let connected = tokio::time::timeout(limit, config.connect(NoTls)).await;
+    let connected = tokio::time::timeout(limit, reach(config, life)).await;
     let connected = connected.map_err(|_| Error::Down { database, source: None })?;
-    let (client, connection) = connected.map_err(|source| {
+    let (client, _) = connected.map_err(|source| {
         if source.code().is_some() {
             Error::Refused { database, source }
         } else {
             Error::Down { database, source: Some(source) }
         }
     })?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%database, %error, "a connection ended");
-        }
-    });
     Ok(client)
 }
 

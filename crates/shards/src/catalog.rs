@@ -161,11 +161,11 @@ impl Catalog {
         std::fs::rename(&fresh, path)
     }
 
-    /// Whether a later catalog has another database under a shard's number. A promoted server is the same one.
-    pub(crate) fn is_another(&self, later: &Catalog, shard: ShardNo) -> bool {
+    /// Whether a later catalog has a shard at another address: another database has its number by now, or it has got other hosts.
+    pub(crate) fn is_elsewhere(&self, later: &Catalog, shard: ShardNo) -> bool {
         match (self.find(Database::Shard(shard)), later.find(Database::Shard(shard))) {
-            (Some((at, life)), Some((later_at, later_life))) => at != later_at && life != later_life,
-            _ => false,
+            (before, Some((later_at, _))) => before.is_none_or(|(at, _)| at != later_at),
+            (_, None) => false,
         }
     }
 

@@ -1,13 +1,14 @@
 //! The directory: one writer, any number of replicas, and tokens by which a reader sees its own writes.
 
-use crate::address::Login;
+use crate::address::Hosts;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::{Database, Error};
-use crate::life::{Life, Lives};
+use crate::life::Lives;
 use crate::pool::{Expected, Params, Pool};
 use crate::statement::Unfenced;
 use crate::store::limits;
+use arc_swap::ArcSwap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -19,9 +20,15 @@ use uuid::Uuid;
 
 /// The directory's databases.
 pub struct Directory {
+    pools: ArcSwap<Pools>,
+    next: AtomicUsize,
+}
+
+/// Connections to each of them, and where they are.
+pub(crate) struct Pools {
+    at: (Hosts, Vec<Hosts>),
     writer: Pool,
     replicas: Vec<Pool>,
-    next: AtomicUsize,
 }
 
 /// What a reader has seen or written: which life of the directory, and how far it had come. Opaque in text.
@@ -64,41 +71,34 @@ const REACHED: &str = "
      WHERE i.incarnation = $1 AND pg_last_wal_replay_lsn() >= $2";
 
 impl Directory {
-    pub(crate) fn new(
-        catalog: &Catalog,
-        login: &Login,
-        config: &Config,
-        lives: &Arc<Lives>,
-    ) -> Result<Directory, Error> {
-        let (cluster_id, kind) = (Some(catalog.cluster_id), schema::Kind::Directory);
-        let expected = Expected { cluster_id, kind, life: Some(catalog.directory_life) };
-        let at = login.to(&catalog.directory, true)?;
-        let writer = Pool::new(Database::Directory, at, expected, limits(config, 16), Some(lives.clone()))?;
-        let expected = Expected { life: None, ..expected };
-        let replica = |(number, at): (i16, &crate::address::Hosts)| {
-            Pool::new(Database::Replica(number), login.to(at, false)?, expected, limits(config, 16), None)
-        };
-        let replicas = (1..).zip(&catalog.replicas).map(replica).collect::<Result<_, _>>()?;
-        Ok(Directory { writer, replicas, next: AtomicUsize::new(0) })
+    pub(crate) fn new(catalog: &Catalog, config: &Config, lives: &Arc<Lives>) -> Result<Directory, Error> {
+        let pools = ArcSwap::from_pointee(Pools::new(catalog, config, lives)?);
+        Ok(Directory { pools, next: AtomicUsize::new(0) })
     }
 
-    /// Trusts a later life of the writer.
-    pub(crate) fn know(&self, life: Life) {
-        self.writer.know(life);
+    /// Goes where a later catalog says that they are, and trusts a later life of the writer.
+    pub(crate) fn follow(&self, catalog: &Catalog, config: &Config, lives: &Arc<Lives>) -> Result<(), Error> {
+        let known = self.pools.load();
+        if known.at == at(catalog) {
+            known.writer.know(catalog.directory_life);
+        } else {
+            self.pools.store(Arc::new(Pools::new(catalog, config, lives)?));
+        }
+        Ok(())
     }
 
-    pub(crate) fn pools(&self) -> impl Iterator<Item = &Pool> {
-        std::iter::once(&self.writer).chain(&self.replicas)
+    pub(crate) fn pools(&self) -> Arc<Pools> {
+        self.pools.load_full()
     }
 
     /// How many replicas there are.
     pub fn replica_count(&self) -> usize {
-        self.replicas.len()
+        self.pools.load().replicas.len()
     }
 
     /// Runs a statement on the writer.
     pub async fn writer(&self, statement: &Unfenced, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        self.writer.query(statement.sql, params, statement.writes).await
+        self.pools().writer.query(statement.sql, params, statement.writes).await
     }
 
     /// Copies rows into one of the writer's tables by a `COPY … FROM STDIN (FORMAT binary)` of columns of these types: all
@@ -109,18 +109,19 @@ impl Directory {
         types: &[Type],
         rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
     ) -> Result<u64, Error> {
-        self.writer.copy(copy, types, rows).await
+        self.pools().writer.copy(copy, types, rows).await
     }
 
     /// Runs a statement on one replica, by its place from 0.
     pub async fn replica(&self, at: usize, statement: &Unfenced, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        let pool = self.replicas.get(at).ok_or_else(|| Error::Config(format!("there is no replica {}", at + 1)))?;
+        let pools = self.pools();
+        let pool = pools.replicas.get(at).ok_or_else(|| Error::Config(format!("there is no replica {}", at + 1)))?;
         pool.query(statement.sql, params, statement.writes).await
     }
 
     /// A token for everything that the writer holds now.
     pub async fn token(&self) -> Result<Token, Error> {
-        let rows = self.writer.query(POSITION, &[], false).await?;
+        let rows = self.pools().writer.query(POSITION, &[], false).await?;
         let row = rows
             .first()
             .ok_or_else(|| Error::Answer { database: Database::Directory, reason: "it has no identity".into() })?;
@@ -134,9 +135,9 @@ impl Directory {
         params: &Params<'_>,
         seen: Option<&Token>,
     ) -> Result<Vec<Row>, Error> {
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
-        for turn in 0..self.replicas.len() {
-            let replica = &self.replicas[(first + turn) % self.replicas.len()];
+        let (first, pools) = (self.next.fetch_add(1, Ordering::Relaxed), self.pools());
+        for turn in 0..pools.replicas.len() {
+            let replica = &pools.replicas[(first + turn) % pools.replicas.len()];
             match read_after(replica, statement, params, seen).await {
                 Ok(Some(rows)) => return Ok(rows),
                 Ok(None) => {}
@@ -148,8 +149,32 @@ impl Directory {
                 Err(error) => tracing::debug!(%error, "a directory replica was passed over"),
             }
         }
-        self.writer.query(statement.sql, params, false).await
+        pools.writer.query(statement.sql, params, false).await
     }
+}
+
+impl Pools {
+    fn new(catalog: &Catalog, config: &Config, lives: &Arc<Lives>) -> Result<Pools, Error> {
+        let (cluster_id, kind) = (Some(catalog.cluster_id), schema::Kind::Directory);
+        let expected = Expected { cluster_id, kind, life: Some(catalog.directory_life) };
+        let login = lives.login.to(&catalog.directory, true)?;
+        let writer = Pool::new(Database::Directory, login, expected, limits(config, 16), Some(lives.clone()))?;
+        let expected = Expected { life: None, ..expected };
+        let replica = |(number, at): (i16, &Hosts)| {
+            Pool::new(Database::Replica(number), lives.login.to(at, false)?, expected, limits(config, 16), None)
+        };
+        let replicas = (1..).zip(&catalog.replicas).map(replica).collect::<Result<_, _>>()?;
+        Ok(Pools { at: at(catalog), writer, replicas })
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Pool> {
+        std::iter::once(&self.writer).chain(&self.replicas)
+    }
+}
+
+/// Where the writer is, and where the replicas are.
+fn at(catalog: &Catalog) -> (Hosts, Vec<Hosts>) {
+    (catalog.directory.clone(), catalog.replicas.clone())
 }
 
 /// Class 40: transaction rollback, as by a conflict with recovery. Class 57: operator intervention, time-outs.

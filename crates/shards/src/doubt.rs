@@ -3,6 +3,7 @@
 
 use crate::breaker::Breaker;
 use crate::pool::Limits;
+use crate::reach::reach;
 use deadpool_postgres::Object;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +58,7 @@ impl Doubt {
         }
         let doubt = self.clone();
         runtime.spawn(async move {
-            let asked = tokio::time::timeout(doubt.connect, doubt.login.connect(NoTls)).await;
+            let asked = tokio::time::timeout(doubt.connect, reach(&doubt.login, None)).await;
             // A word of refusal is an answer, too.
             let answered = asked.is_ok_and(|answer| answer.err().is_none_or(|error| error.code().is_some()));
             if !answered {

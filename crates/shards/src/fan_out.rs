@@ -26,12 +26,21 @@ pub struct Item {
 /// The answer of many shards.
 #[derive(Debug)]
 pub struct Many {
-    /// The rows of all shards, in no order.
-    pub rows: Vec<Row>,
+    /// What each of them answered.
+    pub parts: Vec<Part>,
     /// The shards that gave no answer, and why; what they hold is missing in `rows`.
     pub missing: Vec<(ShardNo, Error)>,
     /// The buckets that got no answer.
     pub unanswered: BTreeSet<Bucket>,
+}
+
+/// One shard's answer.
+#[derive(Debug)]
+pub struct Part {
+    /// For whose rows it was asked; what it refused of these is in another part.
+    pub whose: Vec<Whose>,
+    /// The rows, as the statement orders them.
+    pub rows: Vec<Row>,
 }
 
 /// One of many rows to read: whose it is, and its key. Where only the bucket is known, it may be of anybody there.
@@ -82,6 +91,12 @@ impl Shards {
         self.fan_out(statement.group, keys, ask).await
     }
 
+    /// How many shards have rows of these owners, as far as this node knows.
+    pub fn spread(&self, group: Group, owners: &[Whose]) -> usize {
+        let shards: BTreeSet<ShardNo> = owners.iter().map(|whose| self.place(group, *whose).shard).collect();
+        shards.len()
+    }
+
     /// Writes rows of many owners, each checked by itself; those of one shard in one transaction.
     pub async fn write_many(&self, statement: &WriteMany, items: Vec<Item>) -> Many {
         let ask = |shard, items: Vec<Item>| async move {
@@ -100,7 +115,7 @@ impl Shards {
     ) -> Many {
         let started = Instant::now();
         let deadline = self.inner.config.deadline();
-        let mut answer = Many { rows: Vec::new(), missing: Vec::new(), unanswered: BTreeSet::new() };
+        let mut answer = Many { parts: Vec::new(), missing: Vec::new(), unanswered: BTreeSet::new() };
         // Where a hint sent a bucket, for this call: the map may be taught otherwise by others meanwhile.
         let mut sent: BTreeMap<Whose, Place> = BTreeMap::new();
         let mut open = self.with_pins(group, payloads);
@@ -122,7 +137,7 @@ impl Shards {
             });
             let mut pause = false;
             for (shard, part, reply) in join_all(asked).await {
-                let (refused, apart) = match reply.map(|rows| answer.take(rows)) {
+                let (refused, apart) = match reply.map(|rows| answer.take(&part, rows)) {
                     Ok(told) => told,
                     Err(error) => {
                         answer.give_up(shard, &part, error);
@@ -210,8 +225,13 @@ impl Shards {
 type Told = (Vec<usize>, Vec<(UserId, ShardNo)>);
 
 impl Many {
+    /// The rows of all shards, in no order.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.parts.iter().flat_map(|part| &part.rows)
+    }
+
     /// Takes the rows that hold something.
-    fn take(&mut self, rows: Vec<Row>) -> Told {
+    fn take<P: Payload>(&mut self, asked: &[P], rows: Vec<Row>) -> Told {
         let Some(first) = rows.first() else { return Told::default() };
         let refused = first.get::<_, Option<Vec<i64>>>("refused").unwrap_or_default();
         let refused = refused.into_iter().filter_map(|at| usize::try_from(at - 1).ok()).collect();
@@ -219,7 +239,9 @@ impl Many {
         let peers = first.try_get::<_, Option<Vec<Option<i16>>>>("apart_peer").ok().flatten().unwrap_or_default();
         let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user?), ShardNo(peer?))));
         let told = (refused, apart.collect());
-        self.rows.extend(rows.into_iter().filter(|row| row.get::<_, Option<bool>>("present").is_some()));
+        let present = |row: &Row| row.get::<_, Option<bool>>("present").is_some();
+        let rows = rows.into_iter().filter(present).collect();
+        self.parts.push(Part { whose: asked.iter().map(Payload::whose).collect(), rows });
         told
     }
 
@@ -232,7 +254,7 @@ impl Many {
     pub fn whole(self) -> Result<Vec<Row>, Error> {
         match self.missing.into_iter().next() {
             Some((_, error)) => Err(error),
-            None => Ok(self.rows),
+            None => Ok(self.parts.into_iter().flat_map(|part| part.rows).collect()),
         }
     }
 }

@@ -97,13 +97,13 @@ impl Target {
     pub(crate) async fn as_owner(&self) -> Result<Client, Error> {
         let mut config = self.config.clone();
         config.options(format!("-c role={ADMIN_ROLE}"));
-        connect(self.database, &config).await
+        connect(self.database, &config, None).await
     }
 
     /// Refuses a server that is too old and a database that holds something else. Changes nothing.
     pub(crate) async fn inspect(&self) -> Result<Found, Error> {
         let database = self.database;
-        let client = connect(database, &self.config).await?;
+        let client = connect(database, &self.config, None).await?;
         let row = client
             .query_one(
                 "SELECT current_setting('server_version_num')::integer AS version, current_setting('wal_level') AS wal_level,
@@ -138,7 +138,7 @@ impl Target {
     /// Roles, extensions and the database's owner, by a role that may; and that therev's roles log in.
     pub(crate) async fn prepare(&self, passwords: &RolePasswords) -> Result<(), Error> {
         let RolePasswords { library, admin, mover } = passwords;
-        let client = connect(self.database, &self.config).await?;
+        let client = connect(self.database, &self.config, None).await?;
         // The names are constants; the passwords travel as parameters of set_config and are quoted by the server.
         client
             .query(
@@ -159,7 +159,7 @@ impl Target {
     async fn log_in(&self, role: &str, password: &str) -> Result<(), Error> {
         let mut config = self.config.clone();
         config.user(role).password(password);
-        match connect(self.database, &config).await {
+        match connect(self.database, &config, None).await {
             Ok(_) => Ok(()),
             Err(Error::Refused { .. }) => Err(Error::Config(format!(
                 "role {role} is on the server of {} already, with another password: give the passfile that has it",

@@ -53,8 +53,7 @@ impl Initialized {
 }
 
 /// What later versions can do besides, and since when.
-const LATER: [(u32, &str); 1] =
-    [(17, "That replication slots survive a promotion, so that what follows a server by one need not begin anew,")];
+const LATER: [(u32, &str); 1] = [(16, "That the role which moves rows is no superuser")];
 
 /// Makes the cluster, or finishes what an earlier run began.
 pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
@@ -228,8 +227,8 @@ mod tests {
     #[test]
     fn says_which_versions_are_needed() {
         let on = |oldest_postgres| Initialized { cluster_id: Uuid::nil(), oldest_postgres }.needs_later_postgres();
-        let sentences = on(16);
-        assert!(sentences.len() == 1 && sentences[0].ends_with("needs PostgreSQL 17, a server here runs 16."));
-        assert!(on(17).is_empty());
+        let sentences = on(15);
+        assert!(sentences.len() == 1 && sentences[0].ends_with("needs PostgreSQL 16, a server here runs 15."));
+        assert!(on(16).is_empty());
     }
 }

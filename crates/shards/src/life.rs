@@ -61,7 +61,7 @@ impl Lives {
             closed("its server was promoted or restored, and the control database, which must grant that, is down")
         })?;
         let (at, counts) = catalog.find(database).ok_or_else(|| closed("the control database does not know it"))?;
-        let client = connect(database, &self.login.to(at, true)?).await?;
+        let client = connect(database, &self.login.to(at, true)?, Some(counts)).await?;
         let sql = |source| Error::of_statement(database, false, source);
         let row = client.query_one(IDENTITY, &[]).await.map_err(sql)?;
         let found = Life::of(&row);
@@ -147,9 +147,9 @@ impl Lives {
     }
 
     async fn connect(&self, catalog: &Catalog, database: Database) -> Result<Client, Error> {
-        let (at, _) = catalog
+        let (at, life) = catalog
             .find(database)
             .ok_or_else(|| Error::Config(format!("{database} is not in the control database")))?;
-        connect(database, &self.login.to(at, true)?).await
+        connect(database, &self.login.to(at, true)?, Some(life)).await
     }
 }

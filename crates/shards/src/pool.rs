@@ -4,15 +4,18 @@ use crate::bulk;
 use crate::doubt::Doubt;
 use crate::error::{Database, Error, has_missed_publication};
 use crate::life::{Life, Lives};
+use crate::reach::{Reached, reach};
 use deadpool_postgres::{
-    Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType, Timeouts,
+    Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType,
+    Timeouts,
 };
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{NoTls, Row};
 use uuid::Uuid;
 
 /// How long a closed database is not asked again.
@@ -80,6 +83,19 @@ impl LifeInForce {
     }
 }
 
+/// New connections go to the host that is in the life that is trusted.
+struct Reach(Arc<LifeInForce>);
+
+impl Connect for Reach {
+    fn connect(
+        &self,
+        login: &tokio_postgres::Config,
+    ) -> Pin<Box<dyn Future<Output = Result<Reached, tokio_postgres::Error>> + Send + '_>> {
+        let login = login.clone();
+        Box::pin(async move { reach(&login, self.0.get()).await })
+    }
+}
+
 /// What a database must say of itself before it is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Expected {
@@ -108,12 +124,13 @@ impl Pool {
         lives: Option<Arc<Lives>>,
     ) -> Result<Pool, Error> {
         let asks = login.clone();
-        let manager = Manager::from_config(login, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
         let stranger = Arc::new(Mutex::new(None));
         let noted = stranger.clone();
         let start = Instant::now();
         let life = Arc::new(LifeInForce { life: Mutex::new(expected.life), since_ms: AtomicU64::new(0), start });
         let (trusted, in_force) = (life.clone(), life.clone());
+        let fast = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_connect(login, Reach(life.clone()), fast);
         let check = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
             let (noted, trusted) = (noted.clone(), trusted.clone());
             Box::pin(async move {
@@ -420,10 +437,11 @@ async fn meet_control(
         });
     }
     match trusted.get() {
-        Some(known) if found.counter < known.counter => {
+        Some(known) if known == found => Ok(None),
+        // Of two that were promoted apart, each has begun a life of the same number: the one that this node met first is its own.
+        Some(known) if found.counter <= known.counter => {
             Ok(Some(Stranger::Wrong("another server was promoted in its place".into())))
         }
-        Some(known) if known == found => Ok(None),
         _ => {
             trusted.set(found);
             Ok(None)

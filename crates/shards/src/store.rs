@@ -74,7 +74,7 @@ impl Shards {
         let login = Login::new(&config, LIBRARY_ROLE)?;
         let anyone = Expected { cluster_id: None, kind: schema::Kind::Control, life: None };
         let control = Arc::new(Pool::new(Database::Control, login.control()?, anyone, limits(&config, 4), None)?);
-        let lives = Arc::new(Lives { login: login.clone(), control: control.clone() });
+        let lives = Arc::new(Lives { login, control: control.clone() });
         let (catalog, found) = match (Catalog::read(&control).await, &config.state_file) {
             (Ok(catalog), _) => (catalog, FoundPlacement::Control),
             (Err(error @ (Error::Down { .. } | Error::Deadline { .. })), Some(path)) => {
@@ -85,7 +85,7 @@ impl Shards {
         let count = u16::try_from(catalog.shards.len()).unwrap_or(u16::MAX);
         let mut map = Map::first(catalog.layout, count);
         catalog.teach(&mut map);
-        let directory = Directory::new(&catalog, &login, &config, &lives)?;
+        let directory = Directory::new(&catalog, &config, &lives)?;
         let shards = Shards {
             inner: Arc::new(Inner {
                 shards: ArcSwap::from_pointee(pools(&catalog, &lives, &config, &BTreeMap::new())?),
@@ -151,9 +151,8 @@ impl Shards {
 
     /// How many statements were sent so far, by database.
     pub fn statements(&self) -> BTreeMap<Database, u64> {
-        let shards = self.inner.shards.load_full();
-        let pools =
-            shards.values().map(AsRef::as_ref).chain(self.inner.directory.pools()).chain([self.inner.control.as_ref()]);
+        let (shards, directory) = (self.inner.shards.load_full(), self.inner.directory.pools());
+        let pools = shards.values().map(AsRef::as_ref).chain(directory.all()).chain([self.inner.control.as_ref()]);
         pools.map(|pool| (pool.database(), pool.statements())).collect()
     }
 
@@ -362,8 +361,7 @@ impl Inner {
     pub(crate) async fn refresh(&self) -> Result<(), Error> {
         let catalog = Catalog::read(&self.control).await?;
         let (before, mut known) = (self.catalog.load_full(), BTreeMap::clone(&self.shards.load()));
-        // A number that another database has by now begins anew.
-        known.retain(|shard, _| !before.is_another(&catalog, *shard));
+        known.retain(|shard, _| !before.is_elsewhere(&catalog, *shard));
         let mut pools = pools(&catalog, &self.lives, &self.config, &known)?;
         // Calls that are on their way to a shard that was removed are sent on by it; the next refresh lets it go.
         let leaving = before.shards.iter().filter_map(|entry| Some((entry.shard, known.get(&entry.shard)?.clone())));
@@ -376,7 +374,7 @@ impl Inner {
                 pool.know(entry.life);
             }
         }
-        self.directory.know(catalog.directory_life);
+        self.directory.follow(&catalog, &self.config, &self.lives)?;
         self.map.rcu(|map| {
             let mut map = Map::clone(map);
             catalog.teach(&mut map);

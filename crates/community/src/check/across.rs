@@ -6,9 +6,12 @@ use shards::{Database, Error};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
-/// Two views of the same facts. Each gives `class` (a bucket), `key` and `digest` (a hash of everything that must agree).
+/// Two views of the same facts. Each gives `class` (a bucket), `key`, `digest` (a hash of everything that must agree) and
+/// `sums` (another one, of what a relay has summed).
 struct Pair {
     name: &'static str,
+    /// The kinds of events that tell the right side of the left one; `totals` only its sums.
+    told_by: &'static [&'static str],
     left: Side,
     right: Side,
 }
@@ -19,18 +22,23 @@ enum Side {
     Directory(&'static str),
 }
 
+/// The kind of event that asks for sums.
+const SUMMED: &str = "totals";
+
 const PAIRS: &[Pair] = &[
     Pair {
         name: NAMES,
+        told_by: &[],
         left: Side::Shards(
             "SELECT therev.bucket_of(therev.claim_key(n.kind, n.value)) AS class, n.kind || ' ' || n.value AS key,
-                    hashtextextended(u.user_id::text, 0) AS digest
+                    hashtextextended(u.user_id::text, 0) AS digest, 0::bigint AS sums
                FROM therev.fence AS f
                JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id), therev.names_of(u) AS n
               WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL",
         ),
         right: Side::Shards(
-            "SELECT c.bucket AS class, c.kind || ' ' || c.value AS key, hashtextextended(c.user_id::text, 0) AS digest
+            "SELECT c.bucket AS class, c.kind || ' ' || c.value AS key, hashtextextended(c.user_id::text, 0) AS digest,
+                    0::bigint AS sums
                FROM therev.fence AS f
                JOIN therev.claims AS c ON get_bit(f.readable, c.bucket) = 1
               WHERE f.colocation_group = 'account' AND c.state = 'held'",
@@ -38,11 +46,12 @@ const PAIRS: &[Pair] = &[
     },
     Pair {
         name: USERS,
+        told_by: &["user"],
         left: Side::Shards(
             "SELECT u.bucket AS class, 'user ' || u.user_id AS key,
                     hashtextextended(concat_ws('|', u.user_name, nullif(concat_ws(' ', u.first_name, u.last_name), ''),
                                                u.profile_pic_url, u.role, u.is_active, u.created_at, u.version), 0)
-                        AS digest
+                        AS digest, 0::bigint AS sums
                FROM therev.fence AS f
                JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id)
               WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL",
@@ -50,18 +59,20 @@ const PAIRS: &[Pair] = &[
         right: Side::Directory(
             "SELECT therev.bucket_of(d.user_id) AS class, 'user ' || d.user_id AS key,
                     hashtextextended(concat_ws('|', d.user_name, d.display_name, d.profile_pic_url, d.role, d.is_active,
-                                               d.created_at, d.version), 0) AS digest
+                                               d.created_at, d.version), 0) AS digest, 0::bigint AS sums
                FROM user_directory AS d
               WHERE NOT d.is_deleted",
         ),
     },
     Pair {
         name: THREADS,
+        told_by: &["thread", SUMMED],
         left: Side::Shards(
             "SELECT t.bucket AS class, 'thread ' || t.thread_id AS key,
                     hashtextextended(concat_ws('|', t.author_id, t.title, t.is_pinned, t.is_locked, t.moderation,
-                                               t.created_at, t.version, coalesce(s.posts, 0),
-                                               greatest(t.created_at, s.last_post_at)), 0) AS digest
+                                               t.created_at, t.version), 0) AS digest,
+                    hashtextextended(concat_ws('|', coalesce(s.posts, 0), greatest(t.created_at, s.last_post_at)), 0)
+                        AS sums
                FROM therev.fence AS f
                JOIN threads AS t ON therev.may_read(f, t.bucket, t.author_id)
                LEFT JOIN therev.thread_totals AS s
@@ -71,17 +82,19 @@ const PAIRS: &[Pair] = &[
         right: Side::Directory(
             "SELECT therev.bucket_of(d.author_id) AS class, 'thread ' || d.thread_id AS key,
                     hashtextextended(concat_ws('|', d.author_id, d.title, d.is_pinned, d.is_locked, d.moderation,
-                                               d.created_at, d.version, d.post_count, d.last_activity_at), 0) AS digest
+                                               d.created_at, d.version), 0) AS digest,
+                    hashtextextended(concat_ws('|', d.post_count, d.last_activity_at), 0) AS sums
                FROM thread_directory AS d
               WHERE NOT d.is_deleted",
         ),
     },
     Pair {
         name: PARTICIPANTS,
+        told_by: &["contribution"],
         left: Side::Shards(
             "SELECT c.bucket AS class, 'author ' || c.author_id || ' in thread ' || c.thread_id AS key,
                     hashtextextended(concat_ws('|', c.thread_author_id, c.posts, c.deleted, c.last_post_at, c.version),
-                                     0) AS digest
+                                     0) AS digest, 0::bigint AS sums
                FROM therev.fence AS f
                JOIN therev.thread_contributions AS c ON therev.may_read(f, c.bucket, c.author_id)
               WHERE f.colocation_group = 'content'",
@@ -90,7 +103,7 @@ const PAIRS: &[Pair] = &[
             "SELECT therev.bucket_of(p.participant_id) AS class,
                     'author ' || p.participant_id || ' in thread ' || p.thread_id AS key,
                     hashtextextended(concat_ws('|', p.author_id, p.posts, p.deleted, p.last_post_at, p.version), 0)
-                        AS digest
+                        AS digest, 0::bigint AS sums
                FROM therev.fence AS f
                JOIN therev.thread_participants AS p ON therev.may_read(f, p.bucket, p.author_id)
               WHERE f.colocation_group = 'content'",
@@ -98,18 +111,46 @@ const PAIRS: &[Pair] = &[
     },
 ];
 
+/// The keys that events on their way are about, of these keys. What is on its way for longer than a minute, the proof of the
+/// outbox names.
+const ON_THE_WAY: &str = "
+    SELECT DISTINCT e.key, e.kind
+      FROM (SELECT o.kind::text AS kind,
+                   CASE o.kind WHEN 'user' THEN 'user ' || (f.fact ->> 'user_id')
+                               WHEN 'contribution'
+                               THEN 'author ' || (f.fact ->> 'author_id') || ' in thread ' || (f.fact ->> 'thread_id')
+                               ELSE 'thread ' || (f.fact ->> 'thread_id') END AS key
+              FROM therev.outbox AS o, jsonb_array_elements(therev.facts_of(o)) AS f (fact)
+             WHERE o.delivered_at IS NULL AND o.created_at >= now() - interval '1 minute'
+               AND o.kind = ANY ($1::text[]::therev.event_kind[])) AS e
+     WHERE e.key = ANY ($2)";
+
 /// Rows and an order-independent hash of them, by class.
 type Classes = BTreeMap<i16, (i64, i64)>;
-/// The rows of some classes: class and digest of every key.
-type Rows = BTreeMap<String, Vec<(i16, i64)>>;
+/// The rows of some classes, by key.
+type Rows = BTreeMap<String, Vec<Hashed>>;
+/// The kinds of events on their way, by the keys that they are about.
+type Events = BTreeMap<String, BTreeSet<String>>;
+
+/// A row of one side.
+struct Hashed {
+    class: i16,
+    digest: i64,
+    sums: i64,
+}
 
 /// A key that every look found different.
 pub(crate) struct Differing {
     /// How.
     what: &'static str,
+    /// Whether an event is on its way that may be all it takes.
+    is_late: bool,
     /// The classes in which the side that counts has it.
     pub(crate) classes: BTreeSet<i16>,
 }
+
+/// How a key differs of which only the sums do.
+const SUMS_DIFFER: &str = "the sums of the two sides differ";
 
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
     let mut checks = Vec::new();
@@ -123,13 +164,13 @@ async fn compare(databases: &Databases, pair: &Pair) -> Result<Check, Error> {
     let mut check = Check::named(pair.name);
     let (checked, differing) = look(databases, pair).await?;
     check.checked = checked;
-    for (key, differing) in differing {
+    for (key, differing) in differing.into_iter().filter(|(_, differing)| !differing.is_late) {
         check.wrong(format!("{key}: {}", differing.what));
     }
     Ok(check)
 }
 
-/// The keys of the proof `name` that differ, as its check finds them.
+/// The keys of the proof `name` that differ, as its check finds them; those that are only late among them.
 pub(crate) async fn differing(databases: &Databases, name: &str) -> Result<BTreeMap<String, Differing>, Error> {
     match PAIRS.iter().find(|pair| pair.name == name) {
         Some(pair) => Ok(look(databases, pair).await?.1),
@@ -144,12 +185,19 @@ async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<Strin
     let all: BTreeSet<i16> = left.keys().chain(right.keys()).copied().collect();
     let suspects: Vec<i16> = all.into_iter().filter(|class| left.get(class) != right.get(class)).collect();
     let mut wrong: Option<BTreeMap<String, Differing>> = None;
+    let mut on_the_way = Events::new();
     for look in 0..LOOKS {
         if suspects.is_empty() || wrong.as_ref().is_some_and(BTreeMap::is_empty) {
             break;
         }
         if look > 0 {
             tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        if look + 1 == LOOKS
+            && let Some(wrong) = &wrong
+        {
+            // Asked before the last look, in which agrees what is told meanwhile.
+            on_the_way = events(databases, pair, wrong).await?;
         }
         let (left, right) =
             (rows(databases, &pair.left, &suspects).await?, rows(databases, &pair.right, &suspects).await?);
@@ -164,21 +212,37 @@ async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<Strin
         }
         wrong = Some(still);
     }
-    Ok((checked, wrong.unwrap_or_default()))
+    let mut wrong = wrong.unwrap_or_default();
+    for (key, differing) in &mut wrong {
+        let tells = |kind: &String| kind != SUMMED || differing.what == SUMS_DIFFER;
+        differing.is_late = on_the_way.get(key).is_some_and(|kinds| kinds.iter().any(tells));
+    }
+    Ok((checked, wrong))
+}
+
+/// The events on their way about keys that differ.
+async fn events(databases: &Databases, pair: &Pair, differing: &BTreeMap<String, Differing>) -> Result<Events, Error> {
+    let keys: Vec<&str> = differing.keys().map(String::as_str).collect();
+    let mut all = Events::new();
+    for row in databases.ask_shards(ON_THE_WAY, &[&pair.told_by, &keys]).await? {
+        all.entry(row.get("key")).or_default().insert(row.get("kind"));
+    }
+    Ok(all)
 }
 
 fn differences(left: &Rows, right: &Rows) -> BTreeMap<String, Differing> {
     let keys: BTreeSet<&String> = left.keys().chain(right.keys()).collect();
     let judge = |key: &String| match (left.get(key).map(Vec::as_slice), right.get(key).map(Vec::as_slice)) {
-        (Some([(_, l)]), Some([(_, r)])) if l == r => None,
-        (Some([_]), Some([_])) => Some("the two sides differ"),
+        (Some([l]), Some([r])) if l.digest != r.digest => Some("the two sides differ"),
+        (Some([l]), Some([r])) if l.sums != r.sums => Some(SUMS_DIFFER),
+        (Some([_]), Some([_])) => None,
         (Some([_]), None) => Some("missing on the derived side"),
         (None, Some([_])) => Some("on the derived side only"),
         _ => Some("more than once"),
     };
     let differing = |key: &String| {
-        let classes = left.get(key).into_iter().flatten().map(|(class, _)| *class).collect();
-        judge(key).map(|what| (key.clone(), Differing { what, classes }))
+        let classes = left.get(key).into_iter().flatten().map(|row| row.class).collect();
+        judge(key).map(|what| (key.clone(), Differing { what, is_late: false, classes }))
     };
     keys.into_iter().filter_map(differing).collect()
 }
@@ -187,7 +251,8 @@ async fn classes(databases: &Databases, side: &Side) -> Result<Classes, Error> {
     // With the key, or rows that only changed their keys would look the same.
     let summed = |sql: &str| {
         format!(
-            "SELECT s.class, count(*), bit_xor(hashtextextended(s.key, s.digest)) FROM ({sql}) AS s GROUP BY s.class"
+            "SELECT s.class, count(*), bit_xor(hashtextextended(s.key, s.digest # s.sums))
+               FROM ({sql}) AS s GROUP BY s.class"
         )
     };
     let mut all = Classes::new();
@@ -202,11 +267,13 @@ async fn classes(databases: &Databases, side: &Side) -> Result<Classes, Error> {
 }
 
 async fn rows(databases: &Databases, side: &Side, classes: &[i16]) -> Result<Rows, Error> {
-    let single = |sql: &str| format!("SELECT s.class, s.key, s.digest FROM ({sql}) AS s WHERE s.class = ANY ($1)");
+    let single =
+        |sql: &str| format!("SELECT s.class, s.key, s.digest, s.sums FROM ({sql}) AS s WHERE s.class = ANY ($1)");
     let mut all = Rows::new();
     for rows in ask(databases, side, single, Some(classes)).await? {
         for row in rows {
-            all.entry(row.get(1)).or_default().push((row.get(0), row.get(2)));
+            let hashed = Hashed { class: row.get(0), digest: row.get(2), sums: row.get(3) };
+            all.entry(row.get(1)).or_default().push(hashed);
         }
     }
     Ok(all)

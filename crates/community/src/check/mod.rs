@@ -1,8 +1,9 @@
 //! Proof that the databases agree: every row where its owner is, and everything derived from it the same everywhere.
 //!
 //! Safe beside live traffic. What lies in one database is looked at in one snapshot. What lies in two is compared by
-//! class (bucket): counts and order-independent hashes first, single rows only in the classes that differ; and what
-//! differs is looked at again until it agrees or has stayed different.
+//! class (bucket): counts and order-independent hashes first, single rows only in the classes that differ. What differs is
+//! looked at again until it agrees or has stayed different, key by key; and what an event is still to tell is not wrong for
+//! the minute that this may take.
 
 pub(crate) mod across;
 mod catalog;

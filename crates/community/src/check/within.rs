@@ -10,7 +10,15 @@ use tokio_postgres::Client;
 struct Proof {
     name: &'static str,
     sql: &'static str,
+    /// Which of the wrong rows are only late, by their key; asked of none but them.
+    late: &'static str,
 }
+
+/// Nothing has to follow.
+const NOTHING: &str = "false";
+
+/// How many wrong rows a look names.
+const NAMED_MAX: u64 = 5_000;
 
 const PROOFS: &[Proof] = &[
     Proof {
@@ -37,6 +45,7 @@ const PROOFS: &[Proof] = &[
                                 FROM therev.thread_participants
                     UNION ALL SELECT 'content', bucket, author_id, 'totals of ' || thread_id FROM therev.thread_totals) AS r
               JOIN therev.fence AS f ON f.colocation_group = r.g::therev.colocation_group",
+        late: NOTHING,
     },
     Proof {
         name: "rows in their owner's bucket",
@@ -49,6 +58,7 @@ const PROOFS: &[Proof] = &[
                     UNION ALL SELECT bucket, author_id, 'thread ' || thread_id FROM threads
                     UNION ALL SELECT bucket, author_id, 'post ' || post_id FROM posts
                     UNION ALL SELECT bucket, claim_key, kind || ' ' || value FROM therev.claims) AS r",
+        late: NOTHING,
     },
     Proof {
         name: "deleted users have nothing left",
@@ -60,6 +70,7 @@ const PROOFS: &[Proof] = &[
               JOIN users AS u USING (bucket, user_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
                              WHERE f.colocation_group = 'account' AND therev.may_read(f, u.bucket, u.user_id))",
+        late: NOTHING,
     },
     Proof {
         name: "ids that route",
@@ -74,6 +85,7 @@ const PROOFS: &[Proof] = &[
                     UNION ALL SELECT bucket, task_id, 'task ' || task_id FROM ai_tasks
                     UNION ALL SELECT bucket, thread_id, 'thread ' || thread_id FROM threads
                     UNION ALL SELECT bucket, post_id, 'post ' || post_id FROM posts) AS r",
+        late: NOTHING,
     },
     Proof {
         name: CONTRIBUTIONS,
@@ -91,6 +103,7 @@ const PROOFS: &[Proof] = &[
               FULL JOIN therev.thread_contributions AS c USING (bucket, author_id, thread_id, thread_author_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
                              WHERE f.colocation_group = 'content' AND therev.may_read(f, bucket, author_id))",
+        late: NOTHING,
     },
     Proof {
         name: TOTALS,
@@ -106,6 +119,12 @@ const PROOFS: &[Proof] = &[
               FULL JOIN therev.thread_totals AS t USING (bucket, author_id, thread_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
                              WHERE f.colocation_group = 'content' AND therev.may_read(f, bucket, author_id))",
+        // An event asks for them. One that does so for longer than a minute, the proof of the outbox names.
+        late: "
+            r.key IN (SELECT 'thread ' || (f.fact ->> 'thread_id') || ' of ' || (f.fact ->> 'author_id')
+                        FROM therev.outbox AS o, jsonb_array_elements(therev.facts_of(o)) AS f (fact)
+                       WHERE o.kind = 'totals' AND o.delivered_at IS NULL
+                         AND o.created_at >= now() - interval '1 minute')",
     },
     Proof {
         name: OUTBOX,
@@ -113,6 +132,7 @@ const PROOFS: &[Proof] = &[
             SELECT o.kind::text || ' event ' || o.outbox_id AS key, o.created_at < now() - interval '1 minute' AS wrong
               FROM therev.outbox AS o
              WHERE o.delivered_at IS NULL",
+        late: NOTHING,
     },
     Proof {
         name: CLAIMS,
@@ -120,6 +140,7 @@ const PROOFS: &[Proof] = &[
             SELECT c.kind || ' ' || c.value AS key,
                    c.state = 'pending' AND c.created_at < now() - interval '10 minutes' AS wrong
               FROM therev.claims AS c",
+        late: NOTHING,
     },
     Proof {
         name: "partitions for three months",
@@ -129,6 +150,7 @@ const PROOFS: &[Proof] = &[
                                                + make_interval(months => n.ahead), '_YYYY_MM') AS name
                       FROM unnest(ARRAY['ai_task_logs', 'audit_log']) AS t (parent), generate_series(0, 3) AS n (ahead))
                        AS p",
+        late: NOTHING,
     },
 ];
 
@@ -149,39 +171,59 @@ pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
 async fn of_shard(database: Database, client: &Client) -> Result<Vec<Check>, Error> {
     let mut found = Vec::new();
     for proof in PROOFS {
-        let mut check = look(database, client, proof).await?;
-        // Totals are a moment behind by design: what is wrong is looked at again.
+        let mut seen = look(database, client, proof).await?;
+        // What is derived is a moment behind by design, here now and there then: what is wrong is looked at again, and counts
+        // where it is so each time.
         for _ in 1..LOOKS {
-            if check.wrong == 0 {
+            if seen.wrong == 0 {
                 break;
             }
             tokio::time::sleep(BETWEEN_LOOKS).await;
-            check = look(database, client, proof).await?;
+            seen = look(database, client, proof).await?.after(seen);
         }
-        found.push(check);
+        let examples = seen.keys.iter().take(EXAMPLES).map(|key| format!("{database}: {key}")).collect();
+        found.push(Check { name: proof.name.to_owned(), checked: seen.checked, wrong: seen.wrong, examples });
     }
     Ok(found)
 }
 
-async fn look(database: Database, client: &Client, proof: &Proof) -> Result<Check, Error> {
+/// What was seen of a proof on one shard.
+struct Look {
+    checked: u64,
+    wrong: u64,
+    /// The keys of the wrong rows; of more than [`NAMED_MAX`] the first.
+    keys: BTreeSet<String>,
+}
+
+impl Look {
+    /// What is wrong still, of what was wrong in all looks before. A look that finds more than it names rules nothing out.
+    fn after(mut self, before: Look) -> Look {
+        if before.wrong <= NAMED_MAX {
+            if self.wrong <= NAMED_MAX {
+                self.keys.retain(|key| before.keys.contains(key));
+            } else {
+                self.keys = before.keys;
+            }
+            self.wrong = u64::try_from(self.keys.len()).unwrap_or(u64::MAX);
+        }
+        self
+    }
+}
+
+async fn look(database: Database, client: &Client, proof: &Proof) -> Result<Look, Error> {
     let sql = format!(
-        "SELECT count(*) AS checked, count(*) FILTER (WHERE r.wrong) AS wrong,
-                (array_agg(r.key ORDER BY r.key) FILTER (WHERE r.wrong))[1:{EXAMPLES}] AS examples
-           FROM ({}) AS r",
-        proof.sql
+        "SELECT count(*) AS checked, count(*) FILTER (WHERE w.wrong) AS wrong,
+                (array_agg(w.key ORDER BY w.key) FILTER (WHERE w.wrong))[1:{NAMED_MAX}] AS keys
+           FROM (SELECT r.key, r.wrong AND ({}) IS NOT TRUE AS wrong FROM ({}) AS r) AS w",
+        proof.late, proof.sql
     );
     let row = client.query_one(&sql, &[]).await.map_err(|source| Error::Sql { database, source })?;
     let count = |name: &str| u64::try_from(row.get::<_, i64>(name)).unwrap_or(0);
-    let examples: Vec<String> = row.get::<_, Option<_>>("examples").unwrap_or_default();
-    Ok(Check {
-        name: proof.name.to_owned(),
-        checked: count("checked"),
-        wrong: count("wrong"),
-        examples: examples.into_iter().map(|key| format!("{database}: {key}")).collect(),
-    })
+    let keys: Vec<String> = row.get::<_, Option<_>>("keys").unwrap_or_default();
+    Ok(Look { checked: count("checked"), wrong: count("wrong"), keys: keys.into_iter().collect() })
 }
 
-/// The keys that the proof `name` finds wrong, in every look.
+/// The keys that the proof `name` finds wrong, in every look; those that are only late among them.
 pub(crate) async fn wrong_keys(databases: &Databases, name: &str) -> Result<BTreeSet<String>, Error> {
     let Some(proof) = PROOFS.iter().find(|proof| proof.name == name) else { return Ok(BTreeSet::new()) };
     let sql = format!("SELECT r.key FROM ({}) AS r WHERE r.wrong", proof.sql);
@@ -201,4 +243,37 @@ pub(crate) async fn wrong_keys(databases: &Databases, name: &str) -> Result<BTre
         wrong = Some(still);
     }
     Ok(wrong.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(wrong: &[&str]) -> Look {
+        let keys: BTreeSet<String> = wrong.iter().map(|key| (*key).to_owned()).collect();
+        Look { checked: 9, wrong: u64::try_from(keys.len()).unwrap(), keys }
+    }
+
+    /// One that finds so many that it names only some.
+    fn too_many() -> Look {
+        Look { wrong: NAMED_MAX + 1, ..look(&["a", "b"]) }
+    }
+
+    fn seen(look: &Look) -> (u64, Vec<&str>) {
+        (look.wrong, look.keys.iter().map(String::as_str).collect())
+    }
+
+    #[test]
+    fn only_what_every_look_finds_wrong_counts() {
+        assert_eq!(seen(&look(&["b", "c"]).after(look(&["a", "b"]))), (1, vec!["b"]));
+        assert_eq!(seen(&look(&["c"]).after(look(&["a"]))), (0, vec![]));
+        assert_eq!(seen(&look(&[]).after(look(&["a"]))), (0, vec![]));
+    }
+
+    #[test]
+    fn a_look_that_finds_too_many_rules_nothing_out() {
+        assert_eq!(seen(&too_many().after(look(&["b", "z"]))), (2, vec!["b", "z"]));
+        assert_eq!(seen(&look(&["y", "z"]).after(too_many())), (2, vec!["y", "z"]));
+        assert_eq!(seen(&too_many().after(too_many())), (NAMED_MAX + 1, vec!["a", "b"]));
+    }
 }

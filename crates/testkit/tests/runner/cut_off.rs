@@ -3,8 +3,9 @@
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 use testkit::TestCluster;
-use therev::{Actor, Error, NewPost, NewThread, NewUser, PostId, Therev, UserId};
+use therev::{Actor, Config, Error, NewPost, NewThread, NewUser, PostId, Therev, UserId};
 
 fn operator() -> Actor {
     Actor::Operator("test".into())
@@ -82,9 +83,44 @@ async fn a_late_freeing_does_not_take_a_name_that_was_taken_anew() {
     patient.claim_timeout_s = 3_600;
     let patient = therev::connect(patient).await.expect("a node");
     assert_eq!(patient.relay_once().await.expect("the relay runs").delivered.get("claim"), Some(&1));
-    assert_eq!(patient.user_named("mine").await.expect("an answer"), Some(id), "the name is still taken");
+    assert_eq!(patient.user_named("mine").await.expect("an answer"), None, "it is nobody's yet");
+    let other = register(&patient, UserId::new(), "mine").await;
+    assert!(matches!(other, Err(Error::Conflict { .. })), "the name is still taken: {other:?}");
     register(&patient, id, "mine").await.expect("the same registration, asked for again");
     drop((patient, shard));
+    cluster.finish().await;
+}
+
+/// Two registrations of one id share the claim of a name. The one that is refused for another reason does not give back what
+/// the other one has taken since, and written.
+#[tokio::test]
+async fn a_name_that_another_call_has_taken_too_is_not_given_back() {
+    let cluster = TestCluster::new(therev::Layout::Colocated, 1).await;
+    let node = therev::connect(Config { deadline_ms: 60_000, ..cluster.config() }).await.expect("a node");
+    register(&node, UserId::new(), "bob").await.expect("a user");
+    let (holder, looks) = (cluster.stranger("shard_0").await, cluster.stranger("shard_0").await);
+    let hold = "BEGIN; SELECT FROM therev.claims WHERE value = 'bob@example.org' FOR UPDATE";
+    holder.batch_execute(hold).await.expect("bob's address is held");
+    let (id, name) = (UserId::new(), "shared");
+    let email = Some("bob@example.org".to_owned());
+    let new = NewUser { user_id: Some(id), user_name: name.into(), email, ..NewUser::default() };
+    let refused = node.clone();
+    let refused = tokio::spawn(async move { refused.register(new, &operator()).await });
+    // It has the name and waits for the address. Not asked in the transaction: that would see the same activity all the while.
+    let waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+    let until_it_waits = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while looks.query(waits, &[]).await.expect("the activity is read").is_empty() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), until_it_waits).await.expect("it waits");
+    assert!(cut_off(&cluster, "register.written", 1, &["register", &id.to_string(), name]));
+    holder.batch_execute("ROLLBACK").await.expect("bob's address is free");
+    let refused = refused.await.expect("no panic");
+    assert!(matches!(refused, Err(Error::Conflict { what: "e-mail address", .. })), "{refused:?}");
+    assert_eq!(node.user_named(name).await.expect("an answer"), Some(id), "the claim is there");
+    drop((holder, looks, node));
     cluster.finish().await;
 }
 

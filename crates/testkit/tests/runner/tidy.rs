@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Who may read the environment: programs and tests, each of which is told by it; the library is told by its `Config`.
-const READS_ENVIRONMENT: [&str; 5] = [
+const READS_ENVIRONMENT: [&str; 6] = [
+    "bench/src/cluster.rs",
     "crates/cli/src/config.rs",
     "crates/local/tests/cluster.rs",
     "crates/testkit/src/bin/therev-nemesis/world.rs",

@@ -1,9 +1,9 @@
 //! The community's operations, in both layouts.
 
-use crate::things::{operator, post, thread, user, user_per_shard};
+use crate::things::{operator, post, thread, until_somebody_waits, user, user_per_shard};
 use testkit::TestCluster;
 use therev::{
-    Actor, Error, Group, Layout, Moderation, NewPost, NewThread, NewUser, PostChange, PostId, Role, ShardNo,
+    Actor, Config, Error, Group, Layout, Moderation, NewPost, NewThread, NewUser, PostChange, PostId, Role, ShardNo,
     ThreadChange, ThreadOrder, UserChange, UserId,
 };
 
@@ -135,6 +135,51 @@ async fn what_deleting_means() {
         drop(node);
         cluster.finish().await;
     }
+}
+
+#[tokio::test]
+async fn content_that_a_deletion_left_goes_when_it_is_asked_for_again() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        let [ada, bob, ..] = user_per_shard(&node).await;
+        let own = thread(&node, ada, "Her own").await;
+        let open = thread(&node, bob, "Another's").await;
+        let left = post(&node, ada, &open, "left").await;
+        node.delete_user(ada, false, &operator()).await.expect("the user is deleted");
+        assert!(matches!(node.delete_user(ada, false, &operator()).await, Err(Error::Gone { .. })));
+        assert_eq!(node.post(left.post_id).await.expect("it stays").body.as_deref(), Some("left"));
+
+        let gone = node.delete_user(ada, true, &operator()).await.expect("there was content to delete");
+        assert_eq!((gone.threads, gone.posts), (1, 1));
+        assert!(matches!(node.thread(own.thread_id).await, Err(Error::Gone { .. })));
+        assert_eq!(node.post(left.post_id).await.expect("its place").body, None);
+        assert!(matches!(node.delete_user(ada, true, &operator()).await, Err(Error::Gone { .. })));
+        drop(node);
+        cluster.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_written_while_its_author_is_deleted_goes_too() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { deadline_ms: 60_000, ..cluster.config() }).await.expect("a node");
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, bob, "Another's").await;
+    let (holder, looks) = (cluster.stranger("shard_0").await, cluster.stranger("shard_0").await);
+    let hold = format!("BEGIN; SELECT FROM users WHERE user_id = '{ada}' FOR UPDATE");
+    holder.batch_execute(&hold).await.expect("the account is held");
+    let deleting = node.clone();
+    let deletion = tokio::spawn(async move { deleting.delete_user(ada, true, &operator()).await });
+    // Her content has been looked for, and there was none.
+    until_somebody_waits(&looks).await;
+    let late = post(&node, ada, &open, "late").await;
+    holder.batch_execute("ROLLBACK").await.expect("the account is free");
+    let gone = deletion.await.expect("no panic").expect("the user is deleted");
+    assert_eq!((gone.threads, gone.posts), (0, 1));
+    assert_eq!(node.post(late.post_id).await.expect("its place").body, None);
+    drop((holder, looks, node));
+    cluster.finish().await;
 }
 
 #[tokio::test]
@@ -323,6 +368,35 @@ async fn the_same_post_twice_is_one() {
     let other = NewPost { body: "something else".into(), ..new };
     assert!(matches!(node.create_post(other).await, Err(Error::Conflict { what: "id", .. })));
     assert_eq!(node.thread(open.thread_id).await.expect("the thread").post_count, 2);
+    drop(node);
+    cluster.finish().await;
+}
+
+/// Whoever did not hear the answer asks again, and the thread takes no posts by then.
+#[tokio::test]
+async fn the_same_post_is_answered_after_its_thread_was_locked_or_deleted() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Not for long").await;
+    let new = |body: &str| NewPost { post_id: Some(PostId::new(bob)), ..NewPost::new(bob, open.thread_id, body) };
+    let (first, second) = (new("first"), new("second"));
+    let created = node.create_post(first.clone()).await.expect("a post");
+    let removed = node.create_post(second.clone()).await.expect("another");
+    node.delete_post(removed.post_id, &operator()).await.expect("it is deleted");
+
+    let lock = ThreadChange { is_locked: Some(true), ..ThreadChange::default() };
+    node.change_thread(open.thread_id, lock, &operator()).await.expect("it is locked");
+    assert_eq!(node.create_post(first.clone()).await.expect("the same post"), created);
+    assert!(matches!(node.create_post(second).await, Err(Error::Gone { what: "post", .. })));
+    let other = NewPost { body: "something else".into(), ..first.clone() };
+    assert!(matches!(node.create_post(other).await, Err(Error::Conflict { what: "id", .. })));
+    assert!(matches!(node.create_post(new("too late")).await, Err(Error::Locked(_))));
+    assert!(matches!(node.create_post(NewPost::new(bob, open.thread_id, "x")).await, Err(Error::Locked(_))));
+
+    node.delete_thread(open.thread_id, &operator()).await.expect("it is deleted");
+    assert_eq!(node.create_post(first).await.expect("the same post"), created);
+    assert!(matches!(node.create_post(new("too late")).await, Err(Error::Gone { what: "thread", .. })));
     drop(node);
     cluster.finish().await;
 }

@@ -346,3 +346,111 @@ async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
     drop((control, node));
     cluster.finish().await;
 }
+
+/// Has the control database say that a shard's hosts are these.
+async fn hosts(cluster: &TestCluster, shard: i16, hosts: &str) {
+    let set = "UPDATE therev.shards SET hosts = $1 WHERE shard = $2";
+    cluster.stranger("control").await.execute(set, &[&hosts, &shard]).await.expect("readdressed");
+}
+
+/// The host of the server that has a database.
+fn host(cluster: &TestCluster, part: &str) -> String {
+    let address: tokio_postgres::Config = cluster.url(part).parse().expect("an address");
+    format!("127.0.0.1:{}", address.get_ports()[0])
+}
+
+#[tokio::test]
+async fn a_host_that_says_nothing_keeps_nobody_from_the_next() {
+    let cluster = TestCluster::colocated().await;
+    let authors = user_per_shard(&fresh(&cluster).await).await;
+    // The system takes connections for it, and nobody ever answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (port, answers) = (silent.local_addr().expect("a port").port(), host(&cluster, "shard_1"));
+    hosts(&cluster, 1, &format!("127.0.0.1:{port},{answers}")).await;
+    let node = fresh(&cluster).await;
+    node.user(authors[1]).await.expect("the other host answers");
+    node.check().await.expect("whoever proves gets there as well");
+    hosts(&cluster, 1, &answers).await;
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn of_two_hosts_that_take_writes_the_one_counts_that_was_granted_its_life() {
+    let cluster = TestCluster::colocated().await;
+    let node = fresh(&cluster).await;
+    let authors = user_per_shard(&node).await;
+    drop(node);
+    // On another server, under the same name: one that was shard 1 in another life.
+    let name: String = {
+        let shard = cluster.stranger("shard_1").await;
+        shard.query_one("SELECT current_database()", &[]).await.expect("a name").get(0)
+    };
+    end_others(&cluster.stranger("shard_2").await).await;
+    let source = cluster.url("shard_2");
+    let (server, template) = source.rsplit_once('/').expect("an address with a database");
+    let admin = testkit::connect(&format!("{server}/postgres")).await;
+    let copy = format!("CREATE DATABASE {name} TEMPLATE {template} OWNER therev_admin");
+    admin.batch_execute(&copy).await.expect("a database of that name");
+    let other = testkit::connect(&format!("{server}/{name}")).await;
+    let pretend = "UPDATE therev.identity SET shard = 1, incarnation = gen_random_uuid()";
+    other.batch_execute(pretend).await.expect("another life");
+
+    let (first, second) = (host(&cluster, "shard_2"), host(&cluster, "shard_1"));
+    hosts(&cluster, 1, &format!("{first},{second}")).await;
+    let node = fresh(&cluster).await;
+    node.user(authors[1]).await.expect("the second host is the one that counts");
+    node.check().await.expect("whoever proves gets there as well");
+    hosts(&cluster, 1, &first).await;
+    let refused = fresh(&cluster).await.user(authors[1]).await;
+    assert!(matches!(&refused, Err(Error::Store(error)) if error.kind() == "closed"), "{refused:?}");
+    hosts(&cluster, 1, &second).await;
+    drop((node, other));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn nodes_go_where_a_shard_and_the_directory_have_gone() {
+    let cluster = TestCluster::colocated().await;
+    let node = fresh(&cluster).await;
+    let authors = user_per_shard(&node).await;
+    let control = cluster.stranger("control").await;
+    let directory = "UPDATE therev.directories SET hosts = $1 WHERE directory = 0";
+    let nobody = "127.0.0.1:1";
+    for (there, answers) in [(nobody, false), ("", true)] {
+        let hosts_of = |part: &str| if there.is_empty() { host(&cluster, part) } else { there.to_owned() };
+        hosts(&cluster, 1, &hosts_of("shard_1")).await;
+        control.execute(directory, &[&hosts_of("directory")]).await.expect("readdressed");
+        node.shards().refresh().await.expect("the control database answers");
+        assert_eq!(node.user(authors[1]).await.is_ok(), answers, "shard 1 is at `{there}`");
+        assert_eq!(node.shards().directory().token().await.is_ok(), answers, "the directory is at `{there}`");
+        node.user(authors[2]).await.expect("the others go on");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn another_control_database_counts_only_with_a_greater_number() {
+    let cluster = TestCluster::colocated().await;
+    let node = fresh(&cluster).await;
+    promoted(&cluster, "control").await;
+    node.shards().refresh().await.expect("it has begun a life");
+    let control = cluster.stranger("control").await;
+    let life = control.query_one("SELECT incarnation, incarnation_counter FROM therev.identity", &[]).await;
+    let life = life.expect("an identity");
+    let (incarnation, counter): (Uuid, i64) = (life.get(0), life.get(1));
+    let set = "UPDATE therev.identity SET incarnation = $1, incarnation_counter = $2";
+    // One that was promoted beside it, and one that comes back as it was before.
+    for (incarnation, counter) in [(Uuid::new_v4(), counter), (Uuid::new_v4(), counter - 1)] {
+        control.execute(set, &[&incarnation, &counter]).await.expect("another server is in its place");
+        end_others(&control).await;
+        let refused = node.shards().refresh().await.expect_err("it is not the one that counts");
+        assert!(refused.to_string().contains("another server was promoted in its place"), "{refused}");
+    }
+    control.execute(set, &[&incarnation, &counter]).await.expect("the one that counts is back");
+    end_others(&control).await;
+    node.shards().refresh().await.expect("it answers");
+    drop(node);
+    cluster.finish().await;
+}

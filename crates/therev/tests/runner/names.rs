@@ -97,6 +97,35 @@ async fn a_name_whose_change_never_came_is_free_again() {
 }
 
 #[tokio::test]
+async fn a_name_is_somebodys_once_the_row_has_it() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let ada = user(&node, "ada").await;
+    let claims = async |name: &str| {
+        let shard = therev::bucket_of(claim_key(name)).number() % 4;
+        cluster.stranger(&format!("shard_{shard}")).await
+    };
+    // A change of name that was cut off before it changed the row ...
+    claims("wanted")
+        .await
+        .execute(
+            "INSERT INTO therev.claims (claim_key, kind, value, user_id, state, version)
+             VALUES ($1, 'user_name', 'wanted', $2, 'pending', $3)",
+            &[&claim_key("wanted"), &ada.user_id.0, &(ada.version + 1)],
+        )
+        .await
+        .expect("a claim for a change");
+    assert_eq!(node.user_named("wanted").await.expect("an answer"), None);
+    assert!(matches!(node.where_name("wanted").await, Err(Error::NotFound { .. })));
+    // ... and one that was cut off before the name was confirmed.
+    let pending = "UPDATE therev.claims SET state = 'pending' WHERE value = 'ada'";
+    assert_eq!(claims("ada").await.execute(pending, &[]).await.expect("it is pending again"), 1);
+    assert_eq!(node.user_named("ada").await.expect("an answer"), Some(ada.user_id));
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
 async fn names_go_around() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;

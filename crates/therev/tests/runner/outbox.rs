@@ -1,8 +1,10 @@
 //! Delivery: twice, late, out of order, or not at all for a while.
 
 use crate::things::{operator, post, thread, user, user_per_shard};
+use futures_util::future::join_all;
+use std::time::Duration;
 use testkit::TestCluster;
-use therev::{Seen, ThreadOrder, UserChange};
+use therev::{Config, Seen, ThreadOrder, UserChange};
 
 /// The oldest event of everything that single events are about.
 const FIRST_OF_EACH: &str = "outbox_id IN (
@@ -115,5 +117,49 @@ async fn any_number_of_relays_at_once() {
     let listed = node.threads(ThreadOrder::MostActive, None, 1, Some(&open.seen)).await.expect("the list");
     assert_eq!(listed.items[0].post_count, 40);
     drop((node, hasty));
+    cluster.finish().await;
+}
+
+/// A bucket's outbox is delivered some at a time; the writer's own event is the last one of it.
+#[tokio::test]
+async fn own_writes_are_visible_behind_many_that_waited() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { delivery_ms: 30_000, ..cluster.config() }).await.expect("a node");
+    let [ada, ..] = user_per_shard(&node).await;
+    let shard = cluster.stranger("shard_0").await;
+    // Names that nobody has are given up, again and again.
+    let before = "INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+                  SELECT 'account', $1::smallint, 'claim',
+                         jsonb_build_array(jsonb_build_object('claim_key', $2::uuid, 'user_id', $2::uuid,
+                                                              'held', false, 'version', 1))
+                    FROM generate_series(1, 2500)";
+    shard.execute(before, &[&ada.bucket().sql(), &ada.0]).await.expect("events");
+    let open = thread(&node, ada, "Behind all of them").await;
+    assert!(matches!(open.seen, Seen::Position(_)), "{:?}", open.seen);
+    let listed = node.threads(ThreadOrder::Newest, None, 9, Some(&open.seen)).await.expect("the list");
+    assert_eq!(listed.items.first().map(|card| card.thread_id), Some(open.thread_id));
+    drop((shard, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn what_writers_have_delivered_is_marked_without_a_relay() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Busy").await;
+    for _ in 0..10 {
+        join_all((0..30).map(|_| post(&node, bob, &open, "text"))).await;
+    }
+    let shard = cluster.stranger("shard_1").await;
+    let marked = "SELECT count(*) FROM therev.outbox WHERE kind = 'contribution' AND delivered_at IS NOT NULL";
+    let wait = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while shard.query_one(marked, &[]).await.expect("a count").get::<_, i64>(0) < 200 {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), wait).await.expect("they are marked");
+    drop((shard, node));
     cluster.finish().await;
 }

@@ -16,6 +16,7 @@ impl OwnCluster {
         let mut options = local::Options::new(folder.path().join("cluster"));
         (options.shards, options.replicas, options.standbys) = (2, 0, 1);
         (options.synchronous, options.durable) = (synchronous, false);
+        options.pg_bin = Some(testkit::test_servers().pg_bin.clone());
         let cluster = local::Cluster::up(&options, &mut |_| {}).expect("servers");
         let plan = InitPlan {
             control: cluster.control_url().expect("an address"),

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use testkit::TestCluster;
 use therev::repair::Report;
 use therev::{
-    AccountType, Layout, NewAccount, NewPost, NewSession, NewTask, NewUser, Provider, SecretString, TaskType, Therev,
-    ThreadOrder, UserChange, UserId,
+    AccountType, Config, Layout, NewAccount, NewPost, NewSession, NewTask, NewUser, Provider, SecretString, TaskType,
+    Therev, ThreadId, ThreadOrder, UserChange, UserId,
 };
 
 /// What is a user's own.
@@ -344,5 +344,77 @@ async fn beside_writers_no_count_is_lost() {
     assert!(written > 20, "{written} posts were written meanwhile");
     cluster.prove().await;
     drop(node);
+    cluster.finish().await;
+}
+
+/// The proofs that find something wrong.
+fn wrong(report: &therev::check::Report) -> Vec<&str> {
+    report.checks.iter().filter(|check| check.wrong > 0).map(|check| check.name.as_str()).collect()
+}
+
+/// At any moment some thread is not summed, some copy not delivered: another one each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_writers_and_a_relay_check_finds_nothing_wrong() {
+    let cluster = TestCluster::colocated().await;
+    let config = Config { relay_ms: 50, claim_timeout_s: 60, ..cluster.config() };
+    let node = therev::connect(config).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let mut threads = Vec::new();
+    for n in 0..40 {
+        threads.push(thread(&node, authors[n % 4], "Busy").await.value);
+    }
+    let (threads, stop) = (Arc::new(threads), Arc::new(AtomicBool::new(false)));
+    let writers = authors.map(|author| {
+        let (node, threads, stop) = (node.clone(), threads.clone(), stop.clone());
+        tokio::spawn(async move {
+            let mut written = 0;
+            while !stop.load(Ordering::Relaxed) {
+                post(&node, author, &threads[written % threads.len()], "text").await;
+                written += 1;
+            }
+            written
+        })
+    });
+    for _ in 0..3 {
+        let report = node.check().await.expect("check runs");
+        assert!(report.ok, "{:?}", wrong(&report));
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        assert!(writer.await.expect("no panic") > 0);
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_is_not_wrong_for_a_minute() {
+    let cluster = TestCluster::new(Layout::Colocated, 1).await;
+    let node = cluster.node().await;
+    let ada = user(&node, "ada").await.user_id;
+    // Nobody has summed this thread yet.
+    let open = thread(&node, ada, "Not summed").await;
+    post(&node, ada, &open, "text").await;
+    // And of what a stranger writes nobody has heard.
+    let shard = cluster.stranger("shard_0").await;
+    let bob = UserId::new();
+    let by_hand = format!(
+        "INSERT INTO therev.claims (claim_key, kind, value, user_id, state, version)
+         VALUES (therev.claim_key('user_name', 'bob'), 'user_name', 'bob', '{bob}', 'held', 1);
+         INSERT INTO users (user_id, user_name) VALUES ('{bob}', 'bob');
+         INSERT INTO threads (author_id, thread_id, title, body) VALUES ('{bob}', '{}', 'By hand', 'text')",
+        ThreadId::new(bob)
+    );
+    shard.batch_execute(&by_hand).await.expect("a stranger's rows");
+    let report = node.check().await.expect("check runs");
+    assert!(report.ok, "{:?}", wrong(&report));
+
+    // Nothing takes as long as that.
+    let aged = "UPDATE therev.outbox SET created_at = now() - interval '2 minutes' WHERE delivered_at IS NULL";
+    shard.batch_execute(aged).await.expect("two minutes later");
+    let report = node.check().await.expect("check runs");
+    let late = ["totals = participants", "outbox younger than a minute", "users = directory", "threads = directory"];
+    assert_eq!(wrong(&report), late);
+    drop((shard, node));
     cluster.finish().await;
 }

@@ -115,6 +115,42 @@ async fn a_page_asks_one_shard_of_sixteen() {
 }
 
 #[tokio::test]
+async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Mostly one's").await;
+    let mut written = Vec::new();
+    for number in 0..46 {
+        // Two of everybody in turn, then one author's alone.
+        let author = if number < 8 { authors[number % 4] } else { authors[1] };
+        written.push(post(&node, author, &open, "text").await.post_id);
+    }
+    cluster.replica_caught_up().await;
+    let before = node.shards().statements();
+    let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
+    assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
+    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1), (Database::Replica(1), 1)]);
+    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where most posts are, the names");
+
+    for limit in [1, 5, 9, 20, 45, 46, 47] {
+        let (mut read, mut after) = (Vec::new(), None);
+        loop {
+            let page = node.thread_page(open.thread_id, after, limit).await.expect("a page");
+            assert!(page.posts.len() == limit || page.next.is_none(), "a page of {limit} is whole, or the last");
+            read.extend(page.posts.iter().map(|it| it.post.post_id));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(read, written, "pages of {limit}");
+    }
+    drop(node);
+    cluster.finish().await;
+}
+
+#[tokio::test]
 async fn the_busiest_users_are_known_to_the_control_database() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;

@@ -1,6 +1,8 @@
 //! What tests make again and again.
 
+use std::time::Duration;
 use therev::{Actor, NewPost, NewThread, NewUser, Post, Therev, Thread, User, UserId, Written};
+use tokio_postgres::Client;
 
 /// Somebody at the command line.
 pub(crate) fn operator() -> Actor {
@@ -36,4 +38,18 @@ pub(crate) async fn thread(node: &Therev, author: UserId, title: &str) -> Writte
 /// A reply to a thread.
 pub(crate) async fn post(node: &Therev, author: UserId, thread: &Thread, body: &str) -> Post {
     node.create_post(NewPost::new(author, thread.thread_id, body)).await.expect("the post is written")
+}
+
+/// Waits until somebody waits for a lock in this database.
+///
+/// Not asked through a transaction of its own: that would see the same activity all the while.
+pub(crate) async fn until_somebody_waits(client: &Client) {
+    let waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() LIMIT 1";
+    let wait = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while client.query_opt(waits, &[]).await.expect("the activity is read").is_none() {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("somebody waits");
 }
