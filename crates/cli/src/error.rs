@@ -268,4 +268,14 @@ mod tests {
         assert_eq!(error.message, "could not make /x: permission denied");
         assert_eq!(error.next, "put it right and try again");
     }
+
+    #[test]
+    fn only_a_pipe_that_nobody_reads_is_told_of_to_nobody() {
+        let silent = |error: CliError| format!("{:?}", error.report(true)) == format!("{:?}", ExitCode::SUCCESS);
+        assert!(silent(io::Error::from(io::ErrorKind::BrokenPipe).into()));
+        let closed = therev::StoreError::Closed { database: Database::Directory, reason: "promoted".into() };
+        let closed = CliError::from(closed);
+        assert_eq!(closed.json()["error"]["kind"], "closed");
+        assert!(!silent(closed));
+    }
 }
