@@ -17,8 +17,8 @@ const STAGGER: Duration = Duration::from_millis(200);
 /// A connection, and the task that drives it.
 pub(crate) type Reached = (Client, JoinHandle<()>);
 
-/// Connects to the host that is in this life, where one is; else to one that takes the connection. Ends when every host has
-/// said something: the caller minds the time.
+/// Connects to the host that is in this life, where one is; else to one that takes the connection, which may be a standby that has just
+/// taken a silent primary's place. While nobody takes it, the caller minds the time.
 pub(crate) async fn reach(config: &Config, life: Option<Life>) -> Result<Reached, Error> {
     let mut hosts = each_host(config).into_iter();
     if hosts.len() < 2 {
@@ -28,6 +28,7 @@ pub(crate) async fn reach(config: &Config, life: Option<Life>) -> Result<Reached
     let mut second_best: Option<Result<Reached, Error>> = None;
     loop {
         // The next one, now that one has answered in vain or was silent for a while.
+        let are_all_asked = hosts.len() == 0;
         asked.extend(hosts.next().map(|host| ask(host, life)));
         match tokio::time::timeout(STAGGER, asked.next()).await {
             Ok(Some((Ok(reached), true))) => return Ok(reached),
@@ -37,6 +38,10 @@ pub(crate) async fn reach(config: &Config, life: Option<Life>) -> Result<Reached
                     return answer;
                 }
             }
+            Err(_) if are_all_asked => match second_best {
+                Some(Ok(reached)) => return Ok(reached),
+                other => second_best = other,
+            },
             Err(_) => {}
         }
     }

@@ -363,6 +363,7 @@ impl Inner {
         let (before, mut known) = (self.catalog.load_full(), BTreeMap::clone(&self.shards.load()));
         known.retain(|shard, _| !before.is_elsewhere(&catalog, *shard));
         let mut pools = pools(&catalog, &self.lives, &self.config, &known)?;
+        self.directory.follow(&catalog, &self.config, &self.lives)?;
         // Calls that are on their way to a shard that was removed are sent on by it; the next refresh lets it go.
         let leaving = before.shards.iter().filter_map(|entry| Some((entry.shard, known.get(&entry.shard)?.clone())));
         leaving.for_each(|(shard, pool)| {
@@ -374,7 +375,6 @@ impl Inner {
                 pool.know(entry.life);
             }
         }
-        self.directory.follow(&catalog, &self.config, &self.lives)?;
         self.map.rcu(|map| {
             let mut map = Map::clone(map);
             catalog.teach(&mut map);

@@ -370,6 +370,12 @@ async fn a_host_that_says_nothing_keeps_nobody_from_the_next() {
     let node = fresh(&cluster).await;
     node.user(authors[1]).await.expect("the other host answers");
     node.check().await.expect("whoever proves gets there as well");
+    // A standby that has taken the silent one's place is in no life that anybody knows yet.
+    promoted(&cluster, "shard_1").await;
+    node.user(authors[1]).await.expect("who was connected follows");
+    fresh(&cluster).await.user(authors[1]).await.expect("who comes now gets there");
+    let (here, counts) = lives(&cluster, "shard_1").await;
+    assert_eq!(here, counts);
     hosts(&cluster, 1, &answers).await;
     drop(node);
     cluster.finish().await;
