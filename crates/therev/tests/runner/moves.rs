@@ -1,6 +1,6 @@
 //! Relocation: what is moved is whole, on one shard, and nothing of the move is left.
 
-use crate::things::{post, thread, user_per_shard};
+use crate::things::{begun_by_a_sleeper, post, thread, user_per_shard};
 use std::time::Duration;
 use testkit::{TestCluster, drive};
 use therev::relocation::{Goal, Mover, Options, Request, State};
@@ -295,18 +295,6 @@ async fn a_reversal_can_be_called_off() {
     cluster.finish().await;
 }
 
-/// A worker that slept in the first step until a relocation of this user's bucket from shard 0 to 2 was over begins it.
-async fn begun_by_a_sleeper(cluster: &TestCluster, mover: &Mover, number: i64, user: therev::UserId) {
-    let tag = mover.show(number).await.expect("it is known").tag;
-    let bucket = user.bucket().sql();
-    for (part, side, peer) in [("shard_0", "source", 2_i16), ("shard_2", "target", 0)] {
-        let begin =
-            "SELECT therev.begin_part($1, $2, $3, $4, '{account,content}', ARRAY[$5::smallint], '{1,1}', NULL, '[]')";
-        let client = cluster.stranger(part).await;
-        client.query(begin, &[&number, &tag, &side, &peer, &bucket]).await.expect("a part begins");
-    }
-}
-
 #[tokio::test]
 async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let cluster = TestCluster::colocated().await;
@@ -315,7 +303,7 @@ async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let mover = Mover::new(node.shards().clone(), Options::default());
     let number = begun(&node, &mover, authors[0], Goal::Aborted).await;
     assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Aborted);
-    begun_by_a_sleeper(&cluster, &mover, number, authors[0]).await;
+    begun_by_a_sleeper(&cluster, &mover, number, authors[0].bucket()).await;
     mover.find_lost().await.expect("the shards are asked");
     nothing_left(&cluster).await;
     drop((mover, node));
@@ -335,7 +323,7 @@ async fn what_a_sleeper_begins_of_what_was_done_is_taken_back() {
     let back = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
     assert_eq!(Box::pin(drive(&node, &mover, back)).await.state, State::Done);
 
-    begun_by_a_sleeper(&cluster, &mover, number, authors[0]).await;
+    begun_by_a_sleeper(&cluster, &mover, number, authors[0].bucket()).await;
     mover.find_lost().await.expect("the shards are asked");
     nothing_left(&cluster).await;
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);

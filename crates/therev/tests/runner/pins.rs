@@ -1,6 +1,6 @@
 //! Pins: a user placed apart from its bucket is found by everybody, and nobody else notices.
 
-use crate::things::{operator, post, thread, user_per_shard};
+use crate::things::{begun_by_a_sleeper, operator, post, thread, user_per_shard};
 use std::time::Duration;
 use testkit::{TestCluster, Writing, drive, while_relaying};
 use therev::relocation::{Aim, Goal, Mover, Options, Relocation, Request, State};
@@ -200,6 +200,23 @@ async fn a_pin_goes_back_and_is_undone_like_any_relocation() {
         assert!(one.prove(&shards).await > 10);
     }
     node.relay_once().await.expect("the relay runs");
+    scene.prove(2, 0).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
+/// What is taken back of a part that was begun too late is what the part would have brought: the user who was placed apart on its
+/// shard since is there for good.
+#[tokio::test]
+async fn what_a_sleeper_begins_takes_nothing_from_whom_was_placed_apart_since() {
+    let scene = Scene::new().await;
+    let late = scene.move_it(None, 0, 2, Goal::Aborted).await;
+    assert_eq!(Box::pin(scene.drive(late)).await.state, State::Aborted);
+    scene.moved(Some(scene.pinned), 0, 2).await;
+    begun_by_a_sleeper(&scene.cluster, &scene.mover, late, scene.pinned.bucket()).await;
+    scene.mover.find_lost().await.expect("the shards are asked");
+    scene.nothing_left().await;
     scene.prove(2, 0).await;
     let Scene { cluster, node, mover, .. } = scene;
     drop((node, mover));

@@ -1,7 +1,9 @@
 //! What tests make again and again.
 
 use std::time::Duration;
-use therev::{Actor, NewPost, NewThread, NewUser, Post, Therev, Thread, User, UserId, Written};
+use testkit::TestCluster;
+use therev::relocation::Mover;
+use therev::{Actor, Bucket, NewPost, NewThread, NewUser, Post, Therev, Thread, User, UserId, Written};
 use tokio_postgres::Client;
 
 /// Somebody at the command line.
@@ -52,4 +54,15 @@ pub(crate) async fn until_somebody_waits(client: &Client) {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("somebody waits");
+}
+
+/// A worker that slept in the first step until a relocation of this bucket from shard 0 to 2 was over begins it.
+pub(crate) async fn begun_by_a_sleeper(cluster: &TestCluster, mover: &Mover, number: i64, bucket: Bucket) {
+    let tag = mover.show(number).await.expect("it is known").tag;
+    let source = "SELECT therev.begin_part($1, $2, 'source', 2::smallint, '{account,content}', ARRAY[$3::smallint], '{}', NULL, '[]')";
+    let target = "SELECT therev.begin_part($1, $2, 'target', 0::smallint, '{account,content}', ARRAY[$3::smallint], '{1,1}', NULL, $4)";
+    let apart = cluster.stranger("shard_0").await.query_one(source, &[&number, &tag, &bucket.sql()]).await;
+    let apart: serde_json::Value = apart.expect("a part begins").get(0);
+    let begun = cluster.stranger("shard_2").await.query(target, &[&number, &tag, &bucket.sql(), &apart]).await;
+    begun.expect("a part begins");
 }
