@@ -235,9 +235,9 @@ impl Many {
         let Some(first) = rows.first() else { return Told::default() };
         let refused = first.get::<_, Option<Vec<i64>>>("refused").unwrap_or_default();
         let refused = refused.into_iter().filter_map(|at| usize::try_from(at - 1).ok()).collect();
-        let users = first.try_get::<_, Option<Vec<Option<Uuid>>>>("apart_user_id").ok().flatten().unwrap_or_default();
+        let users = first.try_get::<_, Option<Vec<Uuid>>>("apart_user_id").ok().flatten().unwrap_or_default();
         let peers = first.try_get::<_, Option<Vec<Option<i16>>>>("apart_peer").ok().flatten().unwrap_or_default();
-        let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user?), ShardNo(peer?))));
+        let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user), ShardNo(peer?))));
         let told = (refused, apart.collect());
         let present = |row: &Row| row.get::<_, Option<bool>>("present").is_some();
         let rows = rows.into_iter().filter(present).collect();

@@ -307,14 +307,15 @@ impl ReadMany {
                        FROM therev.fence AS f,
                             unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (bucket, key, owner, at)
                       WHERE f.colocation_group = '{group}'),
-                 asked AS (SELECT DISTINCT e.bucket, e.key FROM every AS e WHERE e.here)
-                 SELECT said.*, r.*
-                   FROM (SELECT array_agg(e.at) FILTER (WHERE NOT e.here) AS refused,
-                                array_agg(p.user_id) AS apart_user_id, array_agg(p.peer) AS apart_peer
-                           FROM every AS e
-                           LEFT JOIN therev.pins AS p
-                             ON e.here AND e.owner IS NULL AND p.colocation_group = '{group}' AND p.bucket = e.bucket
-                                AND p.state IN ('moved', 'incoming')) AS said
+                 asked AS (SELECT DISTINCT e.bucket, e.key FROM every AS e WHERE e.here),
+                 apart AS (
+                     SELECT p.user_id, p.peer FROM therev.pins AS p
+                      WHERE p.colocation_group = '{group}' AND p.state IN ('moved', 'incoming')
+                        AND (SELECT f.pinned <> '{{}}' FROM therev.fence AS f WHERE f.colocation_group = '{group}')
+                        AND EXISTS (SELECT FROM every AS e WHERE e.here AND e.owner IS NULL AND e.bucket = p.bucket))
+                 SELECT (SELECT array_agg(e.at) FROM every AS e WHERE NOT e.here) AS refused, told.*, r.*
+                   FROM (SELECT array_agg(a.user_id) AS apart_user_id, array_agg(a.peer) AS apart_peer
+                           FROM apart AS a) AS told
                    LEFT JOIN (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true",
                 group = self.group,
                 text = self.text

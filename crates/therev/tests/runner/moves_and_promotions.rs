@@ -8,6 +8,7 @@ use testkit::{Frozen, OwnServers, Writing, connect, nothing_left};
 use therev::relocation::{Error, Goal, Mover, Options, Relocation, Request, Result, State};
 use therev::{Config, Group, NewThread, NewUser, ShardNo, Therev, UserId};
 use tokio::task::JoinHandle;
+use tokio_postgres::Client;
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Shard 0 has the control database, the directory, and nothing that moves.
@@ -53,6 +54,28 @@ impl Scene {
         self.mover.begin(&plan, goal, "test").await.expect("it begins").relocation
     }
 
+    /// Until a transaction of the source lets go, a relocation comes to its switch and no further.
+    async fn until_before_its_switch(&mut self, number: i64) -> (JoinHandle<Result<Relocation>>, Client) {
+        let brake = connect(&self.servers.shards()[usize::from(SOURCE)]).await;
+        brake.batch_execute("BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE").await.expect("the brake is on");
+        let driven = self.drive(number);
+        let switching = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(20));
+            while self.mover.show(number).await.expect("the relocation").state != State::Switching {
+                ticks.tick().await;
+            }
+        };
+        tokio::time::timeout(LIMIT, switching).await.expect("it comes to its switch");
+        (driven, brake)
+    }
+
+    /// How often the rows were copied.
+    async fn rounds(&mut self) -> i32 {
+        let control = connect(&self.servers.servers().control_url().expect("an address")).await;
+        let rounds = "SELECT copy_round FROM therev.relocations";
+        control.query_one(rounds, &[]).await.expect("a relocation").get(0)
+    }
+
     fn drive(&self, number: i64) -> JoinHandle<Result<Relocation>> {
         let (mover, runtime) = (self.mover.clone(), tokio::runtime::Handle::current());
         tokio::task::spawn_blocking(move || runtime.block_on(Box::pin(mover.drive(number, &|_| {}))))
@@ -95,24 +118,13 @@ async fn rests(driven: JoinHandle<Result<Relocation>>, state: State) {
 /// The relocation stands before its switch, held up by a transaction, when a server of it is promoted.
 async fn before_the_switch(promoted: u16) {
     let mut scene = Scene::new().await;
-    let brake = connect(&scene.servers.shards()[usize::from(SOURCE)]).await;
-    brake.batch_execute("BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE").await.expect("the brake is on");
     let number = scene.begin(Goal::Done).await;
-    let driven = scene.drive(number);
-    let switching = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(20));
-        while scene.mover.show(number).await.expect("the relocation").state != State::Switching {
-            ticks.tick().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, switching).await.expect("it comes to its switch");
+    let (driven, brake) = scene.until_before_its_switch(number).await;
     scene.promote(promoted);
     drop(brake);
     rests(driven, State::Done).await;
-    let (place, control) = (scene.moving.bucket(), scene.servers.servers().control_url().expect("an address"));
-    let rounds = "SELECT copy_round FROM therev.relocations";
-    let rounds: i32 = connect(&control).await.query_one(rounds, &[]).await.expect("a relocation").get(0);
-    assert!(rounds >= 2, "it was copied anew");
+    assert!(scene.rounds().await >= 2, "it was copied anew");
+    let place = scene.moving.bucket();
     assert_eq!(scene.node.shards().believed_shard(Group::Content, place), ShardNo(TARGET.cast_signed()));
     scene.writers_go_on().await;
     scene.finish().await;
@@ -188,5 +200,47 @@ async fn a_standby_that_is_behind_is_waited_for_before_the_switch() {
     drop((behind, source));
     rests(driven, State::Done).await;
     scene.writers_go_on().await;
+    scene.finish().await;
+}
+
+/// A server keeps no log for ever: what it has dropped of a stream's is copied anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_whose_log_is_dropped_begins_anew() {
+    let mut scene = Scene::new().await;
+    let number = scene.begin(Goal::Done).await;
+    let (driven, brake) = scene.until_before_its_switch(number).await;
+    scene.mover.pause(number, true).await.expect("it can rest");
+    rests(driven, State::Switching).await;
+    drop(brake);
+    // As it rests that was paused before it had caught up.
+    let control = connect(&scene.servers.servers().control_url().expect("an address")).await;
+    control.batch_execute("UPDATE therev.relocations SET state = 'catching_up'").await.expect("it catches up");
+
+    let [source, target] = [SOURCE, TARGET].map(|shard| scene.servers.shards()[usize::from(shard)].clone());
+    let (source, target) = (connect(&source).await, connect(&target).await);
+    let stream = "SELECT subname::text FROM pg_subscription WHERE subenabled";
+    let stream: String = target.query_one(stream, &[]).await.expect("the stream runs").get(0);
+    target.batch_execute(&format!("ALTER SUBSCRIPTION {stream} DISABLE")).await.expect("it reads no more");
+    let keep = |size: &str| format!("ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'");
+    source.batch_execute(&keep("1MB")).await.expect("another setting");
+    source.batch_execute("SELECT pg_reload_conf()").await.expect("it is read");
+    let dropped = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(50));
+        let lost = "SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status = 'lost'";
+        while source.query_opt(lost, &[&stream]).await.expect("slots").is_none() {
+            source.batch_execute("SELECT pg_switch_wal()").await.expect("another file");
+            source.batch_execute("CHECKPOINT").await.expect("old files go");
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, dropped).await.expect("the log is dropped");
+    source.batch_execute(&keep("-1")).await.expect("another setting");
+    source.batch_execute("SELECT pg_reload_conf()").await.expect("it is read");
+
+    scene.mover.pause(number, false).await.expect("it goes on");
+    rests(scene.drive(number), State::Done).await;
+    assert_eq!(scene.rounds().await, 2);
+    scene.writers_go_on().await;
+    drop((source, target, control));
     scene.finish().await;
 }

@@ -5,6 +5,7 @@ use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
 use therev::{Database, NewPost, ShardNo, Therev};
+use uuid::Uuid;
 
 /// What was sent since `before`, to whom; the control database hears of the node from time to time, of no operation.
 fn since(node: &Therev, before: &BTreeMap<Database, u64>) -> BTreeMap<Database, u64> {
@@ -147,6 +148,43 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
         assert_eq!(read, written, "pages of {limit}");
     }
     drop(node);
+    cluster.finish().await;
+}
+
+/// However long a thread is: its posts come in the order of an index, which is left after the last one that is wanted.
+#[tokio::test]
+async fn a_page_of_a_long_thread_reads_no_more_than_it_shows() {
+    const LIMIT: i64 = 20;
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [author, ..] = user_per_shard(&node).await;
+    let long = thread(&node, author, "Long").await;
+    for number in 0..300 {
+        if number % 5 == 0 {
+            let short = thread(&node, author, "Short").await;
+            post(&node, author, &short, "the only reply").await;
+        }
+        post(&node, author, &long, "one of many").await;
+    }
+    let statements = therev::fenced_statements();
+    let (_, share) = statements.iter().find(|(name, _)| name.ends_with("page::POSTS")).expect("it has a name");
+    let mut shard = cluster.stranger("shard_0").await;
+    shard.batch_execute("ANALYZE posts; SET plan_cache_mode = force_generic_plan").await.expect("settings");
+    let (asked, keys, whose) = (vec![author.bucket().sql()], vec![Uuid::nil()], vec![None::<Uuid>]);
+    let start = chrono::DateTime::UNIX_EPOCH;
+    let transaction = shard.transaction().await.expect("a transaction");
+    let posts = transaction
+        .query(share.sql(), &[&asked, &keys, &whose, &long.value.thread_id.0, &start, &Uuid::nil(), &LIMIT])
+        .await
+        .expect("an answer");
+    assert_eq!(i64::try_from(posts.len()), Ok(LIMIT));
+    // By an index alone they are counted there, by a bitmap at the table.
+    let read = "SELECT sum(pg_stat_get_xact_tuples_fetched(c.oid))::bigint
+                  FROM pg_class AS c WHERE c.relname IN ('posts', 'posts_of_thread')";
+    let read: i64 = transaction.query_one(read, &[]).await.expect("a count").get(0);
+    assert_eq!(read, LIMIT);
+    drop(transaction);
+    drop((shard, node));
     cluster.finish().await;
 }
 
