@@ -63,6 +63,11 @@ async fn a_journey_for_programs() {
     let log = json_of(&cluster, &["audit", "list", "--user", "@ada"]);
     assert_eq!(log.as_array().or(log["entries"].as_array()).unwrap()[0]["action"], "register");
 
+    let log = json_of(&cluster, &["audit", "list"]).to_string();
+    for (action, target) in [("thread add", format!("thread {id}")), ("post add", format!("post {post_id}"))] {
+        assert!(log.contains(&format!("\"{action}\"")) && log.contains(&target), "{action} is not in {log}");
+    }
+
     json_of(&cluster, &["user", "delete", "@ada", "--with-content"]);
     assert_eq!(failure(&cluster, &["thread", "show", id]), ("gone".into(), 1));
     cluster.finish().await;
@@ -306,5 +311,43 @@ async fn a_wrong_clock_harms_no_command() {
         }
         assert_eq!(wrong(jumps_s, &["check"])["ok"], true);
     }
+    cluster.finish().await;
+}
+
+/// What was applied before a failure stays, each database for itself, and the next run continues.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_was_applied_half_way_is_continued() {
+    let cluster = TestCluster::colocated().await;
+    let shards = [cluster.stranger("shard_1").await, cluster.stranger("shard_2").await];
+    for shard in &shards {
+        let last =
+            "DELETE FROM therev.schema_versions WHERE version = (SELECT max(version) FROM therev.schema_versions)";
+        shard.batch_execute(last).await.unwrap();
+    }
+    // The last chapter grants rights to this table among others.
+    shards[0].batch_execute("ALTER TABLE threads RENAME TO gone").await.unwrap();
+    let apply = || {
+        let output = on(&cluster, &["schema", "apply", "--json"]);
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), told["databases"].as_array().unwrap().clone())
+    };
+    let (code, databases) = apply();
+    assert_eq!(code, Some(1));
+    for one in &databases {
+        let (newest, name) = (one["newest"].as_i64().unwrap(), one["database"].as_str().unwrap());
+        let (behind, applied) = (i64::from(name == "shard 1"), usize::from(name == "shard 2"));
+        assert_eq!(one["version"], json!(newest - behind), "{one}");
+        assert_eq!(one["applied"].as_array().unwrap().len(), applied, "{one}");
+        assert_eq!(one["error"].as_str().is_some_and(|error| error.contains("threads")), behind == 1, "{one}");
+    }
+    assert_eq!(on(&cluster, &["schema", "status"]).status.code(), Some(1));
+
+    shards[0].batch_execute("ALTER TABLE gone RENAME TO threads").await.unwrap();
+    let (code, databases) = apply();
+    assert_eq!(code, Some(0));
+    let applied: Vec<&Value> = databases.iter().flat_map(|one| one["applied"].as_array().unwrap()).collect();
+    assert_eq!(applied, ["shard/09_grants"]);
+    assert_eq!(json_of(&cluster, &["schema", "status"])["ok"], true);
+    drop(shards);
     cluster.finish().await;
 }

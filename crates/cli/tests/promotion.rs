@@ -4,6 +4,7 @@
 use crate::desk::Desk;
 use local::{Cluster, ServerId};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[test]
 fn a_standby_takes_the_place_of_a_server_that_died() {
@@ -63,4 +64,31 @@ fn a_standby_takes_the_place_of_a_server_that_died() {
     let unknown: Value = serde_json::from_slice(&unknown.stderr).unwrap();
     assert!(unknown["error"]["message"].as_str().unwrap().contains('7'), "{unknown}");
     assert_eq!(desk.json_of(&["check"])["ok"], true);
+}
+
+/// A replica that answers and follows nobody gets older and older, and does not know by how much.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_follows_nobody_is_no_good() {
+    let desk = Desk::new();
+    desk.json_of(&["cluster", "up", "--shards", "1", "--replicas", "1"]);
+    let until_it_says_a_lag = async |says: bool| {
+        let wait = async {
+            let mut ticks = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                ticks.tick().await;
+                let (said, code) = desk.said(&["status"]);
+                if said["directory"]["replicas"][0]["lag_ms"].is_number() == says {
+                    return code;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("its state is known")
+    };
+    assert_eq!(until_it_says_a_lag(true).await, Some(0));
+    let replica = Cluster::open(&desk.dir()).unwrap().directory_replica_urls().remove(0);
+    let replica = testkit::connect(&replica).await;
+    replica.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.unwrap();
+    replica.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+    assert_eq!(until_it_says_a_lag(false).await, Some(1));
+    drop(replica);
 }

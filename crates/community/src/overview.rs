@@ -110,9 +110,12 @@ static DIRECTORY: Unfenced = Unfenced::read(
             (SELECT count(*) FROM thread_directory AS t WHERE NOT t.is_deleted) AS threads",
 );
 
+// Without a receiver what was received is all replayed, however far behind that is: the replica does not say then. One that is
+// fed by files never has one.
 static REPLICA: Unfenced = Unfenced::read(
-    "SELECT CASE WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
-                 ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000
+    "SELECT CASE WHEN pg_last_wal_receive_lsn() IS DISTINCT FROM pg_last_wal_replay_lsn()
+                 THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000
+                 WHEN EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0
             END::float8 AS lag_ms",
 );
 

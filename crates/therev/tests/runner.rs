@@ -12,6 +12,8 @@ mod examples;
 mod fence;
 #[path = "runner/generated.rs"]
 mod generated;
+#[path = "runner/imported.rs"]
+mod imported;
 #[path = "runner/journey.rs"]
 mod journey;
 #[path = "runner/lives.rs"]

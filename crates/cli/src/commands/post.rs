@@ -144,7 +144,9 @@ async fn add(app: &App, new: Add) -> Result<()> {
     };
     let post = therev.create_post(NewPost { post_id, post_type, format, ..post }).await?;
     app.settle(&therev).await;
-    app.out.fact(&post, || format!("Wrote post {}.", post.post_id))
+    app.out.fact(&post, || format!("Wrote post {}.", post.post_id))?;
+    let (target, after) = (format!("post {}", post.post_id), serde_json::json!({ "author": author }));
+    Ok(therev.note_operator(&app.operator(), "post add", &target, after).await?)
 }
 
 /// A post under another one, in the same thread.

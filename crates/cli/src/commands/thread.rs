@@ -232,7 +232,9 @@ async fn add(app: &App, new: Add) -> Result<()> {
     let thread = NewThread { thread_id, format, ..NewThread::new(author, new.title, body) };
     let thread = therev.create_thread(thread).await?;
     app.settle(&therev).await;
-    app.out.fact(&thread, || format!("Opened thread {}.", thread.thread_id))
+    app.out.fact(&thread, || format!("Opened thread {}.", thread.thread_id))?;
+    let (target, after) = (format!("thread {}", thread.thread_id), serde_json::json!({ "author": author }));
+    Ok(therev.note_operator(&app.operator(), "thread add", &target, after).await?)
 }
 
 async fn change(app: &App, which: &One, change: ThreadChange, done: &str) -> Result<()> {

@@ -236,42 +236,6 @@ async fn an_import_whose_names_were_settled() {
     cluster.finish().await;
 }
 
-/// The same people on several sites, and a user -1 on each: everybody gets a name.
-#[tokio::test]
-async fn sites_that_share_their_people() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
-    let cluster = TestCluster::colocated().await;
-    let node = cluster.node().await;
-    for site in ["one", "two", "three", "four"] {
-        let report = therev::import::stackexchange(&node, &folder, site, &mut |_| {}).await.expect("the import ends");
-        assert_eq!(report.written["users"], report.read["users"], "{site}");
-    }
-    drop(node);
-    cluster.finish().await;
-}
-
-/// A dump that holds a comment twice: it is read on, and the second one is named.
-#[tokio::test]
-async fn a_comment_twice() {
-    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
-    let folder = tempfile::tempdir().expect("a folder");
-    for file in ["Users.xml", "Posts.xml", "Comments.xml", "Votes.xml"] {
-        let text = std::fs::read_to_string(example.join(file)).expect("a file of the example");
-        let comment = text.lines().find(|line| file == "Comments.xml" && line.trim_start().starts_with("<row"));
-        let text = comment.map_or_else(|| text.clone(), |row| text.replacen(row, &format!("{row}\n{row}"), 1));
-        std::fs::write(folder.path().join(file), text).expect("a file");
-    }
-    let cluster = TestCluster::colocated().await;
-    let node = cluster.node().await;
-    let report =
-        therev::import::stackexchange(&node, folder.path(), "example", &mut |_| {}).await.expect("the import ends");
-    let again = report.skipped.iter().find(|s| s.kind == "comment" && s.reason == "the same id again");
-    assert_eq!(again.map(|s| s.count), Some(1), "{:?}", report.skipped);
-    assert_eq!(report.written["comments"] + 1, report.read["comments"]);
-    drop(node);
-    cluster.finish().await;
-}
-
 fn is_post(kind: &str, reason: &str) -> bool {
     matches!(kind, "answer" | "comment") && reason == "already here"
 }

@@ -1,8 +1,12 @@
 //! psql and scripts: writers that are not the library.
 
-use crate::things::{post, thread, user_per_shard};
+use crate::things::{operator, post, thread, user_per_shard};
+use std::collections::BTreeSet;
 use testkit::TestCluster;
-use therev::{PostId, ThreadId};
+use therev::{
+    AccountType, Actor, NewAccount, NewSession, NewTask, NewUser, PostId, Provider, SecretString, TaskType, Therev,
+    ThreadId, UserId,
+};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -57,6 +61,87 @@ async fn are_refused_where_the_bucket_is_not_owned() {
     client.batch_execute(&mark("owned", "NULL")).await.expect("the mark is taken off");
     drop((client, node));
     cluster.finish().await;
+}
+
+/// Somebody with a row in every table whose rows have owners.
+async fn somebody_with_everything(cluster: &TestCluster, node: &Therev) {
+    let password = SecretString::from("correct horse");
+    let new = NewUser { user_name: "ada".into(), password: Some(password.clone()), ..NewUser::default() };
+    let ada = node.register(new, &operator()).await.expect("registered").user_id;
+    node.log_in("ada", &password, NewSession::default()).await.expect("a session");
+    node.set_active(ada, true, &operator()).await.expect("an audit row");
+    let tasks = node.tasks();
+    tasks.create_account(NewAccount::new(ada, Provider::Claude, AccountType::Api, "mine")).await.expect("an account");
+    let task = NewTask::new(ada, TaskType::Summarization, serde_json::json!({}));
+    let task = tasks.create_task(task).await.expect("a task").task_id;
+    tasks.cancel_task(task, &Actor::User(ada)).await.expect("a line in its log");
+    let open = thread(node, ada, "A thread").await;
+    post(node, ada, &open, "a post").await;
+    node.relay_once().await.expect("the relay runs");
+    let home = node.where_id(ada.0).await.expect("a place").shard;
+    let route = "INSERT INTO therev.id_routes (id, owner_id) VALUES ($1, $1)";
+    cluster.stranger(&format!("shard_{home}")).await.execute(route, &[&ada.0]).await.expect("a route");
+}
+
+async fn copies_nothing(client: &Client, table: &str, column: &str) {
+    let copy = format!("COPY {table} ({column}) FROM STDIN");
+    let sink = client.copy_in::<_, bytes::Bytes>(&copy).await.expect("a copy begins");
+    futures_util::pin_mut!(sink);
+    let line = bytes::Bytes::from(format!("{}\n", UserId::new()));
+    futures_util::SinkExt::send(&mut sink, line).await.expect("a line is sent");
+    let error = sink.finish().await.expect_err("the copy is refused");
+    assert_eq!(error.code().map(SqlState::code), Some(NOT_OWNED), "{copy}: {error:?}");
+}
+
+/// No table is left out, whatever the statement: the guard comes before everything else that a row must be.
+#[tokio::test]
+async fn are_refused_at_every_table_whose_rows_have_owners() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        somebody_with_everything(&cluster, &node).await;
+        let (mut all, mut with_rows) = (BTreeSet::new(), BTreeSet::new());
+        for shard in 0..cluster.shards() {
+            let client = cluster.stranger(&format!("shard_{shard}")).await;
+            let take_away = format!(
+                "CREATE TEMP TABLE was AS SELECT * FROM therev.ownership WHERE state = 'owned';
+                 UPDATE therev.ownership SET state = 'moved', peer = {} WHERE state = 'owned'",
+                (shard + 1) % cluster.shards()
+            );
+            let give_back = "
+                UPDATE therev.ownership AS o SET state = 'owned', peer = NULL
+                  FROM was WHERE (o.colocation_group, o.bucket) = (was.colocation_group, was.bucket)";
+            let tables = "SELECT table_name, owner_column FROM therev.owned_tables ORDER BY table_name";
+            let tables = client.query(tables, &[]).await.expect("the tables");
+            client.batch_execute(&take_away).await.expect("nothing is owned here");
+            for row in &tables {
+                let (table, column): (&str, &str) = (row.get(0), row.get(1));
+                let insert = format!("INSERT INTO {table} ({column}) VALUES ('{}')", UserId::new());
+                let changes = [format!("UPDATE {table} SET bucket = bucket"), format!("DELETE FROM {table}")];
+                refused(&client, &insert, NOT_OWNED).await;
+                copies_nothing(&client, table, column).await;
+                refused(&client, &format!("TRUNCATE {table} CASCADE"), TRUNCATE).await;
+                all.insert(table.to_owned());
+                if !client.query(&format!("SELECT FROM {table} LIMIT 1"), &[]).await.expect("rows").is_empty() {
+                    with_rows.insert(table.to_owned());
+                    for change in &changes {
+                        refused(&client, change, NOT_OWNED).await;
+                    }
+                }
+            }
+            client.batch_execute(give_back).await.expect("everything is as it was");
+            for row in &tables {
+                let (table, column): (&str, &str) = (row.get(0), row.get(1));
+                for level in ["REPEATABLE READ", "SERIALIZABLE"] {
+                    let insert = format!("INSERT INTO {table} ({column}) VALUES ('{}')", UserId::new());
+                    refused(&client, &format!("BEGIN ISOLATION LEVEL {level}; {insert}; COMMIT"), ISOLATION).await;
+                }
+            }
+        }
+        assert!(all.len() >= 13 && with_rows == all, "no row was tried of {:?}", &all - &with_rows);
+        drop(node);
+        cluster.finish().await;
+    }
 }
 
 #[tokio::test]
