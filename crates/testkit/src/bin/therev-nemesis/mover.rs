@@ -1,6 +1,5 @@
-//! Movers: processes that move users from shard to shard, with their buckets or alone, for as long as they live, as operators
-//! would: some relocations go
-//! through, some are held at the switch and then reversed or finished, some aborted or paused in the middle. Several movers
+//! Movers: processes that move users from shard to shard, with their buckets or alone, for as long as they live, and empty shards and
+//! fill them again, as operators would: some relocations go through, some are held at the switch and then reversed or finished, some aborted or paused in the middle. Several movers
 //! take up what others left, and are killed and put to sleep themselves.
 
 use std::error::Error;
@@ -8,8 +7,9 @@ use std::time::Duration;
 
 use futures_util::future::join;
 use rand::RngExt;
-use therev::relocation::{self, Goal, Mover, Options, Relocation, Request, State};
-use therev::{Bucket, Group, Map, ShardNo, UserId};
+use therev::planner::By;
+use therev::relocation::{self, Aim, Goal, Mover, Options, Relocation, Request, State};
+use therev::{Bucket, Group, Therev, UserId};
 
 use crate::journal::{Event, Journal};
 use crate::writer::{Spec, connect, end_of_input};
@@ -28,6 +28,10 @@ const MEDDLES_MS: u64 = 1_500;
 const HANGS: Duration = Duration::from_secs(180);
 /// How often a user moves alone and not with the bucket.
 const PINS: f64 = 0.4;
+/// How often one goes as a plan for the whole cluster says: a shard is to be empty, or all are to have their share again.
+const PLANNED: f64 = 0.2;
+/// How often a shard is to be empty, where none is to be yet and each has its share.
+const EMPTIED: f64 = 0.5;
 /// Between two relocations.
 const REST: Duration = Duration::from_millis(50);
 
@@ -39,10 +43,8 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn Error>> {
     let mover = Mover::new(node.shards().clone(), OPTIONS);
     let moves = async {
         loop {
-            // A user and a map of now.
             let user = spec.histories[rand::rng().random_range(0..spec.histories.len())].user;
-            let map = node.shards().map();
-            let moved = Box::pin(one(&mover, user, &map));
+            let moved = Box::pin(one(&node, &mover, user));
             let event = match tokio::time::timeout(HANGS, moved).await {
                 Ok(Ok(Some(ended))) => {
                     let Relocation { relocation, source, target, state, .. } = &ended;
@@ -68,7 +70,7 @@ pub(crate) async fn live(spec: Spec) -> Result<(), Box<dyn Error>> {
 }
 
 /// One relocation, an open one or a new one, until it rests. `None`: there is nothing to do.
-async fn one(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<Option<Relocation>> {
+async fn one(node: &Therev, mover: &Mover, user: UserId) -> relocation::Result<Option<Relocation>> {
     let open = mover.list(true).await?;
     let left: Vec<&Relocation> = open.iter().filter(|one| !one.has_worker).collect();
     if !left.is_empty() && (open.len() >= OPEN_MAX || rand::rng().random_bool(0.7)) {
@@ -79,14 +81,35 @@ async fn one(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<Optio
         return Ok(None);
     }
     let goal = if rand::rng().random_bool(0.5) { Goal::Done } else { Goal::Switched };
-    let Some(request) = request(mover, user, map).await? else { return Ok(None) };
+    let is_planned = rand::rng().random_bool(PLANNED);
+    let request = if is_planned { planned(node, mover).await? } else { request(node, mover, user).await? };
+    let Some(request) = request else { return Ok(None) };
     let begun = mover.begin(&mover.plan(&request).await?, goal, "nemesis").await?;
     Box::pin(carry_on(mover, begun.relocation)).await.map(Some)
 }
 
+/// The next step of a plan for the whole cluster. Operators empty a shard to take it out, and think better of it: it has no weight
+/// until it is empty, and then its share again.
+async fn planned(node: &Therev, mover: &Mover) -> relocation::Result<Option<Request>> {
+    let store = node.shards();
+    store.refresh().await?;
+    let to_be_empty = store.catalog().shards.iter().find(|entry| entry.weight == 0.0).map(|entry| entry.shard);
+    let aim = to_be_empty.map_or(Aim::Balance { by: By::Size, moves_max: None }, Aim::Empty);
+    let next = mover.plan_rebalance(aim).await?.requests().into_iter().next();
+    match (&next, to_be_empty) {
+        (None, Some(shard)) => therev::set_weight(store, shard, 1.0).await?,
+        (None, None) if rand::rng().random_bool(EMPTIED) => {
+            let shards = store.numbers();
+            therev::set_weight(store, shards[rand::rng().random_range(0..shards.len())], 0.0).await?;
+        }
+        _ => {}
+    }
+    Ok(next)
+}
+
 /// A user's bucket with some others; or the user alone, to be placed apart or to go back.
-async fn request(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<Option<Request>> {
-    let shards = shards_of(map);
+async fn request(node: &Therev, mover: &Mover, user: UserId) -> relocation::Result<Option<Request>> {
+    let (shards, map) = (node.shards().numbers(), node.shards().map());
     let target = shards[rand::rng().random_range(0..shards.len())];
     if rand::rng().random_bool(PINS) {
         let away = rand::rng().random_bool(0.5);
@@ -109,14 +132,6 @@ async fn request(mover: &Mover, user: UserId, map: &Map) -> relocation::Result<O
     buckets.sort_unstable();
     buckets.dedup();
     Ok(Some(Request { groups: Group::ALL.to_vec(), buckets, pin: None, source, target }))
-}
-
-/// The shards that have something.
-fn shards_of(map: &Map) -> Vec<ShardNo> {
-    let mut shards: Vec<ShardNo> = map.places(Group::Content).map(|(_, place)| place.shard).collect();
-    shards.sort_unstable();
-    shards.dedup();
-    shards
 }
 
 /// Drives a relocation to its end, while somebody may change what is wanted of it.
