@@ -3,7 +3,7 @@
 use crate::copy::delete_rows;
 use crate::error::Result;
 use crate::objects;
-use crate::record::{Apart, Goal, Relocation, State};
+use crate::record::{Goal, Relocation, State};
 use crate::side::{Pair, Part, PartState, Side, Which};
 use crate::switch::hands;
 use crate::throttle::Progress;
@@ -235,14 +235,7 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
 /// The relocation as the part at its target has it. Where a worker that slept began that part after the end, users of its buckets may
 /// have been placed apart since, here among others, and nobody noted whom. While the part is here, no more are.
 async fn copied(relocation: &Relocation, target: &Side) -> Result<Relocation> {
-    let apart: serde_json::Value = target
-        .one("SELECT therev.apart_of($1, $2)", &[&relocation.group_names(), &relocation.bucket_numbers()])
-        .await?
-        .get(0);
-    let apart: Vec<Apart> = serde_json::from_value(apart).map_err(|error| shards::Error::Answer {
-        database: target.database(),
-        reason: format!("people apart of an unknown shape: {error}"),
-    })?;
+    let apart = target.apart(&relocation.group_names(), &relocation.bucket_numbers()).await?;
     Ok(Relocation { apart: [relocation.apart.clone(), apart].concat(), ..relocation.clone() })
 }
 

@@ -2,7 +2,7 @@
 
 use crate::copy::count_rows;
 use crate::error::{Error, Result};
-use crate::record::{Apart, whose};
+use crate::record::whose;
 use crate::side::{Side, Which};
 use placement::{Bucket, Group, ShardNo, UserId};
 use serde::Serialize;
@@ -130,8 +130,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     let tables: Vec<String> = held.get::<_, Option<_>>("names").unwrap_or_default();
     let of_groups: Vec<String> = held.get::<_, Option<_>>("groups").unwrap_or_default();
     let owners: Vec<String> = held.get::<_, Option<_>>("owners").unwrap_or_default();
-    let apart: serde_json::Value = source.one("SELECT therev.apart_of($1, $2)", &[&groups, &buckets]).await?.get(0);
-    let apart: Vec<Apart> = serde_json::from_value(apart).unwrap_or_default();
+    let apart = source.apart(&groups, &buckets).await?;
     let meant = of_groups.iter().zip(&owners).map(|(group, owner)| whose(request.pin, &apart, group, owner));
     let meant: Vec<String> = meant.collect();
     let parts: Vec<(&str, &str)> = tables.iter().map(String::as_str).zip(meant.iter().map(String::as_str)).collect();

@@ -1,7 +1,7 @@
 //! One of the two shards of a relocation, and what it says of its part.
 
 use crate::error::{Error, Result};
-use crate::record::Relocation;
+use crate::record::{Apart, Relocation};
 use placement::ShardNo;
 use shards::{Admin, Database};
 use std::time::{Duration, Instant};
@@ -116,6 +116,15 @@ impl Side {
     pub(crate) async fn must_have_part(&self, relocation: i64) -> Result<Part> {
         let gone = || Error::PartGone { relocation, database: self.database() };
         self.part(relocation).await?.ok_or_else(gone)
+    }
+
+    /// Who of these buckets is placed apart, by this shard's word.
+    pub(crate) async fn apart(&self, groups: &[&str], buckets: &[i16]) -> Result<Vec<Apart>> {
+        let said = self.one("SELECT therev.apart_of($1, $2)", &[&groups, &buckets]).await?;
+        serde_json::from_value(said.get(0)).map_err(|error| {
+            let reason = format!("people apart of an unknown shape: {error}");
+            shards::Error::Answer { database: self.database(), reason }.into()
+        })
     }
 
     fn part_of(&self, row: &Row) -> Result<Part> {

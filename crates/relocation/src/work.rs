@@ -314,7 +314,7 @@ impl Mover {
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
         loop {
-            let lag = verify::lag_bytes(&pair.source, &name).await?;
+            let lag = verify::lag_bytes(pair, &name).await?;
             progress.lag_bytes.store(lag.unwrap_or(-1), Ordering::Relaxed);
             if lag.is_some_and(|bytes| bytes < CAUGHT_UP_BYTES) {
                 break;

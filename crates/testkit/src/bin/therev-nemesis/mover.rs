@@ -1,6 +1,7 @@
-//! Movers: processes that move users from shard to shard, with their buckets or alone, for as long as they live, and empty shards and
-//! fill them again, as operators would: some relocations go through, some are held at the switch and then reversed or finished, some aborted or paused in the middle. Several movers
-//! take up what others left, and are killed and put to sleep themselves.
+//! Movers: processes that move users from shard to shard, with their buckets or alone, for as long as they live, and empty shards
+//! and fill them again, as operators would: some relocations go through, some are held at the switch and then reversed or
+//! finished, some aborted or paused in the middle. Several movers take up what others left, and are killed and put to sleep
+//! themselves.
 
 use std::error::Error;
 use std::time::Duration;
