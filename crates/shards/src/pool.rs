@@ -238,9 +238,9 @@ impl Pool {
     }
 
     async fn get_once(&self) -> Result<Object, Error> {
-        if !self.doubt.breaker.admits(Instant::now()) {
+        let Some(leave) = self.doubt.breaker.admits(Instant::now()) else {
             return Err(Error::Down { database: self.database, source: None });
-        }
+        };
         // Mostly one is free, and a wait that is none needs no timer.
         let at_once = Timeouts { wait: Some(Duration::ZERO), ..self.connections.timeouts() };
         let got = match self.connections.timeout_get(&at_once).await {
@@ -249,7 +249,7 @@ impl Pool {
         };
         match got {
             Ok(client) => {
-                self.doubt.breaker.reached();
+                self.doubt.breaker.reached(leave);
                 Ok(client)
             }
             Err(error) => Err(self.sort(error)),
