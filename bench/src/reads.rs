@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Arc;
-use therev::{Database, ShardNo, Therev, ThreadId, UserId};
+use therev::{Bucket, BucketSet, Database, ShardNo, Therev, ThreadId, UserId};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
@@ -153,8 +153,8 @@ pub(crate) async fn thread_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
         .await?;
         let mut slowest = 0.0_f64;
         for (client, statement, buckets) in &shards {
-            let (keys, users) = (vec![Uuid::nil(); buckets.len()], vec![None::<Uuid>; buckets.len()]);
-            let params: [&(dyn ToSql + Sync); 7] = [buckets, &keys, &users, &thread.0, &start, &Uuid::nil(), &51_i64];
+            let apart = Vec::<Uuid>::new();
+            let params: [&(dyn ToSql + Sync); 6] = [buckets, &apart, &thread.0, &start, &Uuid::nil(), &51_i64];
             let took = latencies(CALLS, async |_| Ok(client.query(statement, &params).await.map(|_| ())?)).await?;
             slowest = slowest.max(median(took));
         }
@@ -219,9 +219,10 @@ impl Ground<'_> {
     }
 
     /// The buckets of a shard that hold posts of a thread.
-    async fn buckets_of_thread(&self, shard: u16, thread: ThreadId) -> Anyhow<Vec<i16>> {
+    async fn buckets_of_thread(&self, shard: u16, thread: ThreadId) -> Anyhow<BucketSet> {
         let client = self.databases.shard(shard).await?;
         let rows = client.query("SELECT DISTINCT bucket FROM posts WHERE thread_id = $1", &[&thread.0]).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
+        let buckets = rows.iter().map(|row| Bucket::try_from(row.get::<_, i16>(0)));
+        Ok(buckets.collect::<Result<_, _>>()?)
     }
 }

@@ -1,17 +1,22 @@
 //! A thread's page: the head, one statement per shard that holds posts of it, one for the names. A shard that holds much more
 //! of the page than its even share is asked twice.
+//!
+//! The head says in which buckets there are posts. Where a node has shown the thread before, it asks head and posts at once, and
+//! for the posts of other buckets once the head names some.
 
 use crate::community::Community;
 use crate::error::Result;
 use crate::posts::{Post, post_columns, post_from};
 use crate::threads::Thread;
 use chrono::{DateTime, Utc};
-use placement::{Bucket, Group, PostId, ShardNo, ThreadId, UserId, Whose};
+use placement::{Group, PostId, ShardNo, ThreadId, UserId, Whose};
 use serde::Serialize;
-use shards::{Many, Part, ReadMany, Unfenced};
+use shards::{BucketSet, Many, Part, ReadBuckets, Unfenced};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -112,19 +117,31 @@ pub struct ThreadPage {
     pub partial: bool,
 }
 
-/// This shard's share of a page: the posts of the authors whose buckets it was asked for and owns. The buckets are looked up as
-/// bits: a list would be gone through for every post. The posts come in the order of their index, and no more of them
-/// than are wanted.
-static POSTS: ReadMany = ReadMany::new(
+/// In which buckets threads had posts when this node last looked: a guess to begin with, which the head sets right. None is
+/// guessed for longer than a while, since a bucket is never taken out again.
+pub(crate) struct Whereabouts(moka::sync::Cache<ThreadId, Arc<BucketSet>>);
+
+impl Default for Whereabouts {
+    fn default() -> Whereabouts {
+        // Half a kilobyte each.
+        const THREADS: u64 = 20_000;
+        const LIFE: Duration = Duration::from_secs(600);
+        Whereabouts(moka::sync::Cache::builder().max_capacity(THREADS).time_to_live(LIFE).build())
+    }
+}
+
+/// This shard's share of a page: the posts of the authors whose buckets it was asked for and owns, in the order of their index,
+/// and no more of them than are wanted.
+static POSTS: ReadBuckets = ReadBuckets::new(
     Group::Content,
     concat!(
         "SELECT ",
         post_columns!(),
         " FROM posts AS p, therev.fence AS f
-          WHERE p.thread_id = $4 AND (p.created_at, p.post_id) > ($5, $6)
-            AND get_bit((SELECT bit_or(set_bit(0::bit(4096), a.bucket, 1)) FROM asked AS a), p.bucket) <> 0
+          WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
+            AND (get_bit($1::varbit, p.bucket) <> 0 OR p.author_id = ANY ($2::uuid[]))
             AND f.colocation_group = 'content' AND therev.may_read(f, p.bucket, p.author_id)
-          ORDER BY p.created_at, p.post_id LIMIT $7"
+          ORDER BY p.created_at, p.post_id LIMIT $6"
     ),
 );
 
@@ -138,9 +155,23 @@ impl Community {
     ///
     /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
     pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
-        let head = self.head(id).await?;
         let after = after.unwrap_or_else(Cursor::start);
-        let (mut posts, missing) = self.posts_after(id, &head.buckets, after, limit.saturating_add(1)).await?;
+        let Whereabouts(whereabouts) = &self.inner.whereabouts;
+        let known = whereabouts.get(&id).unwrap_or_else(|| Arc::new(BucketSet::empty()));
+        let posts_of = |buckets: Arc<BucketSet>| {
+            Box::pin(async move { self.posts_after(id, &buckets, after, limit.saturating_add(1)).await })
+        };
+        let (head, guessed) = tokio::join!(self.head(id, &known), posts_of(known.clone()));
+        let head = head?;
+        let (mut posts, missing) = if head.more_buckets.is_empty() {
+            guessed?
+        } else {
+            let mut buckets = BucketSet::clone(&known);
+            buckets.extend(head.more_buckets);
+            let buckets = Arc::new(buckets);
+            whereabouts.insert(id, buckets.clone());
+            posts_of(buckets).await?
+        };
         let more = posts.len() > limit;
         posts.truncate(limit);
         let next = posts.last().filter(|_| more).map(Cursor::from);
@@ -166,16 +197,15 @@ impl Community {
     async fn posts_after(
         &self,
         id: ThreadId,
-        buckets: &[Bucket],
+        buckets: &BucketSet,
         after: Cursor,
         wanted: usize,
     ) -> Result<(Vec<Post>, BTreeSet<ShardNo>)> {
         let ask = async |whose: Vec<Whose>, after: Cursor, limit: usize| {
-            let keys = whose.into_iter().map(|whose| (whose, Uuid::nil())).collect();
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            self.shards().read_many(&POSTS, keys, &[&id.0, &after.created_at, &after.id, &limit]).await
+            self.shards().read_buckets(&POSTS, whose, &[&id.0, &after.created_at, &after.id, &limit]).await
         };
-        let buckets: Vec<Whose> = buckets.iter().map(|bucket| (*bucket).into()).collect();
+        let buckets: Vec<Whose> = buckets.iter().map(Whose::from).collect();
         let share = likely_share(wanted, self.shards().spread(Group::Content, &buckets));
         let answer = ask(buckets, after, share).await;
         let full: Vec<&Part> = answer.parts.iter().filter(|part| part.rows.len() >= share).collect();

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use placement::{Bucket, Group, ThreadId, UserId};
 use serde::Serialize;
 use serde_json::{Value, json};
-use shards::{Read, Write};
+use shards::{BucketSet, Read, Write};
 use tokio_postgres::Row;
 
 /// A thread's head.
@@ -46,10 +46,10 @@ pub struct Thread {
     pub version: i64,
 }
 
-/// A thread's head with the buckets whose authors wrote in it.
+/// A thread's head with the buckets whose authors wrote in it, but for those that were known.
 pub(crate) struct Head {
     pub(crate) thread: Thread,
-    pub(crate) buckets: Vec<Bucket>,
+    pub(crate) more_buckets: Vec<Bucket>,
 }
 
 /// A thread to be opened.
@@ -110,7 +110,8 @@ macro_rules! thread_columns {
     };
 }
 
-/// The head, the number of posts, and which buckets' authors wrote: the one statement that a page begins with.
+/// The head, the number of posts, and which buckets' authors wrote, except those of `$3`: the one statement that a page begins
+/// with. A bucket may be named more than once.
 static HEAD: Read = Read::by_id(
     Group::Content,
     "author_id",
@@ -120,8 +121,9 @@ static HEAD: Read = Read::by_id(
         ", p.post_count, p.buckets
            FROM threads AS t,
                 LATERAL (SELECT coalesce(sum(p.posts), 0) AS post_count,
-                                array_agg(DISTINCT therev.bucket_of(p.participant_id))
-                                    FILTER (WHERE p.posts + p.deleted > 0) AS buckets
+                                array_agg(therev.bucket_of(p.participant_id))
+                                    FILTER (WHERE p.posts + p.deleted > 0
+                                              AND get_bit($3::varbit, therev.bucket_of(p.participant_id)) = 0) AS buckets
                            FROM therev.thread_participants AS p
                           WHERE p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id) AS p
           WHERE t.bucket = $1 AND t.thread_id = $2"
@@ -241,16 +243,16 @@ impl Community {
 
     /// A thread's head.
     pub async fn thread(&self, id: ThreadId) -> Result<Thread> {
-        self.head(id).await.map(|head| head.thread)
+        self.head(id, &BucketSet::all()).await.map(|head| head.thread)
     }
 
-    pub(crate) async fn head(&self, id: ThreadId) -> Result<Head> {
+    pub(crate) async fn head(&self, id: ThreadId, known: &BucketSet) -> Result<Head> {
         let bucket = self.route("thread", id.0).await?;
-        let rows = self.shards().read(&HEAD, bucket, &[&id.0]).await?;
+        let rows = self.shards().read(&HEAD, bucket, &[&id.0, known]).await?;
         let row = rows.first().ok_or_else(|| Error::not_found("thread", id))?;
         let numbers: Option<Vec<i16>> = row.get("buckets");
-        let buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
-        Ok(Head { thread: living(row, id)?, buckets })
+        let more_buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
+        Ok(Head { thread: living(row, id)?, more_buckets })
     }
 
     /// Who opened a thread that takes replies.

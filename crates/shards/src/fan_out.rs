@@ -1,9 +1,10 @@
 //! Many owners at once: one statement per shard, side by side; what a shard refuses is asked again elsewhere.
 
+use crate::bucket_set::BucketSet;
 use crate::error::Error;
 use crate::late::LATE;
 use crate::pool::Params;
-use crate::statement::{ReadMany, WriteMany};
+use crate::statement::{ReadBuckets, ReadMany, WriteMany};
 use crate::store::Shards;
 use futures_util::future::join_all;
 use placement::{Bucket, Group, Place, ShardNo, UserId, Whose};
@@ -46,11 +47,21 @@ pub struct Part {
 /// One of many rows to read: whose it is, and its key. Where only the bucket is known, it may be of anybody there.
 pub type Key = (Whose, Uuid);
 
-/// How a shard is asked: for keys or with items, always side by side with whose they are.
+/// How a shard is asked: for whole buckets, for keys or with items, always side by side with whose they are.
 trait Payload: Clone {
     fn whose(&self) -> Whose;
     /// The same asked of a user of that bucket who is placed apart; `None`: it is nobody else's.
     fn of(&self, user: UserId) -> Option<Self>;
+}
+
+impl Payload for Whose {
+    fn whose(&self) -> Whose {
+        *self
+    }
+
+    fn of(&self, user: UserId) -> Option<Whose> {
+        self.user.is_none().then(|| user.into())
+    }
 }
 
 impl Payload for Key {
@@ -86,9 +97,23 @@ impl Shards {
             let keys: Vec<Uuid> = asked.iter().map(|(_, key)| *key).collect();
             let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &keys, &users];
             all.extend_from_slice(params);
-            self.pool(shard).await?.query(statement.sql(), &all, false).await
+            self.pool(shard).await?.query(statement.sql(), &all, false).await.map(Told::by_place)
         };
         self.fan_out(statement.group, keys, ask).await
+    }
+
+    /// Reads rows of whole buckets. `params` begin at `$3`.
+    pub async fn read_buckets(&self, statement: &ReadBuckets, buckets: Vec<Whose>, params: &Params<'_>) -> Many {
+        let ask = |shard, asked: Vec<Whose>| async move {
+            let users: Vec<Uuid> = asked.iter().filter_map(|whose| whose.user).map(|user| user.0).collect();
+            let whole = asked.iter().filter(|whose| whose.user.is_none()).map(|whose| whose.bucket);
+            let buckets: BucketSet = whole.collect();
+            let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &users];
+            all.extend_from_slice(params);
+            let rows = self.pool(shard).await?.query(statement.sql(), &all, false).await?;
+            Ok(Told::by_bucket(&asked, rows))
+        };
+        self.fan_out(statement.group, buckets, ask).await
     }
 
     /// How many shards have rows of these owners, as far as this node knows.
@@ -102,12 +127,13 @@ impl Shards {
         let ask = |shard, items: Vec<Item>| async move {
             let (buckets, users) = columns(&items);
             let values: Vec<&serde_json::Value> = items.iter().map(|item| &item.value).collect();
-            self.pool(shard).await?.query(statement.sql(), &[&buckets, &values, &users], true).await
+            let answer = self.pool(shard).await?.query(statement.sql(), &[&buckets, &values, &users], true).await;
+            answer.map(Told::by_place)
         };
         self.fan_out(statement.group, items, ask).await
     }
 
-    async fn fan_out<P: Payload, F: Future<Output = Result<Vec<Row>, Error>>>(
+    async fn fan_out<P: Payload, F: Future<Output = Result<Told, Error>>>(
         &self,
         group: Group,
         payloads: Vec<P>,
@@ -137,13 +163,14 @@ impl Shards {
             });
             let mut pause = false;
             for (shard, part, reply) in join_all(asked).await {
-                let (refused, apart) = match reply.map(|rows| answer.take(&part, rows)) {
+                let Told { refused, apart, rows } = match reply {
                     Ok(told) => told,
                     Err(error) => {
                         answer.give_up(shard, &part, error);
                         continue;
                     }
                 };
+                answer.parts.push(Part { whose: part.iter().map(Payload::whose).collect(), rows });
                 // Those of a bucket who are elsewhere, and were not asked for yet, are.
                 for (user, peer) in apart {
                     let whose = Whose::from(user);
@@ -221,28 +248,57 @@ impl Shards {
     }
 }
 
-/// What a shard refused, by its place in what it was asked for, and who of the buckets is to be had elsewhere.
-type Told = (Vec<usize>, Vec<(UserId, ShardNo)>);
+/// What a shard said.
+#[derive(Default)]
+struct Told {
+    /// What it refused, by its place in what it was asked for.
+    refused: Vec<usize>,
+    /// Who of the buckets is to be had elsewhere.
+    apart: Vec<(UserId, ShardNo)>,
+    /// The rows that hold something.
+    rows: Vec<Row>,
+}
+
+impl Told {
+    /// An answer that names the refused by their places in the lists.
+    fn by_place(rows: Vec<Row>) -> Told {
+        let refused = rows.first().and_then(|row| row.get::<_, Option<Vec<i64>>>("refused")).unwrap_or_default();
+        let refused = refused.into_iter().filter_map(|at| usize::try_from(at - 1).ok()).collect();
+        Told { refused, ..Told::of(rows) }
+    }
+
+    /// An answer that names the refused buckets as bits.
+    fn by_bucket(asked: &[Whose], rows: Vec<Row>) -> Told {
+        let buckets: Option<BucketSet> = rows.first().and_then(|row| row.get("refused_buckets"));
+        let users: Option<Vec<Uuid>> = rows.first().and_then(|row| row.get("refused_users"));
+        if buckets.is_none() && users.is_none() {
+            return Told::of(rows);
+        }
+        let (buckets, users) = (buckets.unwrap_or_else(BucketSet::empty), users.unwrap_or_default());
+        let is_refused = |whose: &Whose| match whose.user {
+            Some(user) => users.contains(&user.0),
+            None => buckets.contains(whose.bucket),
+        };
+        let refused = asked.iter().enumerate().filter(|(_, whose)| is_refused(whose)).map(|(at, _)| at).collect();
+        Told { refused, ..Told::of(rows) }
+    }
+
+    /// What all answers have in common.
+    fn of(rows: Vec<Row>) -> Told {
+        let Some(first) = rows.first() else { return Told::default() };
+        let users = first.try_get::<_, Option<Vec<Uuid>>>("apart_user_id").ok().flatten().unwrap_or_default();
+        let peers = first.try_get::<_, Option<Vec<Option<i16>>>>("apart_peer").ok().flatten().unwrap_or_default();
+        let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user), ShardNo(peer?))));
+        let apart = apart.collect();
+        let present = |row: &Row| row.get::<_, Option<bool>>("present").is_some();
+        Told { refused: Vec::new(), apart, rows: rows.into_iter().filter(present).collect() }
+    }
+}
 
 impl Many {
     /// The rows of all shards, in no order.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         self.parts.iter().flat_map(|part| &part.rows)
-    }
-
-    /// Takes the rows that hold something.
-    fn take<P: Payload>(&mut self, asked: &[P], rows: Vec<Row>) -> Told {
-        let Some(first) = rows.first() else { return Told::default() };
-        let refused = first.get::<_, Option<Vec<i64>>>("refused").unwrap_or_default();
-        let refused = refused.into_iter().filter_map(|at| usize::try_from(at - 1).ok()).collect();
-        let users = first.try_get::<_, Option<Vec<Uuid>>>("apart_user_id").ok().flatten().unwrap_or_default();
-        let peers = first.try_get::<_, Option<Vec<Option<i16>>>>("apart_peer").ok().flatten().unwrap_or_default();
-        let apart = users.into_iter().zip(peers).filter_map(|(user, peer)| Some((UserId(user), ShardNo(peer?))));
-        let told = (refused, apart.collect());
-        let present = |row: &Row| row.get::<_, Option<bool>>("present").is_some();
-        let rows = rows.into_iter().filter(present).collect();
-        self.parts.push(Part { whose: asked.iter().map(Payload::whose).collect(), rows });
-        told
     }
 
     fn give_up<P: Payload>(&mut self, shard: ShardNo, part: &[P], error: Error) {

@@ -1,13 +1,14 @@
 //! Reach the right server: pools, the placement in force, fenced statements, fan-out, breakers.
 //!
 //! Nothing above this crate holds a raw connection. A statement on owned rows is a [`Read`], a [`Write`], a
-//! [`ReadMany`] or a [`WriteMany`], each of which carries the fence in its SQL; bulk rows go through
+//! [`ReadMany`], a [`ReadBuckets`] or a [`WriteMany`], each of which carries the fence in its SQL; bulk rows go through
 //! [`Bulk`], which locks, checks, then copies. What touches only machinery is [`Unfenced`] and says why.
 
 mod add_shard;
 mod address;
 mod admin;
 mod breaker;
+mod bucket_set;
 mod bulk;
 mod by_id;
 mod catalog;
@@ -34,6 +35,7 @@ mod store;
 pub use add_shard::{AddPlan, Added, add_shard, look_at_shard, set_weight};
 pub use address::{Hosts, passfile_line};
 pub use admin::Admin;
+pub use bucket_set::BucketSet;
 pub use bulk::Bulk;
 pub use catalog::{Catalog, FoundPlacement, ShardEntry};
 pub use config::Config;
@@ -50,7 +52,7 @@ pub use remove_shard::{Removed, remove_shard};
 pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;
-pub use statement::{Read, ReadMany, Unfenced, Write, WriteMany};
+pub use statement::{Read, ReadBuckets, ReadMany, Unfenced, Write, WriteMany};
 pub use store::{Said, Shards};
 
 /// The result of this crate's calls.

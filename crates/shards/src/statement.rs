@@ -101,6 +101,20 @@ pub struct ReadMany {
     sql: OnceLock<String>,
 }
 
+/// A read of the rows of whole buckets on one shard, however many. `$1` are the buckets as bits ([`BucketSet`]), `$2` users placed
+/// apart from theirs who are asked for by name.
+///
+/// The text is a `SELECT` of rows whose bucket is in `$1::varbit`, or whose owner is in `$2::uuid[]`, and which pass
+/// `therev.may_read(f, bucket, owner)` by `therev.fence AS f`. The answer also says which buckets and users were refused, and who
+/// of the buckets is to be had elsewhere. Nothing in it costs by the bucket.
+///
+/// [`BucketSet`]: crate::BucketSet
+pub struct ReadBuckets {
+    pub(crate) group: Group,
+    text: &'static str,
+    sql: OnceLock<String>,
+}
+
 /// A write of many owners' rows on one shard, each checked by itself. `$1` are buckets, `$2` JSON items and `$3` users (null: the
 /// row is no user's), side by side.
 ///
@@ -118,6 +132,7 @@ pub enum AnyFenced {
     Read(&'static Read),
     Write(&'static Write),
     ReadMany(&'static ReadMany),
+    ReadBuckets(&'static ReadBuckets),
     WriteMany(&'static WriteMany),
 }
 
@@ -127,6 +142,7 @@ impl AnyFenced {
             AnyFenced::Read(statement) => statement.sql(),
             AnyFenced::Write(statement) => statement.sql(),
             AnyFenced::ReadMany(statement) => statement.sql(),
+            AnyFenced::ReadBuckets(statement) => statement.sql(),
             AnyFenced::WriteMany(statement) => statement.sql(),
         }
     }
@@ -147,7 +163,7 @@ impl AnyFenced {
                 "WITH fence AS MATERIALIZED (SELECT 1::bigint AS version_floor), {} SELECT r.* FROM result AS r",
                 statement.text
             )),
-            AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_) => None,
+            AnyFenced::ReadMany(_) | AnyFenced::ReadBuckets(_) | AnyFenced::WriteMany(_) => None,
         }
     }
 
@@ -161,9 +177,14 @@ impl AnyFenced {
         matches!(self, AnyFenced::Read(Read { by: By::Bucket, .. }) | AnyFenced::Write(Write { by: By::Bucket, .. }))
     }
 
-    /// Whether its answer names the refused buckets; else an answer without rows is the refusal.
+    /// Whether its answer names the refused by their places in the lists.
     pub fn asks_many(&self) -> bool {
         matches!(self, AnyFenced::ReadMany(_) | AnyFenced::WriteMany(_))
+    }
+
+    /// Whether its answer names the refused buckets as bits; else an answer without rows is the refusal.
+    pub fn asks_buckets(&self) -> bool {
+        matches!(self, AnyFenced::ReadBuckets(_))
     }
 }
 
@@ -177,7 +198,7 @@ macro_rules! any_fenced {
     )*};
 }
 
-any_fenced! { Read Write ReadMany WriteMany }
+any_fenced! { Read Write ReadMany ReadBuckets WriteMany }
 
 /// A statement on machinery that no bucket owns (the outbox's queue, a version), or that only counts.
 pub struct Unfenced {
@@ -319,6 +340,45 @@ impl ReadMany {
                    LEFT JOIN (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true",
                 group = self.group,
                 text = self.text
+            )
+        })
+    }
+}
+
+impl ReadBuckets {
+    /// A read of rows of `group`.
+    pub const fn new(group: Group, text: &'static str) -> ReadBuckets {
+        assert!(mentions(text, "$1::varbit"), "a fenced read of buckets names them as $1");
+        assert!(mentions(text, "$2::uuid[]"), "a fenced read of buckets names users placed apart as $2");
+        assert!(mentions(text, "therev.may_read(f, "), "each row is tested by its owner");
+        ReadBuckets { group, text, sql: OnceLock::new() }
+    }
+
+    pub(crate) fn sql(&self) -> &str {
+        self.sql.get_or_init(|| {
+            let apart = |what| {
+                format!(
+                    "CASE WHEN f.pinned <> '{{}}' THEN ARRAY(
+                         SELECT p.{what} FROM therev.pins AS p
+                          WHERE p.colocation_group = '{group}' AND {not_here}
+                            AND get_bit($1::varbit & f.readable, p.bucket) = 1
+                          ORDER BY p.user_id) END AS apart_{what}",
+                    group = self.group,
+                    not_here = READS.not_here
+                )
+            };
+            format!(
+                "SELECT said.*, r.*
+                   FROM (SELECT nullif($1::varbit & ~f.readable, 0::bit(4096)) AS refused_buckets,
+                                (SELECT array_agg(k.owner) FROM unnest($2::uuid[]) AS k (owner)
+                                  WHERE NOT therev.may_read(f, therev.bucket_of(k.owner), k.owner)) AS refused_users,
+                                {}, {}
+                           FROM therev.fence AS f WHERE f.colocation_group = '{}') AS said
+                   LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
+                apart("user_id"),
+                apart("peer"),
+                self.group,
+                self.text
             )
         })
     }

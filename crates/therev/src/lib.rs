@@ -42,9 +42,9 @@ pub use placement::{
 pub use schema::Kind as DatabaseKind;
 pub use secrecy::{ExposeSecret, SecretString};
 pub use shards::{
-    AddPlan, Added, Admin, AnyFenced, Config, Database, Error as StoreError, FoundPlacement, Hosts, InitPlan,
-    Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, look_at_shard, passfile_line,
-    remove_shard, set_weight,
+    AddPlan, Added, Admin, AnyFenced, BucketSet, Config, Database, Error as StoreError, FoundPlacement, Hosts,
+    InitPlan, Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, look_at_shard,
+    passfile_line, remove_shard, set_weight,
 };
 pub use tasks::*;
 

@@ -3,7 +3,7 @@
 use crate::things::{operator, post, thread, user_per_shard};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
-use therev::{Bucket, Error, Group, NewThread, Therev, UserId};
+use therev::{Bucket, BucketSet, Error, Group, NewThread, Therev, UserId};
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
@@ -40,7 +40,7 @@ async fn contents(client: &Client) -> BTreeMap<&'static str, (i64, i64)> {
 /// Some value for a parameter; where the bucket is refused, which one does not matter.
 fn some_value(number: usize, param: &Type, many: bool, owner: UserId) -> Box<dyn ToSql + Sync + Send> {
     match (number, many) {
-        (0, false) => return Box::new(owner.bucket().sql()),
+        (0, false) if *param == Type::INT2 => return Box::new(owner.bucket().sql()),
         (0, true) => return Box::new(vec![owner.bucket().sql()]),
         (1, true) if *param == Type::UUID_ARRAY => return Box::new(vec![owner.0]),
         _ => {}
@@ -55,6 +55,7 @@ fn some_value(number: usize, param: &Type, many: bool, owner: UserId) -> Box<dyn
         Type::FLOAT4 => Box::new(1.0_f32),
         Type::FLOAT8 => Box::new(1.0_f64),
         Type::BOOL => Box::new(true),
+        Type::VARBIT => Box::new(BucketSet::from_iter([owner.bucket()])),
         Type::BYTEA => Box::new(vec![0_u8; 32]),
         Type::TIMESTAMPTZ => Box::new(chrono::DateTime::UNIX_EPOCH),
         Type::JSONB => Box::new(serde_json::json!({ "user_name": "x", "audit_id": Uuid::new_v4() })),
@@ -89,12 +90,17 @@ async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev
             prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, many, ada)).collect();
         let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
         let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
-        if many || statement.is_by_id() {
+        if many || statement.asks_buckets() || statement.is_by_id() {
             assert_eq!(rows.len(), 1, "{name} answers with nothing but the refusal");
             assert_eq!(rows[0].get::<_, Option<bool>>("present"), None, "{name}");
         }
         if many {
             assert_eq!(rows[0].get::<_, Vec<i64>>("refused"), [1], "{name}");
+        } else if statement.asks_buckets() {
+            assert_eq!(rows[0].get::<_, Vec<Uuid>>("refused_users"), [ada.0], "{name}");
+            let refused: Option<BucketSet> = rows[0].get("refused_buckets");
+            let apart = rows[0].get::<_, Option<Vec<Uuid>>>("apart_user_id").unwrap_or_default();
+            assert!(refused.is_some_and(|set| set.contains(ada.bucket())) || apart == [ada.0], "{name}");
         } else if statement.is_by_id() {
             let apart = rows[0].get::<_, Option<Vec<Uuid>>>("apart_user_id").unwrap_or_default();
             assert!(!rows[0].get::<_, bool>("is_home") || apart == [ada.0], "{name}");
@@ -201,7 +207,7 @@ fn every_statement_of_the_sources_is_tried() {
                 continue;
             }
             let text = std::fs::read_to_string(file.path()).unwrap_or_default();
-            written += ["Read", "Write", "ReadMany", "WriteMany"]
+            written += ["Read", "Write", "ReadMany", "ReadBuckets", "WriteMany"]
                 .iter()
                 .map(|kind| text.matches(&format!(": {kind} =")).count())
                 .sum::<usize>();

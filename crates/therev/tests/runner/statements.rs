@@ -4,7 +4,7 @@ use crate::things::{post, thread, user_per_shard};
 use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
-use therev::{Database, NewPost, ShardNo, Therev};
+use therev::{BucketSet, Database, NewPost, ShardNo, Therev};
 use uuid::Uuid;
 
 /// What was sent since `before`, to whom; the control database hears of the node from time to time, of no operation.
@@ -151,6 +151,36 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
     cluster.finish().await;
 }
 
+/// Where a node has shown a thread before, it asks for the posts without waiting for the head; and once more, when the head names
+/// somebody who came since.
+#[tokio::test]
+async fn a_page_shown_before_shows_whoever_came_since() {
+    let cluster = TestCluster::colocated().await;
+    let (node, other) = (cluster.node().await, cluster.node().await);
+    let [author, second, third, ..] = user_per_shard(&node).await;
+    let open = thread(&node, author, "Shown before").await;
+    post(&node, author, &open, "the first").await;
+    post(&node, second, &open, "the second").await;
+    cluster.replica_caught_up().await;
+    let shown = async || {
+        let before = node.shards().statements();
+        let page = node.thread_page(open.thread_id, None, 9).await.expect("a page");
+        assert!(!page.partial);
+        (page.posts.len(), page.thread.post_count, since(&node, &before))
+    };
+    let names = (Database::Replica(1), 1);
+    let cost = BTreeMap::from([(shard(0), 2), (shard(1), 1), names]);
+    assert_eq!(shown().await, (2, 2, cost.clone()), "the head, one per shard, the names");
+    assert_eq!(shown().await, (2, 2, cost), "the same");
+
+    post(&other, third, &open, "of somebody new, by another node").await;
+    let twice = BTreeMap::from([(shard(0), 3), (shard(1), 2), (shard(2), 1), names]);
+    assert_eq!(shown().await, (3, 3, twice), "what was guessed, and once more with the new bucket");
+    assert_eq!(shown().await, (3, 3, BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), names])));
+    drop((node, other));
+    cluster.finish().await;
+}
+
 /// However long a thread is: its posts come in the order of an index, which is left after the last one that is wanted.
 #[tokio::test]
 async fn a_page_of_a_long_thread_reads_no_more_than_it_shows() {
@@ -170,11 +200,11 @@ async fn a_page_of_a_long_thread_reads_no_more_than_it_shows() {
     let (_, share) = statements.iter().find(|(name, _)| name.ends_with("page::POSTS")).expect("it has a name");
     let mut shard = cluster.stranger("shard_0").await;
     shard.batch_execute("ANALYZE posts; SET plan_cache_mode = force_generic_plan").await.expect("settings");
-    let (asked, keys, whose) = (vec![author.bucket().sql()], vec![Uuid::nil()], vec![None::<Uuid>]);
+    let (asked, apart) = (BucketSet::from_iter([author.bucket()]), Vec::<Uuid>::new());
     let start = chrono::DateTime::UNIX_EPOCH;
     let transaction = shard.transaction().await.expect("a transaction");
     let posts = transaction
-        .query(share.sql(), &[&asked, &keys, &whose, &long.value.thread_id.0, &start, &Uuid::nil(), &LIMIT])
+        .query(share.sql(), &[&asked, &apart, &long.value.thread_id.0, &start, &Uuid::nil(), &LIMIT])
         .await
         .expect("an answer");
     assert_eq!(i64::try_from(posts.len()), Ok(LIMIT));
