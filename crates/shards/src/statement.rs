@@ -368,13 +368,14 @@ impl ReadBuckets {
                 )
             };
             format!(
-                "SELECT said.*, r.*
-                   FROM (SELECT nullif($1::varbit & ~f.readable, 0::bit(4096)) AS refused_buckets,
-                                (SELECT array_agg(k.owner) FROM unnest($2::uuid[]) AS k (owner)
-                                  WHERE NOT therev.may_read(f, therev.bucket_of(k.owner), k.owner)) AS refused_users,
-                                {}, {}
-                           FROM therev.fence AS f WHERE f.colocation_group = '{}') AS said
-                   LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
+                "WITH said AS MATERIALIZED (
+                     SELECT nullif($1::varbit & ~f.readable, 0::bit(4096)) AS refused_buckets,
+                            (SELECT array_agg(k.owner) FROM unnest($2::uuid[]) AS k (owner)
+                              WHERE NOT therev.may_read(f, therev.bucket_of(k.owner), k.owner)) AS refused_users,
+                            {}, {}
+                       FROM therev.fence AS f WHERE f.colocation_group = '{}')
+                 SELECT said.*, r.*
+                   FROM said LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
                 apart("user_id"),
                 apart("peer"),
                 self.group,
