@@ -61,45 +61,50 @@ CREATE UNIQUE INDEX posts_by_id ON posts (bucket, post_id);
 -- Query: this shard's share of a thread's page.
 CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
 
+-- The rules of what every post writes besides itself. PostgreSQL reads and compiles the CHECKs of a table anew for each
+-- statement, those of a domain once a connection.
+CREATE DOMAIN therev.tally AS integer CHECK (VALUE >= 0);
+CREATE DOMAIN therev.version AS bigint CHECK (VALUE > 0);
+
 -- How much an author wrote in a thread: owned by the author, falls to zero, never away.
 -- Written by community/posts.rs and community/bulk/, in the post's own transaction; counted anew by community/repair/.
 CREATE TABLE therev.thread_contributions (
-    bucket           smallint    NOT NULL,
-    author_id        uuid        NOT NULL,
-    thread_id        uuid        NOT NULL,
-    thread_author_id uuid        NOT NULL,
+    bucket           smallint       NOT NULL,
+    author_id        uuid           NOT NULL,
+    thread_id        uuid           NOT NULL,
+    thread_author_id uuid           NOT NULL,
     -- Posts that can be read, and places of deleted ones.
-    posts            integer     NOT NULL CHECK (posts >= 0),
-    deleted          integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
-    last_post_at     timestamptz NOT NULL,
-    version          bigint      NOT NULL CHECK (version > 0),
+    posts            therev.tally   NOT NULL,
+    deleted          therev.tally   NOT NULL DEFAULT 0,
+    last_post_at     timestamptz    NOT NULL,
+    version          therev.version NOT NULL,
     PRIMARY KEY (bucket, author_id, thread_id)
 );
 
 -- Who wrote in a thread: owned by the thread's author, a copy of each participant's contribution, newest version wins.
 -- Written by community/delivery.rs, community/bulk/ and community/repair/. Tells a page which shards to ask.
 CREATE TABLE therev.thread_participants (
-    bucket         smallint    NOT NULL,
-    author_id      uuid        NOT NULL,
-    thread_id      uuid        NOT NULL,
-    participant_id uuid        NOT NULL,
-    posts          integer     NOT NULL CHECK (posts >= 0),
-    deleted        integer     NOT NULL DEFAULT 0 CHECK (deleted >= 0),
-    last_post_at   timestamptz NOT NULL,
-    version        bigint      NOT NULL CHECK (version > 0),
+    bucket         smallint       NOT NULL,
+    author_id      uuid           NOT NULL,
+    thread_id      uuid           NOT NULL,
+    participant_id uuid           NOT NULL,
+    posts          therev.tally   NOT NULL,
+    deleted        therev.tally   NOT NULL DEFAULT 0,
+    last_post_at   timestamptz    NOT NULL,
+    version        therev.version NOT NULL,
     PRIMARY KEY (bucket, author_id, thread_id, participant_id)
 );
 
 -- The sum of a thread's participants, made by the relay, at most once a second: no hot row per reply.
 -- Written by community/newest.rs and community/repair/.
 CREATE TABLE therev.thread_totals (
-    bucket       smallint NOT NULL,
-    author_id    uuid     NOT NULL,
-    thread_id    uuid     NOT NULL,
-    posts        integer  NOT NULL CHECK (posts >= 0),
-    participants integer  NOT NULL CHECK (participants >= 0),
+    bucket       smallint     NOT NULL,
+    author_id    uuid         NOT NULL,
+    thread_id    uuid         NOT NULL,
+    posts        therev.tally NOT NULL,
+    participants therev.tally NOT NULL,
     last_post_at timestamptz,
     -- The sum of the participants' versions: they only grow, so a later sum is a greater one, whoever made it.
-    version      numeric(40) NOT NULL,
+    version      numeric(40)  NOT NULL,
     PRIMARY KEY (bucket, author_id, thread_id)
 );

@@ -5,6 +5,10 @@
 -- totals: sum this thread's participants and tell the directory. audit: to the account's shard (split layout).
 CREATE TYPE therev.event_kind AS ENUM ('user', 'thread', 'claim', 'taken', 'contribution', 'totals', 'audit');
 
+CREATE DOMAIN therev.facts AS jsonb CHECK (jsonb_typeof(VALUE) = 'array');
+-- Of the owner that wrote it; -1: of several owners, whom one statement wrote for.
+CREATE DOMAIN therev.bucket_or_several AS smallint CHECK (VALUE BETWEEN -1 AND 4095);
+
 -- What other databases must hear of, written in the transaction that made it true and delivered later. An event is what
 -- one statement made true of one kind: facts, which are states with versions, never increments. Delivered twice or out
 -- of order they change nothing.
@@ -13,10 +17,9 @@ CREATE TYPE therev.event_kind AS ENUM ('user', 'thread', 'claim', 'taken', 'cont
 CREATE TABLE therev.outbox (
     outbox_id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     colocation_group therev.colocation_group NOT NULL,
-    -- Of the owner that wrote it; -1: of several owners, whom one statement wrote for.
-    bucket           smallint    NOT NULL CHECK (bucket BETWEEN -1 AND 4095),
+    bucket           therev.bucket_or_several NOT NULL,
     kind             therev.event_kind NOT NULL,
-    facts            jsonb CHECK (jsonb_typeof(facts) = 'array'),
+    facts            therev.facts,
     -- Instead of the facts, whose they are: a bulk write names the rows and tells their states itself. Only where it did
     -- not come to that are they read here, as they are by then. Side by side: owners, and the ids of their rows (their
     -- threads, for a contribution; their claims, for names taken); of a user the owner is all.

@@ -36,7 +36,7 @@ const CONTRIBUTE: &str = "
     WITH contribution AS (
         INSERT INTO therev.thread_contributions AS c
                (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
-        SELECT n.bucket, n.author_id, n.thread_id, n.thread_author_id, n.posts, n.last_post_at, $7
+        SELECT n.bucket, n.author_id, n.thread_id, n.thread_author_id, n.posts, n.last_post_at, $7::bigint
           FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::timestamptz[])
                    AS n (bucket, author_id, thread_id, thread_author_id, posts, last_post_at)
         ON CONFLICT (bucket, author_id, thread_id) DO UPDATE

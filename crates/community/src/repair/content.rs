@@ -80,7 +80,7 @@ static OPEN_LISTED_TOTALS: Unfenced = Unfenced::write(
 const MAKE: &str = "
     INSERT INTO therev.thread_contributions
            (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
-    SELECT k.bucket, k.author_id, k.thread_id, p.thread_author_id, 0, p.created_at, $4
+    SELECT k.bucket, k.author_id, k.thread_id, p.thread_author_id, 0, p.created_at, $4::bigint
       FROM unnest($1::smallint[], $2::uuid[], $3::uuid[]) AS k (bucket, author_id, thread_id),
            LATERAL (SELECT p.thread_author_id, p.created_at FROM posts AS p
                      WHERE p.bucket = k.bucket AND p.author_id = k.author_id AND p.thread_id = k.thread_id
