@@ -63,8 +63,8 @@ CREATE INDEX posts_of_thread ON posts (thread_id, created_at, post_id);
 
 -- The rules of what every post writes besides itself. PostgreSQL reads and compiles the CHECKs of a table anew for each
 -- statement, those of a domain once a connection.
-CREATE DOMAIN therev.tally AS integer CHECK (VALUE >= 0);
-CREATE DOMAIN therev.version AS bigint CHECK (VALUE > 0);
+CREATE DOMAIN therev.tally AS integer CONSTRAINT tally_is_not_negative CHECK (VALUE >= 0);
+CREATE DOMAIN therev.version AS bigint CONSTRAINT version_is_positive CHECK (VALUE > 0);
 
 -- How much an author wrote in a thread: owned by the author, falls to zero, never away.
 -- Written by community/posts.rs and community/bulk/, in the post's own transaction; counted anew by community/repair/.

@@ -3,7 +3,7 @@
 use crate::delivery::Acks;
 use crate::eager::Eager;
 use crate::error::{Error, Result};
-use crate::page::Whereabouts;
+use crate::page::KnownBuckets;
 use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
 use shards::{Read, Shards, Token};
@@ -23,7 +23,7 @@ pub(crate) struct Inner {
     pub(crate) shards: Shards,
     pub(crate) acks: Acks,
     pub(crate) eager: Eager,
-    pub(crate) whereabouts: Whereabouts,
+    pub(crate) known_buckets: KnownBuckets,
 }
 
 /// A value, and what a reader must have seen to find it in the directory.
@@ -91,8 +91,8 @@ impl Community {
     /// Opens the community of a cluster. With `relay_ms` in the configuration this node also delivers what others left
     /// behind, for as long as a clone of the handle lives.
     pub fn new(shards: Shards) -> Community {
-        let (acks, eager, whereabouts) = (Acks::default(), Eager::default(), Whereabouts::default());
-        let community = Community { inner: Arc::new(Inner { shards, acks, eager, whereabouts }) };
+        let (acks, eager, known_buckets) = (Acks::default(), Eager::default(), KnownBuckets::default());
+        let community = Community { inner: Arc::new(Inner { shards, acks, eager, known_buckets }) };
         community.start_relay();
         community
     }

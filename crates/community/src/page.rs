@@ -1,11 +1,11 @@
 //! A thread's page: the head, one statement per shard that holds posts of it, one for the names. A shard that holds much more
 //! of the page than its even share is asked twice.
 //!
-//! The head says in which buckets there are posts. Where a node has shown the thread before, it asks head and posts at once, and
-//! for the posts of other buckets once the head names some.
+//! The head says in which buckets there are posts. Where a node has shown the thread before, it asks for head and posts at once,
+//! and for the posts of other buckets besides once the head names some.
 
 use crate::community::Community;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::posts::{Post, post_columns, post_from};
 use crate::threads::Thread;
 use chrono::{DateTime, Utc};
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -117,16 +117,23 @@ pub struct ThreadPage {
     pub partial: bool,
 }
 
-/// In which buckets threads had posts when this node last looked: a guess to begin with, which the head sets right. None is
-/// guessed for longer than a while, since a bucket is never taken out again.
-pub(crate) struct Whereabouts(moka::sync::Cache<ThreadId, Arc<BucketSet>>);
+/// In which buckets threads had posts, as far as this node has seen: a guess to begin with, which the head adds to.
+pub(crate) struct KnownBuckets(moka::sync::Cache<ThreadId, Arc<BucketSet>>);
 
-impl Default for Whereabouts {
-    fn default() -> Whereabouts {
+impl Default for KnownBuckets {
+    fn default() -> KnownBuckets {
         // Half a kilobyte each.
         const THREADS: u64 = 20_000;
-        const LIFE: Duration = Duration::from_secs(600);
-        Whereabouts(moka::sync::Cache::builder().max_capacity(THREADS).time_to_live(LIFE).build())
+        KnownBuckets(moka::sync::Cache::builder().max_capacity(THREADS).expire_after(FromTheFirst).build())
+    }
+}
+
+/// A guess lives for a while from when it was first made, however often it was added to: no bucket is ever taken out of it.
+struct FromTheFirst;
+
+impl moka::Expiry<ThreadId, Arc<BucketSet>> for FromTheFirst {
+    fn expire_after_create(&self, _: &ThreadId, _: &Arc<BucketSet>, _: Instant) -> Option<Duration> {
+        Some(Duration::from_secs(600))
     }
 }
 
@@ -156,32 +163,37 @@ impl Community {
     /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
     pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
         let after = after.unwrap_or_else(Cursor::start);
-        let Whereabouts(whereabouts) = &self.inner.whereabouts;
-        let known = whereabouts.get(&id).unwrap_or_else(|| Arc::new(BucketSet::empty()));
-        let posts_of = |buckets: Arc<BucketSet>| {
-            Box::pin(async move { self.posts_after(id, &buckets, after, limit.saturating_add(1)).await })
-        };
-        let (head, guessed) = tokio::join!(self.head(id, &known), posts_of(known.clone()));
-        let head = head?;
-        let (mut posts, missing) = if head.more_buckets.is_empty() {
-            guessed?
-        } else {
-            let mut buckets = BucketSet::clone(&known);
-            buckets.extend(head.more_buckets);
-            let buckets = Arc::new(buckets);
-            whereabouts.insert(id, buckets.clone());
-            posts_of(buckets).await?
-        };
+        let KnownBuckets(remembered) = &self.inner.known_buckets;
+        let known = remembered.get(&id).unwrap_or_else(|| Arc::new(BucketSet::empty()));
+        let wanted = limit.saturating_add(1);
+        let posts_of = |buckets: BucketSet| Box::pin(self.posts_after(id, buckets, after, wanted));
+        let begun = Box::pin(async {
+            let head = self.head(id, &known).await?;
+            let more: BucketSet = head.more_buckets.into_iter().collect();
+            if more != BucketSet::empty() {
+                remembered.insert(id, Arc::new(known.iter().chain(more.iter()).collect()));
+            }
+            Ok::<_, Error>((head.thread, posts_of(more).await?))
+        });
+        // Both to the end: to leave an answer costs its connection.
+        let (begun, guessed) = tokio::join!(begun, posts_of(BucketSet::clone(&known)));
+        let (thread, (more_posts, more_missing)) = begun?;
+        let (known_posts, mut missing) = guessed?;
+        missing.extend(more_missing);
+        // Each is the first of its own buckets; no two posts share a place.
+        let by_place: BTreeMap<Cursor, Post> =
+            known_posts.into_iter().chain(more_posts).map(|post| (Cursor::from(&post), post)).collect();
+        let mut posts: Vec<Post> = by_place.into_values().take(wanted).collect();
         let more = posts.len() > limit;
         posts.truncate(limit);
         let next = posts.last().filter(|_| more).map(Cursor::from);
-        let authors = self.authors(posts.iter().map(|p| p.author_id).chain([head.thread.author_id]).collect()).await;
+        let authors = self.authors(posts.iter().map(|p| p.author_id).chain([thread.author_id]).collect()).await;
         let author_of = |id: UserId| {
             authors.get(&id).cloned().unwrap_or(Author { user_id: id, user_name: None, display_name: None })
         };
         Ok(ThreadPage {
-            author: author_of(head.thread.author_id),
-            thread: head.thread,
+            author: author_of(thread.author_id),
+            thread,
             posts: posts.into_iter().map(|post| PagePost { author: author_of(post.author_id), post }).collect(),
             next,
             partial: !missing.is_empty(),
@@ -197,7 +209,7 @@ impl Community {
     async fn posts_after(
         &self,
         id: ThreadId,
-        buckets: &BucketSet,
+        buckets: BucketSet,
         after: Cursor,
         wanted: usize,
     ) -> Result<(Vec<Post>, BTreeSet<ShardNo>)> {

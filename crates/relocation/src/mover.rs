@@ -187,7 +187,8 @@ impl Mover {
         let control = self.control().await?;
         let groups: Vec<&str> = plan.groups.iter().map(|group| group.name()).collect();
         let buckets: Vec<i16> = plan.buckets.iter().map(|bucket| bucket.sql()).collect();
-        // Of two that begin at once the later one sees the earlier one: the lock is held to the end.
+        // Of two that begin at once the later one sees the earlier one: the lock is held to the end. Where the control database
+        // had lost relocations, its sequence may be behind those that were found again.
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
         may_begin(&control, plan).await?;
         let pin = plan.pin.map(|user| user.0);
@@ -197,7 +198,8 @@ impl Mover {
             .query_opt(
                 "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor, pin)
                  OVERRIDING SYSTEM VALUE
-                 SELECT greatest(nextval(pg_get_serial_sequence('therev.relocations', 'relocation')), $7::bigint + 1),
+                 SELECT greatest(nextval(pg_get_serial_sequence('therev.relocations', 'relocation')), $7::bigint + 1,
+                                 (SELECT max(r.relocation) + 1 FROM therev.relocations AS r)),
                         $1, $2, $3, $4, $5, $6, $8::uuid
                   WHERE NOT EXISTS (SELECT FROM therev.relocations AS r
                                      WHERE r.ended_at IS NULL AND r.groups && $1 AND r.buckets && $2)

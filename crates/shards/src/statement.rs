@@ -102,7 +102,7 @@ pub struct ReadMany {
 }
 
 /// A read of the rows of whole buckets on one shard, however many. `$1` are the buckets as bits ([`BucketSet`]), `$2` users placed
-/// apart from theirs who are asked for by name.
+/// apart from their buckets who are asked for by name.
 ///
 /// The text is a `SELECT` of rows whose bucket is in `$1::varbit`, or whose owner is in `$2::uuid[]`, and which pass
 /// `therev.may_read(f, bucket, owner)` by `therev.fence AS f`. The answer also says which buckets and users were refused, and who

@@ -80,14 +80,20 @@ async fn ada_of_shard_0() -> (TestCluster, Therev, UserId) {
 
 /// Tries every statement on one user's rows at a shard that must refuse them.
 async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev::AnyFenced) -> bool) {
+    let thread = client.query_one("SELECT thread_id FROM posts WHERE author_id = $1", &[&ada.0]).await;
+    let thread: Uuid = thread.expect("she has written once").get(0);
     client.batch_execute("SET ROLE therev").await.expect("the library's role");
     let statements: Vec<_> = therev::fenced_statements().into_iter().chain(therev::fenced_task_statements()).collect();
     assert!(statements.len() > 40, "{} statements are known", statements.len());
     for (name, statement) in statements.into_iter().filter(|(_, statement)| takes(statement)) {
         let prepared = client.prepare(statement.sql()).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
         let many = statement.asks_many();
-        let values: Vec<_> =
+        let mut values: Vec<_> =
             prepared.params().iter().enumerate().map(|(n, param)| some_value(n, param, many, ada)).collect();
+        if statement.asks_buckets() {
+            // A thread in which she has posts.
+            values[2] = Box::new(thread);
+        }
         let params: Vec<&(dyn ToSql + Sync)> = values.iter().map(|v| v.as_ref() as &(dyn ToSql + Sync)).collect();
         let rows = client.query(&prepared, &params).await.unwrap_or_else(|e| panic!("{name}: {e:?}"));
         if many || statement.asks_buckets() || statement.is_by_id() {

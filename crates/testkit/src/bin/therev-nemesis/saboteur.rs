@@ -290,6 +290,9 @@ impl<'a> Saboteur<'a> {
             Ok(waiting.is_empty())
         };
         if !wait_for(HEALS_WITHIN, all).await? {
+            if let Err(error) = self.world.tell_of(&waiting).await {
+                eprintln!("therev-nemesis: nothing is known of those who wait: {error}");
+            }
             self.stuck.push(format!("after `{fault}`, {HEALS_WITHIN:?} long: {waiting:?}"));
         }
         Ok(())

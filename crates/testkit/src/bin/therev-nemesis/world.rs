@@ -23,6 +23,24 @@ const PASSWORD: &str = "nemesis";
 /// How much of a log is told.
 const LOG_LINES: usize = 20;
 
+/// What is asked about users of a shard: who owns them, and who is at work or waits there.
+const OF_SHARD: &[&str] = &[
+    "SELECT row_to_json(o)::text FROM therev.ownership AS o
+      WHERE o.bucket IN (SELECT therev.bucket_of(u::uuid) FROM unnest($1::text[]) AS u)",
+    "SELECT row_to_json(p)::text FROM therev.pins AS p WHERE p.user_id::text = ANY ($1)",
+    "SELECT format('%s %s %s %s/%s %s: %s', a.pid, a.application_name, a.state, a.wait_event_type, a.wait_event,
+                   now() - a.xact_start, left(a.query, 100))
+       FROM pg_stat_activity AS a
+      WHERE a.state <> 'idle' AND a.pid <> pg_backend_pid() AND $1::text[] IS NOT NULL",
+    "SELECT format('%s waits for %s %s, held by %s', l.pid, l.locktype, l.mode, pg_blocking_pids(l.pid))
+       FROM pg_locks AS l WHERE NOT l.granted AND $1::text[] IS NOT NULL",
+    "SELECT format('prepared: %s %s', x.gid, now() - x.prepared) FROM pg_prepared_xacts AS x WHERE $1::text[] IS NOT NULL",
+];
+/// And of the control database: which relocations are under way.
+const OF_CONTROL: &[&str] =
+    &["SELECT (to_jsonb(r) - '{groups,buckets,apart}'::text[])::text FROM therev.relocations AS r
+      WHERE r.ended_at IS NULL AND $1::text[] IS NOT NULL"];
+
 /// Everything that was started. Dropped without [`World::clear`], it is cleared as well as can be.
 pub(crate) struct World {
     folder: Option<tempfile::TempDir>,
@@ -218,6 +236,26 @@ impl World {
                 .skip(lines.len().saturating_sub(LOG_LINES))
                 .for_each(|line| eprintln!("shard {shard}: {line}"));
         }
+    }
+
+    /// What the servers say of users whose histories do not go on, told at once, since they are removed in the end.
+    pub(crate) async fn tell_of(&self, users: &[UserId]) -> Result<(), Box<dyn Error>> {
+        let cluster = self.cluster()?;
+        let ids: Vec<String> = users.iter().map(ToString::to_string).collect();
+        let mut databases = vec![("control".to_owned(), cluster.control_url()?, OF_CONTROL)];
+        for shard in 0..SHARDS {
+            databases.push((format!("shard {shard}"), cluster.shard_url(shard)?, OF_SHARD));
+        }
+        for (name, url, looks) in databases {
+            let client = connect(&url).await;
+            for look in looks {
+                let rows = client.query(*look, &[&ids]).await?;
+                for row in &rows {
+                    eprintln!("{name}: {}", row.get::<_, String>(0));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes everything, and says what is left over.
