@@ -2,7 +2,6 @@
 
 use crate::bucket_set::BucketSet;
 use crate::error::Error;
-use crate::late::LATE;
 use crate::pool::Params;
 use crate::statement::{ReadBuckets, ReadMany, WriteMany};
 use crate::store::Shards;
@@ -231,7 +230,7 @@ impl Shards {
             let came_with = sent.get(&whose).map_or(0, |place| place.epoch);
             let Some(place) = said.ownership.hint(came_with).place(shard) else {
                 if !waits
-                    && started.elapsed() > LATE
+                    && started.elapsed() > self.late()
                     && let Some((owner, is_pin)) = Box::pin(self.end_late_switch(shard, group, whose)).await
                 {
                     let place = Place { shard: owner, epoch: came_with };

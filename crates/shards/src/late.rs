@@ -8,8 +8,9 @@ use crate::store::Shards;
 use placement::{Group, ShardNo, Whose};
 use std::time::Duration;
 
-/// How long a call waits for a switch before it looks after it. A mover gives up by itself after a few hundredths of that.
-pub(crate) const LATE: Duration = Duration::from_secs(1);
+/// How long a call waits for a switch before it looks after it; one that has less than twice as much time, half of it. A mover
+/// gives up by itself after a few hundredths of that.
+const LATE: Duration = Duration::from_secs(1);
 
 static PART: Unfenced = Unfenced::read(
     "SELECT p.relocation, p.state, p.attempt, p.peer
@@ -27,6 +28,11 @@ static FLUSHED: Unfenced = Unfenced::read("SELECT pg_current_wal_flush_lsn()::te
 static GIVEN_AWAY: Unfenced = Unfenced::read("SELECT therev.given_away($1, $2::text::pg_lsn) AS attempt");
 
 impl Shards {
+    /// When a call of this node is late: not only as its time is over, or a switch whose mover is gone would be nobody's.
+    pub(crate) fn late(&self) -> Duration {
+        LATE.min(self.inner.config.deadline() / 2)
+    }
+
     /// Looks after a switch that these rows wait for at a shard. What it cannot end it leaves to the next call.
     ///
     /// Answers with the shard that owns them after all, where that is not the one that was asked, and whether it says so of the
@@ -46,7 +52,7 @@ impl Shards {
         let (relocation, peer) = (part.get::<_, i64>("relocation"), ShardNo(part.get("peer")));
         match part.get::<_, &str>("state") {
             "draining" => {
-                let late_ms = i32::try_from(LATE.as_millis()).unwrap_or(i32::MAX);
+                let late_ms = i32::try_from(self.late().as_millis()).unwrap_or(i32::MAX);
                 let ended = self.unfenced(shard, &BACK_OUT, &[&group.name(), &bucket.sql(), &late_ms]).await?;
                 if ended.first().is_some_and(|row| row.get("done")) {
                     tracing::warn!(relocation, "a switch at shard {shard} was given up: its mover did not end it");

@@ -5,7 +5,6 @@ use crate::catalog::{Catalog, FoundPlacement};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::error::{Database, Error};
-use crate::late::LATE;
 use crate::life::Lives;
 use crate::load::{Load, TELL_EVERY};
 use crate::looks::Looks;
@@ -314,7 +313,7 @@ impl<'a> Route<'a> {
                     return Ok(());
                 }
             }
-            if self.started.elapsed() > LATE && self.end_late_switch(asked).await {
+            if self.started.elapsed() > self.shards.late() && self.end_late_switch(asked).await {
                 return Ok(());
             }
             // The other side of a switch takes over as soon as it is decided.
@@ -326,7 +325,7 @@ impl<'a> Route<'a> {
 
     /// Waits a little for a switch to be decided, and looks after it when that takes too long.
     pub(crate) async fn wait(&mut self) -> Result<(), Error> {
-        if self.started.elapsed() > LATE {
+        if self.started.elapsed() > self.shards.late() {
             self.end_late_switch(self.place.shard).await;
         }
         let pause = self.next_pause();

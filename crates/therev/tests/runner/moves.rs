@@ -4,7 +4,7 @@ use crate::things::{begun_by_a_sleeper, post, thread, user_per_shard};
 use std::time::Duration;
 use testkit::{TestCluster, drive};
 use therev::relocation::{Goal, Mover, Options, Request, State};
-use therev::{Group, Layout, ShardNo, Therev};
+use therev::{Config, Group, Layout, NewPost, ShardNo, Therev};
 
 /// A request for all buckets of these owners' shard that hold something.
 fn request(source: ShardNo, target: ShardNo, buckets: Vec<therev::Bucket>) -> Request {
@@ -165,6 +165,35 @@ async fn what_the_control_database_has_lost_is_found_on_the_shards() {
     assert_eq!(Box::pin(drive(&node, &mover, again)).await.state, State::Done);
     nothing_left(&cluster).await;
     drop((mover, node));
+    cluster.finish().await;
+}
+
+/// A call with less time than others wait before they look after a switch does so in time for itself.
+#[tokio::test]
+async fn a_hasty_call_ends_what_its_mover_left() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let open = thread(&node, authors[1], "Of somebody who stays").await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let left = begun(&node, &mover, authors[0], Goal::Done).await;
+    fail::cfg("relocation.drained", "panic").expect("a place in the sources");
+    let dies = tokio::spawn({
+        let mover = Mover::new(node.shards().clone(), Options::default());
+        async move { mover.drive(left, &|_| {}).await.map(|_| ()) }
+    });
+    assert!(dies.await.is_err(), "the mover dies");
+    fail::remove("relocation.drained");
+
+    let hasty = therev::connect(Config { deadline_ms: 900, ..cluster.config() }).await.expect("the cluster answers");
+    let written = hasty.create_post(NewPost::new(authors[0], open.thread_id, "nobody else would end it")).await;
+    written.expect("the switch is given up");
+    let lapse = "UPDATE therev.relocations SET leased_until = now()";
+    cluster.stranger("control").await.batch_execute(lapse).await.expect("the dead mover's lease ends");
+    assert_eq!(Box::pin(drive(&node, &mover, left)).await.state, State::Done);
+    nothing_left(&cluster).await;
+    cluster.prove().await;
+    drop((mover, node, hasty));
     cluster.finish().await;
 }
 
