@@ -8,9 +8,10 @@ use crate::store::Shards;
 use placement::{Group, ShardNo, Whose};
 use std::time::Duration;
 
-/// How long a call waits for a switch before it looks after it; one that has less than twice as much time, half of it. A mover
-/// gives up by itself after a few hundredths of that.
+/// How long a call waits for a switch before it looks after it. A mover gives up by itself after a few hundredths of that.
 const LATE: Duration = Duration::from_secs(1);
+/// The least that a call waits, however little time it has: sooner, it might give up switches that are getting on.
+const LATE_MIN: Duration = Duration::from_millis(250);
 
 static PART: Unfenced = Unfenced::read(
     "SELECT p.relocation, p.state, p.attempt, p.peer
@@ -30,7 +31,7 @@ static GIVEN_AWAY: Unfenced = Unfenced::read("SELECT therev.given_away($1, $2::t
 impl Shards {
     /// When a call of this node is late: not only as its time is over, or a switch whose mover is gone would be nobody's.
     pub(crate) fn late(&self) -> Duration {
-        LATE.min(self.inner.config.deadline() / 2)
+        (self.inner.config.deadline() / 2).clamp(LATE_MIN, LATE)
     }
 
     /// Looks after a switch that these rows wait for at a shard. What it cannot end it leaves to the next call.

@@ -49,19 +49,23 @@ const WRITES: Way = Way { may: "may_write", bitmap: "writable", users: "writers"
 /// who of this bucket is not to be had here (with the shard that has them, where that is decided).
 fn said(group: Group, way: Way, fence: &str) -> String {
     let Way { bitmap, users, not_here, .. } = way;
-    let apart = |what| {
+    format!(
+        "get_bit({fence}.{bitmap}, $1::smallint) = 1 AS is_home, {fence}.{users} AS here, {}",
+        apart(group, fence, &format!("p.bucket = $1::smallint AND {not_here}"))
+    )
+}
+
+/// Who is placed apart from the buckets that were asked for, and where, side by side; nothing is read where nobody is.
+fn apart(group: Group, fence: &str, meant: &str) -> String {
+    let column = |what| {
         format!(
             "CASE WHEN {fence}.pinned <> '{{}}' THEN ARRAY(
                  SELECT p.{what} FROM therev.pins AS p
-                  WHERE p.colocation_group = '{group}' AND p.bucket = $1::smallint AND {not_here}
+                  WHERE p.colocation_group = '{group}' AND {meant}
                   ORDER BY p.user_id) END AS apart_{what}"
         )
     };
-    format!(
-        "get_bit({fence}.{bitmap}, $1::smallint) = 1 AS is_home, {fence}.{users} AS here, {}, {}",
-        apart("user_id"),
-        apart("peer")
-    )
+    format!("{}, {}", column("user_id"), column("peer"))
 }
 
 /// A read of one owner's rows. `$1` is the bucket.
@@ -356,28 +360,17 @@ impl ReadBuckets {
 
     pub(crate) fn sql(&self) -> &str {
         self.sql.get_or_init(|| {
-            let apart = |what| {
-                format!(
-                    "CASE WHEN f.pinned <> '{{}}' THEN ARRAY(
-                         SELECT p.{what} FROM therev.pins AS p
-                          WHERE p.colocation_group = '{group}' AND {not_here}
-                            AND get_bit($1::varbit & f.readable, p.bucket) = 1
-                          ORDER BY p.user_id) END AS apart_{what}",
-                    group = self.group,
-                    not_here = READS.not_here
-                )
-            };
+            let meant = format!("get_bit($1::varbit & f.readable, p.bucket) = 1 AND {}", READS.not_here);
             format!(
                 "WITH said AS MATERIALIZED (
                      SELECT nullif($1::varbit & ~f.readable, 0::bit(4096)) AS refused_buckets,
                             (SELECT array_agg(k.owner) FROM unnest($2::uuid[]) AS k (owner)
                               WHERE NOT therev.may_read(f, therev.bucket_of(k.owner), k.owner)) AS refused_users,
-                            {}, {}
+                            {}
                        FROM therev.fence AS f WHERE f.colocation_group = '{}')
                  SELECT said.*, r.*
                    FROM said LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
-                apart("user_id"),
-                apart("peer"),
+                apart(self.group, "f", &meant),
                 self.group,
                 self.text
             )

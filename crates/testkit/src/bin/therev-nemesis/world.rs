@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use local::{Cluster, Options, ServerId};
 use testkit::{Disk, Proxy, connect};
@@ -20,6 +21,8 @@ const WRITERS: [Kind; 5] = [Kind::Library, Kind::Library, Kind::Stale, Kind::Str
 /// How many move their users meanwhile: they compete for the work.
 pub(crate) const MOVERS: usize = 2;
 const PASSWORD: &str = "nemesis";
+/// How long a server may take to say something of users who wait.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// How much of a log is told.
 const LOG_LINES: usize = 20;
 
@@ -247,12 +250,20 @@ impl World {
             databases.push((format!("shard {shard}"), cluster.shard_url(shard)?, OF_SHARD));
         }
         for (name, url, looks) in databases {
-            let client = connect(&url).await;
-            for look in looks {
-                let rows = client.query(*look, &[&ids]).await?;
-                for row in &rows {
-                    eprintln!("{name}: {}", row.get::<_, String>(0));
+            // One that is down, or says nothing, says just that.
+            let said = async {
+                let client = writer::connect_to(&url).await?;
+                for look in looks {
+                    for row in client.query(*look, &[&ids]).await? {
+                        eprintln!("{name}: {}", row.get::<_, String>(0));
+                    }
                 }
+                Ok::<_, tokio_postgres::Error>(())
+            };
+            match tokio::time::timeout(ANSWERS_WITHIN, said).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => eprintln!("{name}: {error}"),
+                Err(_) => eprintln!("{name}: no answer within {ANSWERS_WITHIN:?}"),
             }
         }
         Ok(())

@@ -332,7 +332,7 @@ fn is_refusal(error: &tokio_postgres::Error) -> bool {
 }
 
 /// A connection with a deadline for each statement, as therev's own have.
-async fn connect_to(address: &str) -> Result<Client, tokio_postgres::Error> {
+pub(crate) async fn connect_to(address: &str) -> Result<Client, tokio_postgres::Error> {
     let mut config: tokio_postgres::Config = address.parse()?;
     config.options(format!("-c statement_timeout={DEADLINE_MS}"));
     let (client, connection) = config.connect(NoTls).await?;
