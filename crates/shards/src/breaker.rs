@@ -16,7 +16,8 @@ struct State {
     failures: u64,
 }
 
-/// Leave to try, given after this many failures.
+/// Leave to try, given after this many failures. What comes of a try counts only where nobody has met another failure since it
+/// began: that one is newer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Leave(u64);
 
@@ -38,8 +39,12 @@ impl Breaker {
         Some(Leave(state.failures))
     }
 
-    /// Whoever had this leave has a connection. It may be an older one than a failure that others met since then, and
-    /// says nothing against that.
+    /// Leave for a try that the breaker does not stop, because nobody waits for it.
+    pub(crate) fn leave(&self) -> Leave {
+        Leave(self.state().failures)
+    }
+
+    /// Whoever had this leave has a connection.
     pub(crate) fn reached(&self, leave: Leave) {
         let mut state = self.state();
         if state.failures == leave.0 {
@@ -47,9 +52,14 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn failed(&self, now: Instant) {
+    /// Whoever had this leave got none; says whether that was new.
+    pub(crate) fn failed(&self, leave: Leave, now: Instant) -> bool {
         let mut state = self.state();
-        *state = State { rests_until: Some(now + self.rest), failures: state.failures + 1 };
+        let is_new = state.failures == leave.0;
+        if is_new {
+            *state = State { rests_until: Some(now + self.rest), failures: state.failures + 1 };
+        }
+        is_new
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -66,8 +76,8 @@ mod tests {
         let rest = Duration::from_secs(1);
         let breaker = Breaker::new(rest);
         let start = Instant::now();
-        assert!(breaker.admits(start).is_some());
-        breaker.failed(start);
+        let leave = breaker.admits(start).expect("nothing has failed");
+        assert!(breaker.failed(leave, start));
         assert!(breaker.admits(start).is_none());
         let probe = breaker.admits(start + rest).expect("the rest is over");
         assert!(breaker.admits(start + rest).is_none(), "only one probe");
@@ -80,8 +90,21 @@ mod tests {
         let breaker = Breaker::new(Duration::from_secs(1));
         let start = Instant::now();
         let leave = breaker.admits(start).expect("nothing has failed");
-        breaker.failed(start);
+        breaker.failed(leave, start);
         breaker.reached(leave);
         assert!(breaker.admits(start).is_none());
+    }
+
+    #[test]
+    fn a_failure_that_began_before_another_says_nothing_against_what_came_after() {
+        let rest = Duration::from_secs(1);
+        let breaker = Breaker::new(rest);
+        let start = Instant::now();
+        let (quick, slow) = (breaker.admits(start).expect("nothing has failed"), breaker.leave());
+        assert!(breaker.failed(quick, start));
+        let probe = breaker.admits(start + rest).expect("the rest is over");
+        breaker.reached(probe);
+        assert!(!breaker.failed(slow, start + rest));
+        assert!(breaker.admits(start + rest).is_some(), "the server has been reached since");
     }
 }

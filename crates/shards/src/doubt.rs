@@ -1,7 +1,7 @@
 //! Doubt about a server: a statement on it was given up. It may be slow, or wait for a lock; or the server is silent,
 //! and then everybody else need not wait as long to find that out.
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, Leave};
 use crate::pool::Limits;
 use crate::reach::reach;
 use deadpool_postgres::Object;
@@ -44,9 +44,10 @@ impl Doubt {
 
     /// The server said nothing to whoever came anew: nobody is sent to it for a while, and nobody afterwards on a
     /// connection on which it would say nothing either.
-    pub(crate) fn is_silent(&self) {
-        self.breaker.failed(Instant::now());
-        self.connections.retain(|_, _| false);
+    pub(crate) fn is_silent(&self, leave: Leave) {
+        if self.breaker.failed(leave, Instant::now()) {
+            self.connections.retain(|_, _| false);
+        }
     }
 
     /// Asks the server, beside whoever calls, whether it takes a new connection. Whatever it says to that, it is not
@@ -56,13 +57,13 @@ impl Doubt {
         if self.is_asking.swap(true, Ordering::Relaxed) {
             return;
         }
-        let doubt = self.clone();
+        let (doubt, leave) = (self.clone(), self.breaker.leave());
         runtime.spawn(async move {
             let asked = tokio::time::timeout(doubt.connect, reach(&doubt.login, None)).await;
             // A word of refusal is an answer, too.
             let answered = asked.is_ok_and(|answer| answer.err().is_none_or(|error| error.code().is_some()));
             if !answered {
-                doubt.is_silent();
+                doubt.is_silent(leave);
             }
             doubt.is_asking.store(false, Ordering::Relaxed);
         });

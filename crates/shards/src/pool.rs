@@ -1,10 +1,12 @@
 //! A pool of connections to one database, which knows whether it reached the right one.
 
+use crate::breaker::Leave;
 use crate::bulk;
 use crate::doubt::Doubt;
 use crate::error::{Database, Error, has_missed_publication};
 use crate::life::{Life, Lives};
 use crate::reach::{Reached, reach};
+use deadpool::managed::QueueMode;
 use deadpool_postgres::{
     Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime, TimeoutType,
     Timeouts,
@@ -142,6 +144,8 @@ impl Pool {
         });
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(limits.size)
+            // The one that was in use last is the one whose server process has the most at hand.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(limits.wait))
             // The driver's own limit ends with the first packet: a server that takes it and says nothing is down, too.
             .create_timeout(Some(limits.connect))
@@ -252,11 +256,11 @@ impl Pool {
                 self.doubt.breaker.reached(leave);
                 Ok(client)
             }
-            Err(error) => Err(self.sort(error)),
+            Err(error) => Err(self.sort(error, leave)),
         }
     }
 
-    fn sort(&self, error: PoolError) -> Error {
+    fn sort(&self, error: PoolError, leave: Leave) -> Error {
         let database = self.database;
         match error {
             PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)) => {
@@ -268,11 +272,11 @@ impl Pool {
                 if class == "28" || source.to_string().contains("password missing") {
                     return Error::Refused { database, source };
                 }
-                self.doubt.breaker.failed(Instant::now());
+                self.doubt.breaker.failed(leave, Instant::now());
                 Error::Down { database, source: Some(source) }
             }
             PoolError::Timeout(TimeoutType::Create) => {
-                self.doubt.is_silent();
+                self.doubt.is_silent(leave);
                 Error::Down { database, source: None }
             }
             PoolError::Timeout(_) => self.late("a connection to"),
@@ -283,7 +287,7 @@ impl Pool {
                         Error::Schema { database, source: schema::Error::TooNew { found, known } }
                     }
                     Some(Stranger::Silent) => {
-                        self.doubt.is_silent();
+                        self.doubt.is_silent(leave);
                         Error::Down { database, source: None }
                     }
                     Some(Stranger::Wrong(reason)) => Error::WrongDatabase { database, reason },
