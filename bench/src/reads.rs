@@ -1,13 +1,12 @@
 //! Reads: one row by key, a page of an author, a page of a thread.
 
-use crate::figure::{Figure, Pairs, count, median, throughput};
+use crate::figure::{Figure, Pairs, count, latencies, median, throughput};
 use crate::ground::{Ground, WORKERS, bare_statement};
 use crate::{Anyhow, PERIOD};
 use chrono::{DateTime, Utc};
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
 use therev::{Bucket, BucketSet, Database, ShardNo, Therev, ThreadId, UserId};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
@@ -182,16 +181,7 @@ where
     F: Future<Output = Anyhow<()>> + Send,
 {
     const CALLS: u32 = 100;
-    let calls = async move {
-        let mut times = Vec::new();
-        for _ in 0..CALLS {
-            let started = Instant::now();
-            call().await?;
-            times.push(started.elapsed().as_secs_f64() * 1_000.0);
-        }
-        Ok(times)
-    };
-    tokio::spawn(calls).await?
+    tokio::spawn(async move { latencies(CALLS, move |_| call()).await }).await?
 }
 
 /// A thread whose posts are on one shard of sixteen asks that one.
