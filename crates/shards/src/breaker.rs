@@ -39,6 +39,11 @@ impl Breaker {
         Some(Leave(state.failures))
     }
 
+    /// Whether nothing has failed since the server was reached last.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().rests_until.is_none()
+    }
+
     /// Leave for a try that the breaker does not stop, because nobody waits for it.
     pub(crate) fn leave(&self) -> Leave {
         Leave(self.state().failures)
@@ -77,8 +82,8 @@ mod tests {
         let breaker = Breaker::new(rest);
         let start = Instant::now();
         let leave = breaker.admits(start).expect("nothing has failed");
-        assert!(breaker.failed(leave, start));
-        assert!(breaker.admits(start).is_none());
+        assert!(breaker.is_closed() && breaker.failed(leave, start));
+        assert!(breaker.admits(start).is_none() && !breaker.is_closed());
         let probe = breaker.admits(start + rest).expect("the rest is over");
         assert!(breaker.admits(start + rest).is_none(), "only one probe");
         breaker.reached(probe);

@@ -4,7 +4,7 @@
 //! all of them answered as owners; where one did not, a user is just changing places.
 
 use crate::error::Error;
-use crate::pool::Params;
+use crate::pool::{Errand, Params};
 use crate::store::{Route, Shards, found};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -57,6 +57,7 @@ impl Shards {
         sql: &str,
         all: &Params<'_>,
     ) -> Result<Vec<Row>, Error> {
+        let errand = if quick.is_some() { Errand::ReadByKey } else { Errand::Write };
         let mut route = Route::new(self, group, bucket.into());
         loop {
             let home = route.place.shard;
@@ -65,7 +66,7 @@ impl Shards {
             {
                 return Ok(rows);
             }
-            let ask = |shard| async move { self.pool(shard).await?.answer(sql, all, quick.is_none()).await };
+            let ask = |shard| async move { self.pool(shard).await?.answer(sql, all, errand).await };
             let apart = match Verdict::of(route.within(ask(home)).await?) {
                 Verdict::Found(rows) => return Ok(rows),
                 Verdict::NotHome(_) => {
@@ -114,12 +115,12 @@ impl Shards {
     ) -> Result<Option<Vec<Row>>, Error> {
         let map = self.map();
         if !map.has_pins() {
-            let rows = self.pool(home).await?.answer(quick, all, false).await?;
+            let rows = self.pool(home).await?.answer(quick, all, Errand::ReadByKey).await?;
             return Ok(Some(rows).filter(|rows| !rows.is_empty()));
         }
         let shards: BTreeSet<ShardNo> =
             map.pins_of(group, bucket).map(|(_, place)| place.shard).chain([home]).collect();
-        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, false).await };
+        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, Errand::ReadByKey).await };
         let mut asked: FuturesUnordered<_> = shards.into_iter().map(ask).collect();
         // Whoever has the row ends it: a shard that does not answer matters only where nobody has, and is asked again then.
         while let Some(answer) = asked.next().await {

@@ -2,6 +2,7 @@
 //! and then everybody else need not wait as long to find that out.
 
 use crate::breaker::{Breaker, Leave};
+use crate::lanes::Seat;
 use crate::pool::Limits;
 use crate::reach::reach;
 use deadpool_postgres::Object;
@@ -20,10 +21,10 @@ pub(crate) struct Doubt {
     is_asking: AtomicBool,
 }
 
-/// A connection for one statement. Dropped while the answer is pending, by a deadline or by a caller who left, it does
-/// not go back into the pool, where the next statement on it would wait for that answer first.
+/// A connection for one statement, or a seat on one. Dropped while the answer is pending, by a deadline or by a caller who left,
+/// it does not go back into the pool, where the next statement on it would wait for that answer first.
 pub(crate) struct Lent<'a> {
-    pub(crate) client: Option<Object>,
+    pub(crate) seat: Option<Seat<'a, Object>>,
     doubt: &'a Arc<Doubt>,
 }
 
@@ -37,9 +38,9 @@ impl Doubt {
         Arc::new(Doubt { connections, login, breaker, connect, is_asking: AtomicBool::new(false) })
     }
 
-    /// For a connection that is to be lent.
+    /// For a seat that is to be lent.
     pub(crate) fn lend(self: &Arc<Self>) -> Lent<'_> {
-        Lent { client: None, doubt: self }
+        Lent { seat: None, doubt: self }
     }
 
     /// The server said nothing to whoever came anew: nobody is sent to it for a while, and nobody afterwards on a
@@ -69,8 +70,8 @@ impl Doubt {
         });
     }
 
-    /// Ends on the server what nobody waits for any more, and asks whether it answers.
-    fn give_up(self: &Arc<Self>, client: Object) {
+    /// Ends on the server what nobody waits for any more.
+    fn give_up(&self, client: Object) {
         let cancel = client.cancel_token();
         drop(Object::take(client));
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -80,21 +81,22 @@ impl Doubt {
                 tokio::time::timeout(limit, cancel.cancel_query(NoTls)).await.ok();
             });
         }
-        self.raise();
     }
 }
 
 impl Lent<'_> {
     /// The answer is there, whatever it is.
     pub(crate) fn give_back(mut self) {
-        drop(self.client.take());
+        drop(self.seat.take().and_then(|seat| seat.leave(Some(Instant::now()))));
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        if let Some(client) = self.client.take() {
+        let Some(seat) = self.seat.take() else { return };
+        if let Some(client) = seat.leave(None) {
             self.doubt.give_up(client);
         }
+        self.doubt.raise();
     }
 }

@@ -19,6 +19,7 @@ mod error;
 mod fan_out;
 mod fresh;
 mod init;
+mod lanes;
 mod late;
 mod life;
 mod listing;

@@ -4,6 +4,7 @@ use crate::breaker::Leave;
 use crate::bulk;
 use crate::doubt::Doubt;
 use crate::error::{Database, Error, has_missed_publication};
+use crate::lanes::{Lanes, Seat};
 use crate::life::{Life, Lives};
 use crate::reach::{Reached, reach};
 use deadpool::managed::QueueMode;
@@ -29,10 +30,25 @@ pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
 /// How many bulk writes one database gets at a time. Each connection costs it a process that learns its catalogue anew.
 const BULK_MAX: usize = 2;
 
+/// How long somebody waits beside others, before asking again on a connection alone.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// What a statement is to its pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Errand {
+    /// It writes: never sent twice, and without its answer nobody knows what it did.
+    Write,
+    /// It reads.
+    Read,
+    /// It reads a few rows by key: over at once, so that it may share a connection.
+    ReadByKey,
+}
+
 /// Connections to one database.
 pub struct Pool {
     database: Database,
     connections: deadpool_postgres::Pool,
+    lanes: Lanes<Object>,
     doubt: Arc<Doubt>,
     /// Bulk writes take turns.
     bulk: Arc<Semaphore>,
@@ -161,6 +177,7 @@ impl Pool {
             database,
             doubt: Doubt::new(pool.clone(), asks, limits),
             connections: pool,
+            lanes: Lanes::new(limits.size / 2),
             bulk: Arc::new(Semaphore::new(BULK_MAX)),
             statements: AtomicU64::new(0),
             life,
@@ -303,18 +320,27 @@ impl Pool {
 
     /// One statement within the deadline: none waits longer, whatever the server does; what a write did then is not known.
     pub(crate) async fn query(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        let answer = tokio::time::timeout(self.deadline(), self.answer(sql, params, writes)).await;
+        let errand = if writes { Errand::Write } else { Errand::Read };
+        let answer = tokio::time::timeout(self.deadline(), self.answer(sql, params, errand)).await;
         answer.unwrap_or_else(|_| Err(self.late("an answer from")))
     }
 
     /// One statement, prepared once per connection, for a caller who minds the deadline. A read is tried again once when
     /// its connection turns out to be broken: a restarted server costs its first callers nothing. So is what a relocation's end has
     /// made fail.
-    pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
-        match self.query_once(sql, params, writes).await {
-            Err(Error::Down { source: Some(_), .. }) if !writes => Box::pin(self.query_once(sql, params, writes)).await,
+    pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, errand: Errand) -> Result<Vec<Row>, Error> {
+        if errand == Errand::ReadByKey
+            && let Some(seat) = self.join()
+            && let Ok(Ok(rows)) = tokio::time::timeout(PATIENCE, self.ask(seat, sql, params, errand)).await
+        {
+            return Ok(rows);
+        }
+        match self.ask_alone(sql, params, errand).await {
+            Err(Error::Down { source: Some(_), .. }) if errand != Errand::Write => {
+                Box::pin(self.ask_alone(sql, params, errand)).await
+            }
             Err(error) if error.sql_error().is_some_and(has_missed_publication) => {
-                Box::pin(self.query_once(sql, params, writes)).await
+                Box::pin(self.ask_alone(sql, params, errand)).await
             }
             outcome => outcome,
         }
@@ -329,7 +355,7 @@ impl Pool {
     ) -> Result<u64, Error> {
         let got = self.get().await?;
         let mut lent = self.doubt.lend();
-        let client = lent.client.insert(got);
+        let client = lent.seat.insert(Seat::alone(got));
         self.count_statement();
         let sent = tokio::time::timeout(self.deadline(), bulk::send(client, self.database, copy, types, rows)).await;
         let copied = sent.map_err(|_| self.late("an answer from"))?;
@@ -348,16 +374,41 @@ impl Pool {
         self.connections.timeouts().wait.unwrap_or_default()
     }
 
+    /// A seat beside others, where as many short reads are on their way as there may be lanes.
+    fn join(&self) -> Option<Seat<'_, Object>> {
+        if !self.doubt.breaker.is_closed() {
+            return None;
+        }
+        let will_do = |client: &Object| !client.is_closed() && !self.life.is_older(Object::metrics(client).created);
+        self.lanes.join(Instant::now(), will_do)
+    }
+
     /// What happens seldom is boxed on this way, so that a call's future stays small: it is moved several times.
-    async fn query_once(&self, sql: &str, params: &Params<'_>, writes: bool) -> Result<Vec<Row>, Error> {
+    async fn ask_alone(&self, sql: &str, params: &Params<'_>, errand: Errand) -> Result<Vec<Row>, Error> {
         let got = self.get().await?;
+        let seat = match errand {
+            Errand::ReadByKey => self.lanes.open(got, Instant::now()),
+            Errand::Read | Errand::Write => Seat::alone(got),
+        };
+        self.ask(seat, sql, params, errand).await
+    }
+
+    /// One statement on this seat, which is lent as soon as this is polled.
+    async fn ask<'a>(
+        &'a self,
+        seat: Seat<'a, Object>,
+        sql: &str,
+        params: &Params<'_>,
+        errand: Errand,
+    ) -> Result<Vec<Row>, Error> {
         let mut lent = self.doubt.lend();
-        let client = lent.client.insert(got);
+        let client = lent.seat.insert(seat);
         // Nothing has been sent before the statement is prepared, so that a failure here is never an unknown outcome.
         let answer = match client.prepare_cached(sql).await {
             Ok(statement) => {
                 self.count_statement();
-                client.query(&statement, params).await.map_err(|e| Error::of_statement(self.database, writes, e))
+                let sent = client.query(&statement, params).await;
+                sent.map_err(|e| Error::of_statement(self.database, errand == Errand::Write, e))
             }
             Err(e) => Err(Error::of_statement(self.database, false, e)),
         };

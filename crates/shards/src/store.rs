@@ -8,7 +8,7 @@ use crate::error::{Database, Error};
 use crate::life::Lives;
 use crate::load::{Load, TELL_EVERY};
 use crate::looks::Looks;
-use crate::pool::{Expected, Limits, Params, Pool};
+use crate::pool::{Errand, Expected, Limits, Params, Pool};
 use crate::statement::{By, Read, Unfenced, Write};
 use arc_swap::ArcSwap;
 use placement::{Bucket, Group, Map, Ownership, Place, ShardNo, Whose};
@@ -186,11 +186,12 @@ impl Shards {
             By::Bucket => None,
             By::Id(_) => return Box::pin(self.by_id(group, bucket, quick, sql, &all)).await,
         };
+        let errand = if quick.is_some() { Errand::ReadByKey } else { Errand::Write };
         let mut route = Route::new(self, group, Whose { bucket, user });
         loop {
             let pool = self.pool(route.place.shard).await?;
             for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
-                let rows = route.within(pool.answer(form, &all, quick.is_none())).await?;
+                let rows = route.within(pool.answer(form, &all, errand)).await?;
                 if !rows.is_empty() {
                     return Ok(if has_verdict { found(rows) } else { rows });
                 }

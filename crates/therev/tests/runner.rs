@@ -16,6 +16,8 @@ mod generated;
 mod imported;
 #[path = "runner/journey.rs"]
 mod journey;
+#[path = "runner/lanes.rs"]
+mod lanes;
 #[path = "runner/lives.rs"]
 mod lives;
 #[path = "runner/matrix.rs"]
