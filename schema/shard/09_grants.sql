@@ -17,10 +17,14 @@ GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA therev TO therev_mover;
 -- A stranger's writes are checked with the fence.
 GRANT SELECT ON therev.fence, therev.ownership TO PUBLIC;
 
-GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, audit_log, user_ai_summary, ai_task_stats, therev.refreshes,
-    therev.claims, therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.outbox,
-    therev.intents, therev.id_routes
+GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, user_ai_summary, ai_task_stats, therev.refreshes,
+    therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.intents, therev.id_routes
     TO therev_reader;
+-- Not what e-mail addresses stand in: names, the facts of events, what an audited change was about.
+GRANT SELECT (bucket, claim_key, kind, user_id, state, created_at, version) ON therev.claims TO therev_reader;
+GRANT SELECT (outbox_id, colocation_group, bucket, kind, owners, ids, created_at, delivered_at, first_delivered_at, lost_by)
+    ON therev.outbox TO therev_reader;
+GRANT SELECT (bucket, user_id, created_at, audit_id, actor, action, target) ON audit_log TO therev_reader;
 GRANT SELECT (bucket, user_id, user_name, first_name, last_name, bio, ideology, profile_pic_url, role, is_active,
               created_at, updated_at, deleted_at, was_registered, version) ON users TO therev_reader;
 GRANT SELECT (bucket, user_id, session_id, status, expires_at, last_seen_at, created_at) ON user_sessions

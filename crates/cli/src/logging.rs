@@ -8,7 +8,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt, registry};
 
 /// The rooms whose words are shown more of with `-v`; drivers below them only warn.
-const OURS: [&str; 6] = ["therev", "community", "shards", "schema", "tasks", "local"];
+const OURS: [&str; 7] = ["therev", "community", "shards", "schema", "tasks", "relocation", "local"];
 
 /// Begins to write the log.
 pub(crate) fn start(global: &Global) {

@@ -265,6 +265,10 @@ async fn an_interrupted_move_goes_on_by_the_same_command() {
     }
     assert_eq!(ended(&["move", "buckets", "4,8", "--to", "2"]), json!(left));
 
+    // What is there already stays; where that is all, nothing is to be done.
+    ended(&["move", "buckets", "4,5", "--to", "2"]);
+    assert_eq!(next(&["move", "buckets", "4,5", "--to", "2"]), "name buckets of other shards, or another shard");
+
     let left = begin(2, 0, held).await;
     Box::pin(mover.drive(left, &|_| {})).await.unwrap();
     let next = next(&["move", "buckets", "4,8", "--to", "0"]);

@@ -167,6 +167,11 @@ static SUM_TOTALS: WriteMany = WriteMany::new(
     ),
 );
 
+/// Whether events of this kind tell the directory of a user or a thread.
+fn is_for_directory(kind: &str) -> bool {
+    matches!(kind, "user" | "thread")
+}
+
 impl Event {
     pub(crate) fn from_row(shard: ShardNo, row: &Row) -> Event {
         let facts = match row.get("facts") {
@@ -248,7 +253,7 @@ impl Community {
     }
 
     /// Delivers what one shard's outbox has of a bucket, to its end: the caller's own event may be the last of many. Says
-    /// whether it got there.
+    /// whether the directory has heard all of it.
     async fn deliver_bucket_from(&self, shard: ShardNo, bucket: Bucket) -> Result<bool> {
         let (started, deadline) = (Instant::now(), Duration::from_millis(self.shards().config().deadline_ms));
         let mut after = 0_i64;
@@ -258,9 +263,13 @@ impl Community {
             let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
             let all = events.len();
             after = events.last().map_or(after, |event| event.outbox_id);
+            // What waits for a shard is nothing that the directory lacks.
+            let wanted = events.iter().filter(|event| is_for_directory(&event.kind)).count();
             let outcome = self.deliver(events).await;
-            if outcome.delivered.values().sum::<usize>() < all {
-                return outcome.failed.into_iter().next().map_or(Ok(false), |(_, error)| Err(error));
+            let told = outcome.delivered.iter().filter(|(kind, _)| is_for_directory(kind)).map(|(_, count)| count);
+            if told.sum::<usize>() < wanted {
+                let failed = outcome.failed.into_iter().find(|(kind, _)| is_for_directory(kind));
+                return failed.map_or(Ok(false), |(_, error)| Err(error));
             }
             if all < usize::from(OF_BUCKET_MAX) {
                 return Ok(true);

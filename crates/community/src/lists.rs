@@ -104,7 +104,7 @@ static BY_AUTHOR: Unfenced = Unfenced::read(threads_ordered!(
     "t.created_at DESC, t.thread_id DESC LIMIT $3"
 ));
 
-/// `~>=~` compares byte by byte, as the index does.
+/// `~>~` compares byte by byte, as the index does.
 static BY_PREFIX: Unfenced = Unfenced::read(
     "SELECT d.user_id, d.user_name, d.display_name, d.role, d.is_active, d.created_at
        FROM user_directory AS d

@@ -215,8 +215,8 @@ static CHANGE: Write = Write::by_id(
              RETURNING p.*),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'post ' || o.post_id AS target,
-                    (SELECT jsonb_object_agg(k.key, to_jsonb(o) -> k.key) FROM jsonb_object_keys($3) AS k (key))
-                        AS before, $3::jsonb AS after
+                    (SELECT coalesce(jsonb_object_agg(k.key, to_jsonb(o) -> k.key), '{}')
+                       FROM jsonb_object_keys($3) AS k (key)) AS before, $3::jsonb AS after
                FROM old AS o, changed AS c),
          ",
         audited!("change", "$4"),
@@ -399,11 +399,8 @@ impl Community {
         Ok(!rows.is_empty())
     }
 
-    /// Delivers the contribution that a statement returned with its row; a repeated create returns none.
+    /// Delivers the contribution that a statement returned with its row.
     async fn deliver_contribution(&self, author: UserId, thread_author: UserId, row: &Row) {
-        if row.get::<_, Option<i64>>("outbox_id").is_none() {
-            return;
-        }
         let event = Event::from_row(self.shard_of(Group::Content, author), row);
         self.deliver_now(self.shard_of(Group::Content, thread_author), event).await;
         self.mark_many();

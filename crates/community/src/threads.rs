@@ -128,7 +128,8 @@ static HEAD: Read = Read::by_id(
                           WHERE p.bucket = t.bucket AND p.author_id = t.author_id AND p.thread_id = t.thread_id) AS p
           WHERE t.bucket = $1 AND t.thread_id = $2"
     ),
-);
+)
+.long();
 
 /// What a reply asks of a thread: whose it is, and whether it takes replies. It costs the same however many it has.
 static OPEN: Read = Read::by_id(
@@ -176,8 +177,8 @@ static CHANGE: Write = Write::by_id(
              RETURNING t.*),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'thread ' || o.thread_id AS target,
-                    (SELECT jsonb_object_agg(k.key, to_jsonb(o) -> k.key) FROM jsonb_object_keys($3) AS k (key))
-                        AS before, $3::jsonb AS after
+                    (SELECT coalesce(jsonb_object_agg(k.key, to_jsonb(o) -> k.key), '{}')
+                       FROM jsonb_object_keys($3) AS k (key)) AS before, $3::jsonb AS after
                FROM old AS o, changed AS c),
          ",
         audited!("change", "$4"),

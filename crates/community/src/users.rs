@@ -473,7 +473,11 @@ impl Community {
 
     /// The user whose name and password these are. It takes as long for a name that nobody has.
     pub(crate) async fn authenticate(&self, user_name: &str, password: &SecretString) -> Result<UserId> {
-        let user = self.user_named(user_name).await.ok().flatten();
+        let user = match self.user_named(user_name).await {
+            // A name that nobody can have.
+            Err(Error::Invalid { .. }) => None,
+            named => named?,
+        };
         let mut hash = None;
         if let Some(id) = user {
             let rows = self.shards().read(&PASSWORD, id.bucket(), &[&id.0]).await?;

@@ -8,9 +8,11 @@ mod bucket;
 mod id;
 mod map;
 mod ownership;
+mod parts;
 pub mod planner;
 
 pub use bucket::{BUCKETS, Bucket, InvalidBucket, bucket_of};
 pub use id::{AccountId, PostId, SessionId, TaskId, ThreadId, UserId, bucket_in, derived_id, new_id, tell_time};
 pub use map::{Group, Layout, Map, Pins, Place, ShardNo, UnknownName, Whose};
 pub use ownership::{Hint, Ownership, State};
+pub use parts::in_parts;

@@ -1,6 +1,6 @@
 //! The placement: which shard holds which bucket of which group, as far as one node knows.
 
-use crate::bucket::{BUCKETS, Bucket};
+use crate::bucket::Bucket;
 use crate::id::UserId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -217,13 +217,6 @@ impl Map {
     pub fn places(&self, group: Group) -> impl Iterator<Item = (Bucket, Place)> + '_ {
         Bucket::all().zip(self.places[group.index()].iter().copied())
     }
-
-    /// How many buckets of a group a shard is believed to hold.
-    pub fn held_by(&self, group: Group, shard: ShardNo) -> usize {
-        let held = self.places(group).filter(|(_, place)| place.shard == shard).count();
-        debug_assert!(held <= usize::from(BUCKETS));
-        held
-    }
 }
 
 #[cfg(test)]
@@ -264,6 +257,7 @@ mod tests {
             prop_assert!(!map.has_pins());
         }
 
+        /// Invariant 4.
         #[test]
         fn what_is_learned_never_goes_back(news in proptest::collection::vec((0_i16..4, 1_i64..9), 1..40)) {
             let mut map = Map::first(Layout::Colocated, 4);

@@ -30,7 +30,7 @@ impl<'a> Beats<'a> {
     }
 
     pub(crate) async fn between(relocation: &Relocation, from: &'a Side, to: &'a Side) -> Result<Beats<'a>> {
-        let send = "UPDATE therev.sentinels SET attempt = $3, beat = beat + 1
+        let send = "UPDATE therev.sentinels SET attempt = 0, beat = beat + 1
                      WHERE relocation = $1 AND side = $2 RETURNING beat";
         let seen = "SELECT coalesce(bool_and(s.beat >= $3), false)
                       FROM therev.sentinels AS s WHERE s.relocation = $1 AND s.side = $2";
@@ -39,20 +39,20 @@ impl<'a> Beats<'a> {
         Ok(Beats { relocation: relocation.relocation, stream, from, to, send, seen })
     }
 
-    pub(crate) async fn send(&self, attempt: i32) -> Result<i64> {
+    async fn send(&self) -> Result<i64> {
         let side = self.from.which.name();
-        let rows = self.from.client.query_opt(&self.send, &[&self.relocation, &side, &attempt]).await;
+        let rows = self.from.client.query_opt(&self.send, &[&self.relocation, &side]).await;
         let row = rows.map_err(|e| self.from.sql(e))?.ok_or(Error::Taken(self.relocation))?;
         Ok(row.get(0))
     }
 
-    pub(crate) async fn is_seen(&self, beat: i64) -> Result<bool> {
+    async fn is_seen(&self, beat: i64) -> Result<bool> {
         self.to.says(&self.seen, &[&self.relocation, &self.from.which.name(), &beat]).await
     }
 
     /// Everything that was written before this call is on the other side when it returns.
     pub(crate) async fn arrive(&self) -> Result<Duration> {
-        let (began, beat) = (Instant::now(), self.send(0).await?);
+        let (began, beat) = (Instant::now(), self.send().await?);
         let (mut wait, mut errors_at_first) = (Duration::from_millis(1), None);
         while !self.is_seen(beat).await? {
             let does_not_get_on = |reason| Err(Error::Stream { database: self.to.database(), reason });

@@ -91,18 +91,14 @@ async fn round_of(relocation: &Relocation, side: &Side, more: i32) -> Result<i32
     Ok(rows.first().map_or(0, |row| row.get("copy_round")))
 }
 
+const LAST_EVENT: &str = "SELECT coalesce(max(outbox_id), 0) FROM therev.outbox";
+
 /// What the former owner has to tell others it tells while it has the rows: a bulk write's event reads them. Such an event
 /// names several owners, so that each of those counts.
 async fn wait_for_outbox(relocation: &Relocation, former: &Side, progress: &Progress) -> Result<()> {
-    let last = "SELECT coalesce(max(outbox_id), 0) FROM therev.outbox";
-    let last: i64 = former.one(last, &[]).await?.get(0);
-    let left = "SELECT count(*) FROM therev.outbox AS o
-                 WHERE o.delivered_at IS NULL AND o.outbox_id <= $1 AND o.colocation_group::text = ANY ($2)
-                   AND (o.bucket = -1 OR o.bucket = ANY ($3))";
+    let last: i64 = former.one(LAST_EVENT, &[]).await?.get(0);
     loop {
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-            [&last, &relocation.group_names(), &relocation.bucket_numbers()];
-        let waiting: i64 = former.one(left, &params).await?.get(0);
+        let waiting = undelivered(relocation, former, last).await?;
         if waiting == 0 {
             progress.say("");
             return Ok(());
@@ -110,6 +106,14 @@ async fn wait_for_outbox(relocation: &Relocation, former: &Side, progress: &Prog
         progress.say(format!("shard {} has {waiting} events to deliver first; a relay does that", former.shard));
         tokio::time::sleep(OUTBOX_LOOK).await;
     }
+}
+
+/// How many events up to this one a side has yet to deliver that may be about its rows.
+async fn undelivered(relocation: &Relocation, side: &Side, last: i64) -> Result<i64> {
+    let sql = "SELECT count(*) FROM therev.outbox AS o
+                WHERE o.delivered_at IS NULL AND o.outbox_id <= $1 AND o.colocation_group::text = ANY ($2)
+                  AND (o.bucket = -1 OR o.bucket = ANY ($3))";
+    Ok(side.one(sql, &[&last, &relocation.group_names(), &relocation.bucket_numbers()]).await?.get(0))
 }
 
 /// Other shards learn the short way; one that is down goes on pointing the long one.
@@ -243,8 +247,16 @@ async fn copied(relocation: &Relocation, target: &Side) -> Result<Relocation> {
 pub(crate) async fn clear(relocation: &Relocation, admin: &Admin) -> Result<()> {
     match relocation.state {
         // The source owns the buckets, so that a part could begin there once more.
-        State::Aborted | State::Reversed => undo(relocation, admin).await.map(drop),
-        State::Done => clear_done(relocation, &Pair::connect(admin, relocation).await?).await,
+        State::Aborted => undo(relocation, admin).await.map(drop),
+        State::Reversed => {
+            undo(relocation, admin).await?;
+            end_again(relocation, &Pair::connect(admin, relocation).await?).await
+        }
+        State::Done => {
+            let pair = Pair::connect(admin, relocation).await?;
+            clear_done(relocation, &pair).await?;
+            end_again(relocation, &pair).await
+        }
         _ => Ok(()),
     }
 }
@@ -257,5 +269,24 @@ async fn clear_done(relocation: &Relocation, pair: &Pair) -> Result<()> {
     pair.source.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
     objects::drop_all(relocation, pair).await?;
     pair.target.query("SELECT therev.end_part($1, '{incoming}')", &[&relocation.relocation]).await?;
+    Ok(())
+}
+
+/// Ends once more what was ended and a promotion has taken back: a standby that was behind lacks the last of it, the former owner's
+/// rows may be there again, and no other relocation of these buckets can begin while a part is left.
+async fn end_again(relocation: &Relocation, pair: &Pair) -> Result<()> {
+    let (former, owner) = hands(relocation, pair);
+    let part = former.part(relocation.relocation).await?;
+    if part.is_some_and(|part| part.state == PartState::Moved) {
+        let last = former.one(LAST_EVENT, &[]).await?.get(0);
+        if undelivered(relocation, former, last).await? > 0 || !owned(relocation, former).await?.buckets.is_empty() {
+            // Whoever looks for what was lost comes by again.
+            return Ok(());
+        }
+        let round = round_of(relocation, former, 1).await?;
+        delete_rows(&copied(relocation, former).await?, former, &["moved"], round).await?;
+        former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
+    }
+    owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
     Ok(())
 }

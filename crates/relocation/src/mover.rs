@@ -335,7 +335,7 @@ impl Mover {
         let progress = Progress::default();
         let (says, heard) = watch::channel(Wanted::of(&taken));
         let outcome = tokio::select! {
-            outcome = self.work(taken, &progress, &heard) => outcome,
+            outcome = Box::pin(self.work(taken, &progress, &heard)) => outcome,
             lost = self.beat(number, &progress, &says, seen) => Err(lost),
         };
         if matches!(outcome, Err(Error::Taken(_))) {

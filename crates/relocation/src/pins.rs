@@ -25,13 +25,17 @@ const LOAD_UNIT: f64 = 1_000.0;
 impl Mover {
     /// What moves a user to a shard, apart from its bucket: one request for each shard that has rows of the user now.
     ///
-    /// To the shard that owns the bucket is back to the bucket.
+    /// To the shard that owns the bucket is back to the bucket. In the split layout accounts go to shards with accounts, content to
+    /// the others.
     pub async fn pin_requests(&self, user: UserId, target: ShardNo) -> Result<Vec<Request>> {
         self.shards.refresh().await?;
-        let requests = self.requests(user, |_| target).await?;
+        let (map, layout) = (self.shards.map(), self.shards.catalog().layout);
+        let has_accounts = Bucket::all().any(|bucket| map.place(Group::Account, bucket).shard == target);
+        let may_go = |group| layout == Layout::Colocated || (group == Group::Account) == has_accounts;
+        let requests = self.requests(user, |group| may_go(group).then_some(target)).await?;
         if requests.is_empty() {
             return Err(Error::refused(
-                format!("this user is on shard {target} already"),
+                format!("what this user can have on shard {target} is there already"),
                 "`therev where ID` says where everybody is",
             ));
         }
@@ -42,7 +46,7 @@ impl Mover {
     pub async fn unpin_requests(&self, user: UserId) -> Result<Vec<Request>> {
         self.shards.refresh().await?;
         let map = self.shards.map();
-        let requests = self.requests(user, |group| map.place(group, user.bucket()).shard).await?;
+        let requests = self.requests(user, |group| Some(map.place(group, user.bucket()).shard)).await?;
         if requests.is_empty() {
             return Err(Error::refused("this user is with its bucket", "`therev move user` places a user apart"));
         }
@@ -77,10 +81,12 @@ impl Mover {
         Ok(is_released)
     }
 
-    async fn requests(&self, user: UserId, target: impl Fn(Group) -> ShardNo) -> Result<Vec<Request>> {
+    /// What brings the rows of a user's groups to where each is to be; `None`: it stays.
+    async fn requests(&self, user: UserId, target: impl Fn(Group) -> Option<ShardNo>) -> Result<Vec<Request>> {
         let whose = Whose::from(user);
         let mut by_ends: BTreeMap<(ShardNo, ShardNo), Vec<Group>> = BTreeMap::new();
         for group in Group::ALL {
+            let Some(target) = target(group) else { continue };
             // The shard's own word, for the map may be old.
             let mut source = self.shards.map().place_of(group, whose);
             for _ in 0..self.shards.numbers().len() {
@@ -90,7 +96,6 @@ impl Mover {
                     _ => break,
                 }
             }
-            let target = target(group);
             if source.shard != target {
                 by_ends.entry((source.shard, target)).or_default().push(group);
             }
@@ -191,7 +196,7 @@ impl Mover {
         });
         let mut requests = Vec::new();
         for user in here.collect::<BTreeSet<UserId>>() {
-            requests.extend(self.requests(user, |group| map.place(group, user.bucket()).shard).await?);
+            requests.extend(self.requests(user, |group| Some(map.place(group, user.bucket()).shard)).await?);
         }
         Ok(requests)
     }

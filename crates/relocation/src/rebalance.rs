@@ -118,7 +118,9 @@ impl Mover {
         let mut left = if let Aim::Balance { moves_max, .. } = aim { moves_max } else { None };
         let mut parts = Vec::new();
         for (groups, entries) in candidates {
-            let (items, pins) = (survey.of(&groups), survey.pins_of(&groups));
+            let (items, mut pins) = (survey.of(&groups), survey.pins_of(&groups));
+            // In the split layout: of users who are on shards of the other kind.
+            pins.retain(|pin| entries.iter().any(|entry| entry.shard == pin.shard));
             let plan = plan_part(&items, &pins, &entries, aim, stays(catalog.layout, &groups), left)?;
             left = left.map(|left| left.saturating_sub(plan.moves.len()));
             parts.push(Part { groups, plan });

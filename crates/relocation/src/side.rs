@@ -66,8 +66,9 @@ impl Side {
         let client = admin.connect(Database::Shard(shard)).await?;
         let side = Side { which, shard, client };
         side.batch(
+            // Keys with a time in them are compared as text.
             "SET session_replication_role = replica; SET lock_timeout = '10s'; SET statement_timeout = 0;
-             SET application_name = 'therev mover'",
+             SET timezone = 'UTC'; SET datestyle = 'ISO, YMD'; SET application_name = 'therev mover'",
         )
         .await?;
         Ok(side)

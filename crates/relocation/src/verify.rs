@@ -9,6 +9,7 @@ use crate::side::{Pair, Side, Which};
 use crate::throttle::Progress;
 use futures_util::future::try_join;
 use futures_util::{SinkExt, StreamExt};
+use placement::in_parts;
 use serde::Serialize;
 use shards::Admin;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,8 @@ const LOOKS_AT_ROWS: u32 = 5;
 const HELD_ROWS: usize = 100;
 /// How long such a row is held at the source while what was written before arrives: at first, and how often twice as long.
 const HOLD: (Duration, u32) = (Duration::from_millis(100), 5);
+/// How many rows of both sides are held at once, unless one bucket has more: some hundred bytes each.
+const ROWS_AT_ONCE: u64 = 500_000;
 /// How many differences are told.
 const EXAMPLES: usize = 5;
 
@@ -83,15 +86,15 @@ pub(crate) async fn run(
         progress.say(format!("comparing {}", table.table));
         let (rows, differing) = buckets(&table, relocation, pair, &beats).await?;
         compared += rows;
-        if differing.is_empty() {
-            continue;
+        for some in in_parts(&differing, ROWS_AT_ONCE, |(_, rows)| *rows) {
+            let some: Vec<i16> = some.iter().map(|(bucket, _)| *bucket).collect();
+            let mut found = rows_of(&table, &some, pair, admin, &beats).await?;
+            if repair && !found.is_empty() {
+                copy_anew(relocation, &table, &found, &some, pair).await?;
+                found = rows_of(&table, &some, pair, admin, &beats).await?;
+            }
+            differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
         }
-        let mut found = rows_of(&table, &differing, pair, admin, &beats).await?;
-        if repair && !found.is_empty() {
-            copy_anew(relocation, &table, &found, &differing, pair).await?;
-            found = rows_of(&table, &differing, pair, admin, &beats).await?;
-        }
-        differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
     }
     progress.say("");
     if differences.is_empty() {
@@ -103,15 +106,20 @@ pub(crate) async fn run(
     Err(Error::Differs { relocation: relocation.relocation, examples: format!("{}{more}", told.join(", ")) })
 }
 
-/// Compares whole buckets; says how many rows there are, and which buckets do not come to agree.
-async fn buckets(table: &Keyed, relocation: &Relocation, pair: &Pair, beats: &Beats<'_>) -> Result<(i64, Vec<i16>)> {
+/// Compares whole buckets; says how many rows there are, and which buckets do not come to agree, with the rows of both sides.
+async fn buckets(
+    table: &Keyed,
+    relocation: &Relocation,
+    pair: &Pair,
+    beats: &Beats<'_>,
+) -> Result<(i64, Vec<(i16, u64)>)> {
     let sql = format!(
         "SELECT t.bucket, count(*) AS rows, sum(hash_record_extended(t, 0)::numeric)::text AS hash
            FROM {} AS t WHERE t.bucket = ANY ($1){} GROUP BY t.bucket",
         table.table, table.whose
     );
     let mut differing = relocation.bucket_numbers();
-    let mut total = 0;
+    let (mut total, mut rows) = (0, Vec::new());
     for look in 0..LOOKS_AT_BUCKETS {
         let here = sums(&pair.source, &sql, &differing).await?;
         beats.arrive().await?;
@@ -120,11 +128,15 @@ async fn buckets(table: &Keyed, relocation: &Relocation, pair: &Pair, beats: &Be
             total = there.values().map(|(rows, _)| rows).sum();
         }
         differing.retain(|bucket| here.get(bucket) != there.get(bucket));
-        if differing.is_empty() {
+        let held = |bucket: &i16| {
+            [&here, &there].iter().filter_map(|side| side.get(bucket)).map(|(rows, _)| *rows).sum::<i64>()
+        };
+        rows = differing.iter().map(|bucket| (*bucket, u64::try_from(held(bucket)).unwrap_or(0))).collect();
+        if rows.is_empty() {
             break;
         }
     }
-    Ok((total, differing))
+    Ok((total, rows))
 }
 
 async fn sums(side: &Side, sql: &str, buckets: &[i16]) -> Result<Sums> {

@@ -99,14 +99,18 @@ pub(crate) async fn connect(
     let limit = config.get_connect_timeout().copied().unwrap_or(Duration::MAX);
     let connected = tokio::time::timeout(limit, reach(config, life)).await;
     let connected = connected.map_err(|_| Error::Down { database, source: None })?;
-    let (client, _) = connected.map_err(|source| {
-        if source.code().is_some() {
-            Error::Refused { database, source }
-        } else {
-            Error::Down { database, source: Some(source) }
-        }
-    })?;
+    let (client, _) = connected.map_err(|source| not_connected(database, source))?;
     Ok(client)
+}
+
+/// Why there is no connection: who asks is refused, or nobody is let in.
+pub(crate) fn not_connected(database: Database, source: tokio_postgres::Error) -> Error {
+    match source.code().map_or("", |code| &code.code()[..2]) {
+        "28" => Error::Refused { database, source },
+        "3D" => Error::WrongDatabase { database, reason: "the server has no such database".into() },
+        _ if source.to_string().contains("password missing") => Error::Refused { database, source },
+        _ => Error::Down { database, source: Some(source) },
+    }
 }
 
 /// Where a database is, as an address without password.

@@ -53,16 +53,15 @@ impl Shards {
         &self,
         group: Group,
         bucket: Bucket,
-        quick: Option<&str>,
-        sql: &str,
+        (quick, sql): (Option<&str>, &str),
+        errand: Errand,
         all: &Params<'_>,
     ) -> Result<Vec<Row>, Error> {
-        let errand = if quick.is_some() { Errand::ReadByKey } else { Errand::Write };
         let mut route = Route::new(self, group, bucket.into());
         loop {
             let home = route.place.shard;
             if let Some(quick) = quick
-                && let Some(rows) = route.within(self.quick_by_id(group, bucket, home, quick, all)).await?
+                && let Some(rows) = route.within(self.quick_by_id(group, bucket, home, (quick, errand), all)).await?
             {
                 return Ok(rows);
             }
@@ -110,17 +109,17 @@ impl Shards {
         group: Group,
         bucket: Bucket,
         home: ShardNo,
-        quick: &str,
+        (quick, errand): (&str, Errand),
         all: &Params<'_>,
     ) -> Result<Option<Vec<Row>>, Error> {
         let map = self.map();
         if !map.has_pins() {
-            let rows = self.pool(home).await?.answer(quick, all, Errand::ReadByKey).await?;
+            let rows = self.pool(home).await?.answer(quick, all, errand).await?;
             return Ok(Some(rows).filter(|rows| !rows.is_empty()));
         }
         let shards: BTreeSet<ShardNo> =
             map.pins_of(group, bucket).map(|(_, place)| place.shard).chain([home]).collect();
-        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, Errand::ReadByKey).await };
+        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, errand).await };
         let mut asked: FuturesUnordered<_> = shards.into_iter().map(ask).collect();
         // Whoever has the row ends it: a shard that does not answer matters only where nobody has, and is asked again then.
         while let Some(answer) = asked.next().await {

@@ -2,7 +2,7 @@
 //! and then everybody else need not wait as long to find that out.
 
 use crate::breaker::{Breaker, Leave};
-use crate::lanes::Seat;
+use crate::lanes::{Left, Seat};
 use crate::pool::Limits;
 use crate::reach::reach;
 use deadpool_postgres::Object;
@@ -25,6 +25,8 @@ pub(crate) struct Doubt {
 /// it does not go back into the pool, where the next statement on it would wait for that answer first.
 pub(crate) struct Lent<'a> {
     pub(crate) seat: Option<Seat<'a, Object>>,
+    /// Whether to leave without an answer says nothing against the server: it may wait for another one's first.
+    is_patient: bool,
     doubt: &'a Arc<Doubt>,
 }
 
@@ -38,9 +40,9 @@ impl Doubt {
         Arc::new(Doubt { connections, login, breaker, connect, is_asking: AtomicBool::new(false) })
     }
 
-    /// For a seat that is to be lent.
-    pub(crate) fn lend(self: &Arc<Self>) -> Lent<'_> {
-        Lent { seat: None, doubt: self }
+    /// For a seat that is to be lent, beside others or not.
+    pub(crate) fn lend(self: &Arc<Self>, is_beside_others: bool) -> Lent<'_> {
+        Lent { seat: None, is_patient: is_beside_others, doubt: self }
     }
 
     /// The server said nothing to whoever came anew: nobody is sent to it for a while, and nobody afterwards on a
@@ -87,16 +89,24 @@ impl Doubt {
 impl Lent<'_> {
     /// The answer is there, whatever it is.
     pub(crate) fn give_back(mut self) {
-        drop(self.seat.take().and_then(|seat| seat.leave(Some(Instant::now()))));
+        if let Some(seat) = self.seat.take() {
+            self.leave(seat, Some(Instant::now()));
+        }
+    }
+
+    fn leave(&self, seat: Seat<Object>, answered: Option<Instant>) {
+        if let Some(Left::Unanswered(client)) = seat.leave(answered) {
+            self.doubt.give_up(client);
+        }
     }
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         let Some(seat) = self.seat.take() else { return };
-        if let Some(client) = seat.leave(None) {
-            self.doubt.give_up(client);
+        self.leave(seat, None);
+        if !self.is_patient {
+            self.doubt.raise();
         }
-        self.doubt.raise();
     }
 }

@@ -34,6 +34,15 @@ pub(crate) struct Seat<'a, T> {
     lanes: Option<&'a Lanes<T>>,
 }
 
+/// A connection on which nobody waits any more.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Left<T> {
+    /// All answers have come.
+    Clean(T),
+    /// Somebody left without an answer, which may still be on its way.
+    Unanswered(T),
+}
+
 impl<T> Lanes<T> {
     /// At most so many lanes.
     pub(crate) fn new(most: usize) -> Lanes<T> {
@@ -55,15 +64,14 @@ impl<T> Lanes<T> {
         Some(Seat { connection: lane.connection.clone(), lanes: Some(self) })
     }
 
-    /// The first seat on a lane that is opened with this connection, or the only one where there are lanes enough.
-    pub(crate) fn open(&self, connection: T, now: Instant) -> Seat<'_, T> {
-        let mut seat = Seat::alone(connection);
+    /// Opens a lane with a connection on which somebody sits alone, unless there are lanes enough. Others may join from now on: what
+    /// was sent before is answered before theirs.
+    pub(crate) fn open<'a>(&'a self, seat: &mut Seat<'a, T>, now: Instant) {
         let mut lanes = self.lanes();
-        if lanes.len() < self.most {
+        if seat.lanes.is_none() && lanes.len() < self.most {
             lanes.push(Lane { connection: seat.connection.clone(), waiting: 1, answered: now, is_left: false });
             seat.lanes = Some(self);
         }
-        seat
     }
 
     fn lanes(&self) -> MutexGuard<'_, Vec<Lane<T>>> {
@@ -77,24 +85,32 @@ impl<T> Seat<'_, T> {
         Seat { connection: Arc::new(connection), lanes: None }
     }
 
+    /// Whether others may wait on the connection, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.lanes.is_some()
+    }
+
     /// Leaves with the answer that came at `answered`, or without one. Whoever is the last takes the connection along.
-    pub(crate) fn leave(self, answered: Option<Instant>) -> Option<T> {
+    pub(crate) fn leave(self, answered: Option<Instant>) -> Option<Left<T>> {
         let Seat { connection, lanes } = self;
+        let mut is_left = answered.is_none();
         if let Some(lanes) = lanes {
             let mut lanes = lanes.lanes();
             let at = lanes.iter().position(|lane| Arc::ptr_eq(&lane.connection, &connection))?;
             let lane = &mut lanes[at];
             lane.waiting -= 1;
-            match answered {
-                Some(answered) => lane.answered = answered,
-                None => lane.is_left = true,
-            }
+            lane.is_left |= is_left;
+            lane.answered = answered.unwrap_or(lane.answered);
+            is_left = lane.is_left;
             if lane.waiting > 0 {
+                // While nobody else can leave: the last one's must be the only one.
+                drop(connection);
                 return None;
             }
             lanes.swap_remove(at);
         }
-        Arc::into_inner(connection)
+        let connection = Arc::into_inner(connection)?;
+        Some(if is_left { Left::Unanswered(connection) } else { Left::Clean(connection) })
     }
 }
 
@@ -116,15 +132,22 @@ mod tests {
         true
     }
 
+    fn opened(lanes: &Lanes<Connection>, connection: Connection, now: Instant) -> Seat<'_, Connection> {
+        let mut seat = Seat::alone(connection);
+        lanes.open(&mut seat, now);
+        seat
+    }
+
     #[test]
     fn lanes_are_opened_first_and_then_filled_evenly() {
         let (lanes, now) = (Lanes::new(2), Instant::now());
         assert!(lanes.join(now, any).is_none());
-        let first = lanes.open("one", now);
+        let first = opened(&lanes, "one", now);
         assert!(lanes.join(now, any).is_none(), "there may be another");
-        let second = lanes.open("two", now);
-        let alone = lanes.open("three", now);
-        assert_eq!(alone.leave(None), Some("three"), "there are lanes enough, and nobody else was on it");
+        let second = opened(&lanes, "two", now);
+        let alone = opened(&lanes, "three", now);
+        assert!(first.is_shared() && !alone.is_shared(), "there are lanes enough");
+        assert_eq!(alone.leave(Some(now)), Some(Left::Clean("three")));
         let mut seats: Vec<_> = std::iter::from_fn(|| lanes.join(now, any)).collect();
         assert_eq!(seats.iter().filter(|seat| ***seat == "one").count(), SEATS - 1);
         assert_eq!(seats.iter().filter(|seat| ***seat == "two").count(), SEATS - 1);
@@ -132,16 +155,15 @@ mod tests {
         seats.push(lanes.join(now, any).expect("a seat is free again"));
         assert_eq!(*seats[seats.len() - 1], "one");
         seats.push(second);
-        let mut back: Vec<Connection> = seats.into_iter().filter_map(|seat| seat.leave(Some(now))).collect();
-        back.sort_unstable();
-        assert_eq!(back, ["one", "two"], "the last of each takes it along");
+        let back: Vec<_> = seats.into_iter().filter_map(|seat| seat.leave(Some(now))).collect();
+        assert_eq!(back, [Left::Clean("one"), Left::Clean("two")], "the last of each takes it along");
         assert!(lanes.lanes().is_empty());
     }
 
     #[test]
     fn nobody_joins_who_would_wait_for_another_ones_answer() {
         let (lanes, now) = (Lanes::new(1), Instant::now());
-        let first = lanes.open("one", now);
+        let first = opened(&lanes, "one", now);
         assert!(lanes.join(now + FRESH, any).is_none(), "its answer is long in coming");
         assert!(lanes.join(now, |_| false).is_none(), "the connection is of no use");
         let second = lanes.join(now, any).expect("a seat");
@@ -149,6 +171,7 @@ mod tests {
         let third = lanes.join(now + FRESH, any).expect("it has answered just now");
         assert_eq!(first.leave(None), None);
         assert!(lanes.join(now + FRESH, any).is_none(), "an answer is on its way for which nobody waits");
-        assert_eq!(third.leave(Some(now)), Some("one"));
+        assert_eq!(third.leave(Some(now)), Some(Left::Unanswered("one")), "it is not for whoever asks next");
+        assert_eq!(Seat::alone("two").leave(None), Some(Left::Unanswered("two")));
     }
 }

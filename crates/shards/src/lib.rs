@@ -1,6 +1,6 @@
 //! Reach the right server: pools, the placement in force, fenced statements, fan-out, breakers.
 //!
-//! Nothing above this crate holds a raw connection. A statement on owned rows is a [`Read`], a [`Write`], a
+//! Nothing above this crate makes a connection. A statement on owned rows is a [`Read`], a [`Write`], a
 //! [`ReadMany`], a [`ReadBuckets`] or a [`WriteMany`], each of which carries the fence in its SQL; bulk rows go through
 //! [`Bulk`], which locks, checks, then copies. What touches only machinery is [`Unfenced`] and says why.
 

@@ -11,6 +11,7 @@ use futures_util::future::{join_all, try_join_all};
 use placement::{Bucket, Group, Place, ShardNo};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -41,20 +42,29 @@ const IDENTITY: &str = "
     SELECT i.incarnation, i.incarnation_counter, i.timeline = therev.current_timeline() AS is_known
       FROM therev.identity AS i";
 
+/// How many events are marked in one statement.
+const MARKED_AT_ONCE: u64 = 500;
+
 /// What a database was told since then is delivered again, oldest first, like anything that was never delivered. What was
 /// delivered again since then for the sake of others is not: promotions that follow each other would have ever more to tell.
+/// Some at a time, so that what is done stays done where there is no time for all.
 const DELIVER_AGAIN: &str = "
     UPDATE therev.outbox AS o
        SET delivered_at = NULL, lost_by = array_append(array_remove(o.lost_by, $2), $2)
-     WHERE (o.delivered_at > $1 AND (o.first_delivered_at > $1 OR $2 = ANY (o.lost_by)))
-        -- On its way for the sake of another one: it is noted for this one, too.
-        OR (o.delivered_at IS NULL AND o.first_delivered_at > $1 AND ($2 = ANY (o.lost_by)) IS NOT TRUE)";
+      FROM (SELECT n.outbox_id
+              FROM therev.outbox AS n
+             WHERE (n.delivered_at > $1 AND (n.first_delivered_at > $1 OR $2 = ANY (n.lost_by)))
+                -- On its way for the sake of another one: it is noted for this one, too.
+                OR (n.delivered_at IS NULL AND n.first_delivered_at > $1 AND ($2 = ANY (n.lost_by)) IS NOT TRUE)
+             LIMIT $3) AS lost
+     WHERE o.outbox_id = lost.outbox_id";
 
 const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
 
 impl Lives {
-    /// Asks which life of a database counts, and has the server that is there now begin one if it must and may.
-    pub(crate) async fn settle(&self, database: Database) -> Result<Life, Error> {
+    /// Asks which life of a database counts, and has the server that is there now begin one if it must and may. What others told it
+    /// lately is told again as far as that is done `within` a time, for until the life has begun the server answers nobody.
+    pub(crate) async fn settle(&self, database: Database, within: Duration) -> Result<Life, Error> {
         let closed = |reason: &str| Error::Closed { database, reason: reason.to_owned() };
         let catalog = Catalog::read(&self.control).await.map_err(|error| {
             tracing::debug!(%error, "the control database did not say which life of {database} counts");
@@ -79,7 +89,7 @@ impl Lives {
         }
         let Some(asked) = client.query_opt("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)? else {
             // Another node was quicker: the life that it brought about is there to be read.
-            return Box::pin(self.settle(database)).await;
+            return Box::pin(self.settle(database, within)).await;
         };
         let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
         fail::fail_point!("life.asked");
@@ -88,7 +98,7 @@ impl Lives {
         let granted = granted.first().map(Life::of).filter(|life| life.incarnation == candidate);
         let granted = granted.ok_or_else(|| closed(ANOTHER))?;
         fail::fail_point!("life.granted");
-        self.deliver_again(&catalog, database, asked.get("lost_after")).await;
+        self.deliver_again(&catalog, database, asked.get("lost_after"), within).await;
         if let Database::Shard(shard) = database {
             self.begin_shard(&client, &catalog, shard, granted).await?;
         } else {
@@ -128,16 +138,30 @@ impl Lives {
         owners::known_to(&self.connect(catalog, database).await?, database).await
     }
 
-    /// What a database has lost of the derived rows it was told last, it is told again. A shard that cannot be asked now
-    /// is left to the repair that follows each promotion.
-    async fn deliver_again(&self, catalog: &Catalog, lost: Database, since: chrono::DateTime<chrono::Utc>) {
+    /// What a database has lost of the derived rows it was told last, it is told again. A shard that cannot be asked now, or has
+    /// too much to tell, is left to the repair that follows each promotion.
+    async fn deliver_again(
+        &self,
+        catalog: &Catalog,
+        lost: Database,
+        since: chrono::DateTime<chrono::Utc>,
+        within: Duration,
+    ) {
         let tellers = catalog.shards.iter().map(|entry| Database::Shard(entry.shard)).filter(|teller| *teller != lost);
         let told = tellers.map(|teller| async move {
-            let client = self.connect(catalog, teller).await?;
-            client
-                .execute(DELIVER_AGAIN, &[&since, &lost.to_string()])
-                .await
-                .map_err(|e| Error::of_statement(teller, true, e))
+            let told = async {
+                let client = self.connect(catalog, teller).await?;
+                let (name, at_once) = (lost.to_string(), i64::try_from(MARKED_AT_ONCE).unwrap_or(i64::MAX));
+                let params: [&(dyn ToSql + Sync); 3] = [&since, &name, &at_once];
+                loop {
+                    let marked = client.execute(DELIVER_AGAIN, &params).await;
+                    if marked.map_err(|e| Error::of_statement(teller, true, e))? < MARKED_AT_ONCE {
+                        return Ok(());
+                    }
+                }
+            };
+            let late = Error::Deadline { limit_ms: within.as_millis(), waiting_for: format!("{teller}'s outbox") };
+            tokio::time::timeout(within, told).await.unwrap_or(Err(late))
         });
         for outcome in join_all(told).await {
             if let Err(error) = outcome {

@@ -1,5 +1,6 @@
 //! A pool of connections to one database, which knows whether it reached the right one.
 
+use crate::admin::not_connected;
 use crate::breaker::Leave;
 use crate::bulk;
 use crate::doubt::Doubt;
@@ -13,7 +14,7 @@ use deadpool_postgres::{
     Timeouts,
 };
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,7 +31,7 @@ pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
 /// How many bulk writes one database gets at a time. Each connection costs it a process that learns its catalogue anew.
 const BULK_MAX: usize = 2;
 
-/// How long somebody waits beside others, before asking again on a connection alone.
+/// How long somebody waits beside others, before asking again on a connection alone: no longer than a quarter of the deadline.
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// What a statement is to its pool.
@@ -40,8 +41,24 @@ pub(crate) enum Errand {
     Write,
     /// It reads.
     Read,
-    /// It reads a few rows by key: over at once, so that it may share a connection.
+    /// It reads a few rows by key: over at once, so that it may share a connection with others of its kind.
     ReadByKey,
+}
+
+/// One who waits, counted until the end of it.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Waits<'_> {
+    fn begin(waiting: &AtomicUsize) -> Waits<'_> {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Waits(waiting)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Connections to one database.
@@ -49,6 +66,9 @@ pub struct Pool {
     database: Database,
     connections: deadpool_postgres::Pool,
     lanes: Lanes<Object>,
+    patience: Duration,
+    /// How many wait for a connection of their own, other than to read by key: nobody shares one meanwhile, so that it comes back.
+    waiting: AtomicUsize,
     doubt: Arc<Doubt>,
     /// Bulk writes take turns.
     bulk: Arc<Semaphore>,
@@ -178,6 +198,8 @@ impl Pool {
             doubt: Doubt::new(pool.clone(), asks, limits),
             connections: pool,
             lanes: Lanes::new(limits.size / 2),
+            patience: PATIENCE.min(limits.wait / 4),
+            waiting: AtomicUsize::new(0),
             bulk: Arc::new(Semaphore::new(BULK_MAX)),
             statements: AtomicU64::new(0),
             life,
@@ -222,11 +244,16 @@ impl Pool {
         }
     }
 
+    /// A connection for whatever takes a while.
     pub(crate) async fn get(&self) -> Result<Object, Error> {
-        match self.get_once().await {
+        self.get_for(Errand::Read).await
+    }
+
+    async fn get_for(&self, errand: Errand) -> Result<Object, Error> {
+        match self.get_once(errand).await {
             Err(Error::Closed { .. }) => {
                 Box::pin(self.settle()).await?;
-                self.get_once().await
+                self.get_once(errand).await
             }
             got => got,
         }
@@ -244,7 +271,8 @@ impl Pool {
             return Err(Error::Closed { database: self.database, reason: reason.clone() });
         }
         *closed = None;
-        match lives.settle(self.database).await {
+        // Within the time of the call that met it, of which most is left for the life itself.
+        match lives.settle(self.database, self.deadline() / 4).await {
             Ok(life) => {
                 self.life.set(life);
                 Ok(())
@@ -258,14 +286,17 @@ impl Pool {
         }
     }
 
-    async fn get_once(&self) -> Result<Object, Error> {
+    async fn get_once(&self, errand: Errand) -> Result<Object, Error> {
         let Some(leave) = self.doubt.breaker.admits(Instant::now()) else {
             return Err(Error::Down { database: self.database, source: None });
         };
         // Mostly one is free, and a wait that is none needs no timer.
         let at_once = Timeouts { wait: Some(Duration::ZERO), ..self.connections.timeouts() };
         let got = match self.connections.timeout_get(&at_once).await {
-            Err(PoolError::Timeout(TimeoutType::Wait)) => Box::pin(self.connections.get()).await,
+            Err(PoolError::Timeout(TimeoutType::Wait)) => {
+                let _waits = (errand != Errand::ReadByKey).then(|| Waits::begin(&self.waiting));
+                Box::pin(self.connections.get()).await
+            }
             got => got,
         };
         match got {
@@ -281,16 +312,11 @@ impl Pool {
         let database = self.database;
         match error {
             PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)) => {
-                let class = source.code().map_or("", |code| &code.code()[..2]);
-                if class == "3D" {
-                    let reason = "the server has no such database".into();
-                    return Error::WrongDatabase { database, reason };
+                let error = not_connected(database, source);
+                if let Error::Down { .. } = error {
+                    self.doubt.breaker.failed(leave, Instant::now());
                 }
-                if class == "28" || source.to_string().contains("password missing") {
-                    return Error::Refused { database, source };
-                }
-                self.doubt.breaker.failed(leave, Instant::now());
-                Error::Down { database, source: Some(source) }
+                error
             }
             PoolError::Timeout(TimeoutType::Create) => {
                 self.doubt.is_silent(leave);
@@ -329,13 +355,15 @@ impl Pool {
     /// its connection turns out to be broken: a restarted server costs its first callers nothing. So is what a relocation's end has
     /// made fail.
     pub(crate) async fn answer(&self, sql: &str, params: &Params<'_>, errand: Errand) -> Result<Vec<Row>, Error> {
-        if errand == Errand::ReadByKey
-            && let Some(seat) = self.join()
-            && let Ok(Ok(rows)) = tokio::time::timeout(PATIENCE, self.ask(seat, sql, params, errand)).await
-        {
-            return Ok(rows);
-        }
-        match self.ask_alone(sql, params, errand).await {
+        let beside = match self.join(errand) {
+            Some(seat) => tokio::time::timeout(self.patience, self.ask(seat, sql, params, errand)).await.ok(),
+            None => None,
+        };
+        let answer = match beside {
+            Some(answer) => answer,
+            None => self.ask_alone(sql, params, errand).await,
+        };
+        match answer {
             Err(Error::Down { source: Some(_), .. }) if errand != Errand::Write => {
                 Box::pin(self.ask_alone(sql, params, errand)).await
             }
@@ -354,7 +382,7 @@ impl Pool {
         rows: impl Iterator<Item = Vec<&'a (dyn ToSql + Sync)>>,
     ) -> Result<u64, Error> {
         let got = self.get().await?;
-        let mut lent = self.doubt.lend();
+        let mut lent = self.doubt.lend(false);
         let client = lent.seat.insert(Seat::alone(got));
         self.count_statement();
         let sent = tokio::time::timeout(self.deadline(), bulk::send(client, self.database, copy, types, rows)).await;
@@ -375,8 +403,8 @@ impl Pool {
     }
 
     /// A seat beside others, where as many short reads are on their way as there may be lanes.
-    fn join(&self) -> Option<Seat<'_, Object>> {
-        if !self.doubt.breaker.is_closed() {
+    fn join(&self, errand: Errand) -> Option<Seat<'_, Object>> {
+        if errand != Errand::ReadByKey || self.waiting.load(Ordering::Relaxed) > 0 || !self.doubt.breaker.is_closed() {
             return None;
         }
         let will_do = |client: &Object| !client.is_closed() && !self.life.is_older(Object::metrics(client).created);
@@ -385,12 +413,8 @@ impl Pool {
 
     /// What happens seldom is boxed on this way, so that a call's future stays small: it is moved several times.
     async fn ask_alone(&self, sql: &str, params: &Params<'_>, errand: Errand) -> Result<Vec<Row>, Error> {
-        let got = self.get().await?;
-        let seat = match errand {
-            Errand::ReadByKey => self.lanes.open(got, Instant::now()),
-            Errand::Read | Errand::Write => Seat::alone(got),
-        };
-        self.ask(seat, sql, params, errand).await
+        let got = self.get_for(errand).await?;
+        self.ask(Seat::alone(got), sql, params, errand).await
     }
 
     /// One statement on this seat, which is lent as soon as this is polled.
@@ -401,13 +425,16 @@ impl Pool {
         params: &Params<'_>,
         errand: Errand,
     ) -> Result<Vec<Row>, Error> {
-        let mut lent = self.doubt.lend();
-        let client = lent.seat.insert(seat);
+        let mut lent = self.doubt.lend(seat.is_shared());
+        let seat = lent.seat.insert(seat);
         // Nothing has been sent before the statement is prepared, so that a failure here is never an unknown outcome.
-        let answer = match client.prepare_cached(sql).await {
+        let answer = match seat.prepare_cached(sql).await {
             Ok(statement) => {
                 self.count_statement();
-                let sent = client.query(&statement, params).await;
+                if errand == Errand::ReadByKey {
+                    self.lanes.open(seat, Instant::now());
+                }
+                let sent = seat.query(&statement, params).await;
                 sent.map_err(|e| Error::of_statement(self.database, errand == Errand::Write, e))
             }
             Err(e) => Err(Error::of_statement(self.database, false, e)),

@@ -73,7 +73,13 @@ fn better(known: Option<Result<Reached, Error>>, answer: Result<Reached, Error>)
     }
 }
 
+/// A host that is gone without a word is found out in half a minute, also by those who set no deadline.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
 async fn connect(config: &Config) -> Result<Reached, Error> {
+    let mut config = config.clone();
+    config.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE / 3).keepalives_retries(3);
+    config.tcp_user_timeout(2 * KEEPALIVE);
     let (client, connection) = config.connect(NoTls).await?;
     let driven = tokio::spawn(async move {
         if let Err(error) = connection.await {

@@ -2,6 +2,7 @@
 //! gap or an overlap. PostgreSQL offers the two together only to a connection that speaks the replication protocol.
 
 use crate::address::Login;
+use crate::admin::not_connected;
 use crate::error::{Database, Error};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::io;
@@ -65,13 +66,16 @@ async fn connect_to(
     let limit = config.get_connect_timeout().copied().unwrap_or(std::time::Duration::MAX);
     let stream = tokio::time::timeout(limit, TcpStream::connect((name.as_str(), port))).await;
     let stream = stream.map_err(|_| down())?.map_err(|_| down())?;
-    let (client, connection) = config
-        .connect_raw(Replicating { stream, first: First::Awaited }, NoTls)
-        .await
-        .map_err(|source| Error::Refused { database, source })?;
-    tokio::spawn(connection);
-    let answer = client.simple_query("SELECT pg_is_in_recovery()::text AS it").await;
-    let answer = answer.map_err(|source| Error::of_statement(database, false, source))?;
+    // A frozen server takes the connection, too, and says nothing.
+    let entered = async {
+        let raw = Replicating { stream, first: First::Awaited };
+        let (client, connection) =
+            config.connect_raw(raw, NoTls).await.map_err(|source| not_connected(database, source))?;
+        tokio::spawn(connection);
+        let answer = client.simple_query("SELECT pg_is_in_recovery()::text AS it").await;
+        Ok::<_, Error>((client, answer.map_err(|source| Error::of_statement(database, false, source))?))
+    };
+    let (client, answer) = tokio::time::timeout(limit, entered).await.map_err(|_| down())??;
     let is_standby =
         answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if row.get("it") == Some("true")));
     Ok((!is_standby).then_some(client))

@@ -4,6 +4,7 @@
 //! `const fn` that does not compile where the text leaves out its half of the bargain. In all of them `$1` is the bucket
 //! (or the buckets), and an answer without rows means *not here*.
 
+use crate::pool::Errand;
 use placement::Group;
 use std::sync::OnceLock;
 
@@ -76,6 +77,7 @@ fn apart(group: Group, fence: &str, meant: &str) -> String {
 pub struct Read {
     pub(crate) group: Group,
     pub(crate) by: By,
+    pub(crate) errand: Errand,
     text: &'static str,
     quick: OnceLock<String>,
     sql: OnceLock<String>,
@@ -214,7 +216,7 @@ impl Read {
     /// A read of rows of `group` that are no user's.
     pub const fn new(group: Group, text: &'static str) -> Read {
         assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
-        Read { group, by: By::Bucket, text, quick: OnceLock::new(), sql: OnceLock::new() }
+        Read { group, by: By::Bucket, errand: Errand::ReadByKey, text, quick: OnceLock::new(), sql: OnceLock::new() }
     }
 
     /// The same of a user's rows; `$2` is the user's id.
@@ -230,6 +232,13 @@ impl Read {
         let mut statement = Read::new(group, text);
         statement.by = By::Id(owner);
         statement
+    }
+
+    /// The same where very many rows may be read: not on a connection on which others wait for one or two.
+    #[must_use]
+    pub const fn long(mut self) -> Read {
+        self.errand = Errand::Read;
+        self
     }
 
     /// Without the verdict: a plain join, which costs 2–3 % of a point read less.

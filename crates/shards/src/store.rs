@@ -159,14 +159,15 @@ impl Shards {
     ///
     /// `params` begin at `$2`. No rows: the owner has none.
     pub async fn read(&self, statement: &Read, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        self.fenced(statement.group, statement.by, bucket, Some(statement.quick()), statement.sql(), params).await
+        let forms = (Some(statement.quick()), statement.sql());
+        self.fenced(statement.group, statement.by, bucket, forms, statement.errand, params).await
     }
 
     /// Writes one owner's rows: fenced, on whichever shard owns them.
     ///
     /// `params` begin at `$2`. No rows: they are owned, and the statement found nothing to write.
     pub async fn write(&self, statement: &Write, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        self.fenced(statement.group, statement.by, bucket, None, statement.sql(), params).await
+        self.fenced(statement.group, statement.by, bucket, (None, statement.sql()), Errand::Write, params).await
     }
 
     async fn fenced(
@@ -174,8 +175,8 @@ impl Shards {
         group: Group,
         by: By,
         bucket: Bucket,
-        quick: Option<&str>,
-        sql: &str,
+        (quick, sql): (Option<&str>, &str),
+        errand: Errand,
         params: &Params<'_>,
     ) -> Result<Vec<Row>, Error> {
         let number = bucket.sql();
@@ -184,9 +185,8 @@ impl Shards {
         let user = match by {
             By::Owner => self.inner.load.count(params.first()),
             By::Bucket => None,
-            By::Id(_) => return Box::pin(self.by_id(group, bucket, quick, sql, &all)).await,
+            By::Id(_) => return Box::pin(self.by_id(group, bucket, (quick, sql), errand, &all)).await,
         };
-        let errand = if quick.is_some() { Errand::ReadByKey } else { Errand::Write };
         let mut route = Route::new(self, group, Whose { bucket, user });
         loop {
             let pool = self.pool(route.place.shard).await?;

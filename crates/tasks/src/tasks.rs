@@ -311,7 +311,8 @@ static LOG: Read = Read::by_id(
        LEFT JOIN ai_task_logs AS l ON l.bucket = t.bucket AND l.task_id = t.task_id AND l.user_id = t.user_id
       WHERE t.bucket = $1 AND t.task_id = $2
       ORDER BY l.created_at, l.log_id LIMIT 10000",
-);
+)
+.long();
 
 community::fenced_list! { CREATE GET OF_USER CANCEL LOG }
 

@@ -215,7 +215,7 @@ async fn gone_on(app: &App, therev: &Therev, mover: &Mover, left: &Relocation, g
 }
 
 /// One request for each shard that the buckets are on now; of those that an open relocation has brought to the target already,
-/// the request that it was begun for.
+/// the request that it was begun for. Others that are there already need nothing, unless all of them are.
 fn requests(
     therev: &Therev,
     buckets: &[Bucket],
@@ -250,10 +250,11 @@ fn requests(
     if !there.is_empty() {
         let some: Vec<String> = there.iter().take(8).map(|bucket| bucket.number().to_string()).collect();
         let more = if there.len() > some.len() { " and more" } else { "" };
-        return Err(CliError::invalid(
-            format!("shard {target} has buckets {}{more} already", some.join(", ")),
-            "name only the others",
-        ));
+        let said = format!("shard {target} has buckets {}{more} already", some.join(", "));
+        if all.is_empty() {
+            return Err(CliError::invalid(said, "name buckets of other shards, or another shard"));
+        }
+        talk(&format!("S{}: only the others move.", &said[1..]));
     }
     Ok(all)
 }

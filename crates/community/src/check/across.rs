@@ -2,7 +2,9 @@
 
 use super::{BETWEEN_LOOKS, Check, Databases, LOOKS, NAMES, PARTICIPANTS, THREADS, USERS};
 use futures_util::future::try_join_all;
+use placement::in_parts;
 use shards::{Database, Error};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
@@ -149,6 +151,9 @@ pub(crate) struct Differing {
     pub(crate) classes: BTreeSet<i16>,
 }
 
+/// How many rows of both sides are held at once, unless one class has more: some hundred bytes each.
+const ROWS_AT_ONCE: u64 = 500_000;
+
 /// How a key differs of which only the sums do.
 const SUMS_DIFFER: &str = "the sums of the two sides differ";
 
@@ -184,10 +189,32 @@ async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<Strin
     let checked = left.values().map(|(rows, _)| u64::try_from(*rows).unwrap_or(0)).sum();
     let all: BTreeSet<i16> = left.keys().chain(right.keys()).copied().collect();
     let suspects: Vec<i16> = all.into_iter().filter(|class| left.get(class) != right.get(class)).collect();
+    let rows_of = |class: &i16| {
+        let rows = [&left, &right].map(|side| side.get(class).map_or(0, |(rows, _)| *rows));
+        u64::try_from(rows.iter().sum::<i64>()).unwrap_or(0)
+    };
+    let mut wrong: BTreeMap<String, Differing> = BTreeMap::new();
+    for some in in_parts(&suspects, ROWS_AT_ONCE, rows_of) {
+        for (key, found) in look_closely(databases, pair, some).await? {
+            match wrong.entry(key) {
+                Entry::Vacant(free) => drop(free.insert(found)),
+                Entry::Occupied(mut known) => known.get_mut().classes.extend(found.classes),
+            }
+        }
+    }
+    Ok((checked, wrong))
+}
+
+/// The keys of some classes that differ in every look.
+async fn look_closely(
+    databases: &Databases,
+    pair: &Pair,
+    suspects: &[i16],
+) -> Result<BTreeMap<String, Differing>, Error> {
     let mut wrong: Option<BTreeMap<String, Differing>> = None;
     let mut on_the_way = Events::new();
     for look in 0..LOOKS {
-        if suspects.is_empty() || wrong.as_ref().is_some_and(BTreeMap::is_empty) {
+        if wrong.as_ref().is_some_and(BTreeMap::is_empty) {
             break;
         }
         if look > 0 {
@@ -200,7 +227,7 @@ async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<Strin
             on_the_way = events(databases, pair, wrong).await?;
         }
         let (left, right) =
-            (rows(databases, &pair.left, &suspects).await?, rows(databases, &pair.right, &suspects).await?);
+            (rows(databases, &pair.left, suspects).await?, rows(databases, &pair.right, suspects).await?);
         let mut still = differences(&left, &right);
         if let Some(before) = wrong.take() {
             still.retain(|key, _| before.contains_key(key));
@@ -217,7 +244,7 @@ async fn look(databases: &Databases, pair: &Pair) -> Result<(u64, BTreeMap<Strin
         let tells = |kind: &String| kind != SUMMED || differing.what == SUMS_DIFFER;
         differing.is_late = on_the_way.get(key).is_some_and(|kinds| kinds.iter().any(tells));
     }
-    Ok((checked, wrong))
+    Ok(wrong)
 }
 
 /// The events on their way about keys that differ.

@@ -9,6 +9,7 @@ use crate::{Format, Parent};
 use placement::{PostId, ThreadId};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportError> {
     // Answers that stand before their question.
@@ -169,12 +170,11 @@ fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
 fn remember(import: &mut Import<'_>, row: &PostRow, question: Option<i64>) -> Option<Source> {
     let author_id = import.author(row.owner);
     let id = import.content_id("post", row.id, author_id, row.created_at);
-    let source = Source { id, author_id, question, score: row.score };
-    if import.posts.insert(row.id, source).is_some() {
+    let Entry::Vacant(free) = import.posts.entry(row.id) else {
         import.tally.skip("post", "the same id again");
         return None;
-    }
-    Some(source)
+    };
+    Some(*free.insert(Source { id, author_id, question, score: row.score }))
 }
 
 fn metadata(import: &Import<'_>, mut rest: Map<String, Value>, id: i64, author: Option<String>) -> Value {

@@ -96,7 +96,7 @@ pub struct ShardRows {
 /// Scores as posts have them, against votes for minus votes against.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct VoteReport {
-    /// Posts with a score or votes.
+    /// Questions and answers.
     pub compared: u64,
     /// How many of them differ.
     pub differing: u64,

@@ -28,6 +28,7 @@ async fn register(node: &Therev, id: UserId, name: &str) -> Result<UserId, Error
     node.register(new, &operator()).await.map(|user| user.user_id)
 }
 
+/// Invariant 8.
 #[tokio::test]
 async fn registration() {
     for layout in TestCluster::LAYOUTS {
@@ -60,6 +61,7 @@ async fn registration() {
 }
 
 /// The burial of an id is done, the freeing of its name is late: a registration that has taken the name anew keeps it.
+/// Invariant 8.
 #[tokio::test]
 async fn a_late_freeing_does_not_take_a_name_that_was_taken_anew() {
     let cluster = TestCluster::new(therev::Layout::Colocated, 1).await;
@@ -93,6 +95,7 @@ async fn a_late_freeing_does_not_take_a_name_that_was_taken_anew() {
 
 /// Two registrations of one id share the claim of a name. The one that is refused for another reason does not give back what
 /// the other one has taken since, and written.
+/// Invariant 8.
 #[tokio::test]
 async fn a_name_that_another_call_has_taken_too_is_not_given_back() {
     let cluster = TestCluster::new(therev::Layout::Colocated, 1).await;
@@ -171,6 +174,7 @@ async fn a_relay() {
 }
 
 /// An import that is killed seven times and started again each time, and then once more when all is there.
+/// Invariant 6.
 #[tokio::test]
 async fn an_import_at_seven_moments() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");

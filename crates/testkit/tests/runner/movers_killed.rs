@@ -285,16 +285,19 @@ async fn in_the_copy() {
     at_each(&points("copy.rs")).await;
 }
 
+/// Invariant 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn among_slots_and_subscriptions() {
     at_each(&points("objects.rs")).await;
 }
 
+/// Invariants 14 and 15.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_the_switch() {
     at_each(&points("switch.rs")).await;
 }
 
+/// Invariants 15 and 19.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopped_in_the_switch_nobody_waits_for_what_lies_ready() {
     let (scene, mut one, mut other) = Scene::new().await;
@@ -310,6 +313,7 @@ async fn at_the_end() {
     at_each(&points("finish.rs")).await;
 }
 
+/// Invariant 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_it_is_undone() {
     let (scene, one, other) = Scene::new().await;
@@ -319,6 +323,7 @@ async fn while_it_is_undone() {
     scene.finish().await;
 }
 
+/// Invariant 17.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_the_way_back() {
     let (scene, one, other) = Scene::new().await;

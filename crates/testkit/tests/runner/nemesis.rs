@@ -5,6 +5,7 @@ use std::process::Command;
 /// As many as end within a minute and a half.
 const FAULTS: &str = "30";
 
+/// Invariants 1, 6, 12 and 14.
 #[test]
 fn a_few_faults() {
     let output = Command::new(env!("CARGO_BIN_EXE_therev-nemesis"))

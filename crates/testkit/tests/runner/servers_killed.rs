@@ -148,12 +148,14 @@ async fn in_the_copy() {
     at_each_point_of("copy.rs").await;
 }
 
+/// Invariant 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "some minutes; the full tier runs it"]
 async fn among_slots_and_subscriptions() {
     at_each_point_of("objects.rs").await;
 }
 
+/// Invariant 16.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "some minutes; the full tier runs it"]
 async fn in_the_switch() {

@@ -170,3 +170,23 @@ fn no_file_of_tests_is_forgotten() {
         assert!(runner.contains(&format!("\nmod {module};")), "{} is not part of {folder}.rs", source.path);
     }
 }
+
+/// The numbers in a line.
+fn numbers(line: &str) -> impl Iterator<Item = u32> {
+    line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok())
+}
+
+/// A rule that no test guards is a wish; a test that guards a rule which nobody wrote down is one more riddle.
+#[test]
+fn every_invariant_is_guarded_by_a_test_that_names_it() {
+    let map = fs::read_to_string(workspace().join("ARCHITECTURE.md")).expect("the map of the code");
+    let (_, invariants) = map.split_once("\n## Invariants\n").expect("its invariants");
+    let (invariants, _) = invariants.split_once("\n## ").expect("what comes after them");
+    let numbered = |line: &str| line.split_once(". **").and_then(|(number, _)| number.parse().ok());
+    let known: BTreeSet<u32> = invariants.lines().filter_map(numbered).collect();
+    assert!(known.len() >= 22, "the invariants were read");
+    let sources = rust();
+    let words = sources.iter().flat_map(|source| source.tests().lines()).map(str::trim_start);
+    let named = words.filter(|line| line.starts_with("/// Invariant ") || line.starts_with("/// Invariants "));
+    assert_eq!(named.flat_map(numbers).collect::<BTreeSet<u32>>(), known);
+}

@@ -1,4 +1,4 @@
-//! Nodes whose clocks are wrong by years, or jump at each reading, beside one whose clock is right (invariant 13).
+//! Nodes whose clocks are wrong by years, or jump at each reading, beside one whose clock is right.
 
 use serde_json::Value;
 use std::process::Command;
@@ -25,6 +25,7 @@ fn ids<Id: FromStr>(made: &Value) -> Vec<Id> {
     ids.map(|id| id.as_str().and_then(|id| id.parse().ok()).expect("an id")).collect()
 }
 
+/// Invariant 13.
 #[tokio::test]
 async fn harms_nobody() {
     let cluster = TestCluster::colocated().await;

@@ -39,6 +39,7 @@ async fn sql_and_rust_and_postgresql_place_alike() {
     cluster.finish().await;
 }
 
+/// Invariant 10.
 #[tokio::test]
 async fn no_foreign_key_crosses_a_group() {
     let cluster = TestCluster::colocated().await;

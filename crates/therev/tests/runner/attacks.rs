@@ -180,6 +180,7 @@ async fn count(client: &Client, sql: &str) -> i64 {
     client.query_one(&format!("SELECT count(*) FROM {sql}"), &[]).await.expect("rows are counted").get(0)
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn a_snapshot_older_than_the_mark_writes_nothing() {
     let attacked = Attacked::new().await;
@@ -206,6 +207,7 @@ async fn a_snapshot_older_than_the_mark_writes_nothing() {
 }
 
 /// A server whose transactions are SERIALIZABLE unless they say otherwise: the library's do.
+/// Invariant 2.
 #[tokio::test]
 async fn a_servers_default_isolation_does_not_reach_the_library() {
     let attacked = Attacked::new().await;
@@ -249,6 +251,7 @@ async fn until_waiting(client: &Client, waiters: i64) {
     tokio::time::timeout(LIMIT, wait).await.expect("somebody waits");
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn a_generic_plan_asks_the_fence_each_time() {
     let attacked = Attacked::new().await;
@@ -283,6 +286,7 @@ async fn a_generic_plan_asks_the_fence_each_time() {
     attacked.finish(number).await;
 }
 
+/// Invariant 14.
 #[tokio::test]
 async fn an_update_that_waits_for_a_row_is_waited_for() {
     let attacked = Attacked::new().await;
@@ -315,6 +319,7 @@ async fn an_update_that_waits_for_a_row_is_waited_for() {
     attacked.finish(number).await;
 }
 
+/// Invariant 14.
 #[tokio::test]
 async fn prepared_transactions_are_waited_for() {
     let attacked = Attacked::new().await;

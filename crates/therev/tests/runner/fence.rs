@@ -121,6 +121,7 @@ async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev
     client.batch_execute("RESET ROLE").await.expect("the superuser again");
 }
 
+/// Invariants 3 and 22.
 #[tokio::test]
 async fn every_statement_is_refused_where_the_user_is_away() {
     let (cluster, node, ada) = ada_of_shard_0().await;
@@ -144,6 +145,7 @@ async fn every_statement_is_refused_where_the_user_is_away() {
 }
 
 /// However many users of a bucket are away: a caller asks for each key again that is named here, and as often.
+/// Invariant 5.
 #[tokio::test]
 async fn a_refusal_names_each_key_once() {
     let (cluster, node, ada) = ada_of_shard_0().await;
@@ -173,6 +175,7 @@ async fn a_refusal_names_each_key_once() {
     cluster.finish().await;
 }
 
+/// Invariant 3.
 #[tokio::test]
 async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
     let (cluster, node, ada) = ada_of_shard_0().await;
@@ -201,6 +204,7 @@ async fn every_statement_is_refused_where_the_bucket_is_not_owned() {
 }
 
 /// The list above is complete: every statement of the sources is on it.
+/// Invariants 3 and 10.
 #[test]
 fn every_statement_of_the_sources_is_tried() {
     let mut written = 0;
@@ -222,6 +226,7 @@ fn every_statement_of_the_sources_is_tried() {
     assert_eq!(written, therev::fenced_statements().len() + therev::fenced_task_statements().len());
 }
 
+/// Invariant 3.
 #[tokio::test]
 async fn a_refused_write_lets_nothing_of_its_transaction_through() {
     let cluster = TestCluster::colocated().await;

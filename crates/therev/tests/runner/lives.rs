@@ -39,6 +39,7 @@ async fn fresh(cluster: &TestCluster) -> Therev {
     cluster.node().await
 }
 
+/// Invariant 12.
 #[tokio::test]
 async fn a_promoted_shard_begins_a_life_that_knows_what_the_others_know() {
     let cluster = TestCluster::colocated().await;
@@ -84,6 +85,32 @@ async fn a_promoted_shard_begins_a_life_that_knows_what_the_others_know() {
     cluster.finish().await;
 }
 
+/// A server is closed until its life has begun: that waits for no more than there is time for.
+#[tokio::test]
+async fn a_life_begins_however_much_was_told_lately() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { deadline_ms: 2_000, ..cluster.config() }).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let told = "INSERT INTO therev.outbox (colocation_group, bucket, kind, facts, delivered_at, first_delivered_at)
+                SELECT 'content', 0, 'totals', '[]', now(), now() FROM generate_series(1, 200000)";
+    let teller = cluster.stranger("shard_0").await;
+    teller.batch_execute(told).await.expect("much was told");
+    promoted(&cluster, "shard_1").await;
+    let mut found = node.user(authors[1]).await;
+    for _ in 0..5 {
+        if found.is_err() {
+            found = node.user(authors[1]).await;
+        }
+    }
+    assert_eq!(found.expect("the user is there").user_id, authors[1]);
+    let again = "SELECT count(*) FROM therev.outbox WHERE delivered_at IS NULL AND lost_by = '{shard 1}'";
+    assert!(teller.query_one(again, &[]).await.expect("a count").get::<_, i64>(0) > 0, "as much as there was time for");
+    teller.batch_execute("DELETE FROM therev.outbox WHERE facts = '[]'").await.expect("they were nobody's");
+    drop((node, teller));
+    cluster.finish().await;
+}
+
+/// Invariants 6 and 12.
 #[tokio::test]
 async fn versions_never_go_back_where_rows_move_to_a_server_of_fewer_lives() {
     let cluster = TestCluster::colocated().await;
@@ -164,6 +191,7 @@ async fn what_one_database_has_lost_is_told_again_for_its_sake_alone() {
     cluster.finish().await;
 }
 
+/// Invariant 12.
 #[tokio::test]
 async fn of_two_that_were_promoted_apart_one_counts() {
     let cluster = TestCluster::colocated().await;
@@ -249,6 +277,7 @@ async fn the_directory_and_the_control_database_are_promoted() {
     cluster.finish().await;
 }
 
+/// Invariant 12.
 #[tokio::test]
 async fn a_promoted_shard_stays_closed_while_nobody_can_grant_its_life() {
     let cluster = TestCluster::colocated().await;
@@ -276,6 +305,7 @@ async fn a_promoted_shard_stays_closed_while_nobody_can_grant_its_life() {
 
 /// A node that saw the server as unknown, and asked after another one had ended it all, was granted a second life; killed
 /// before that began, it left the server closed for good.
+/// Invariant 12.
 #[tokio::test]
 async fn one_promotion_is_one_life_whoever_asks_and_when() {
     let cluster = TestCluster::colocated().await;
@@ -305,6 +335,7 @@ async fn one_promotion_is_one_life_whoever_asks_and_when() {
 }
 
 /// The next promotion came while the granted life had yet to begin: another shard was down, or the node that asked was killed.
+/// Invariant 12.
 #[tokio::test]
 async fn a_life_that_was_granted_and_not_begun_gives_way_to_the_next_one() {
     let cluster = TestCluster::colocated().await;

@@ -72,6 +72,7 @@ async fn a_user_moves_with_everything_and_comes_back() {
 }
 
 /// Everything that a shard has, on a budget of which the steps alone take a multiple.
+/// Invariant 15.
 #[tokio::test]
 async fn a_budget_too_small_for_the_steps_themselves_gets_through() {
     let cluster = TestCluster::colocated().await;
@@ -169,6 +170,7 @@ async fn what_the_control_database_has_lost_is_found_on_the_shards() {
 }
 
 /// A call with less time than others wait before they look after a switch does so in time for itself.
+/// Invariant 15.
 #[tokio::test]
 async fn a_hasty_call_ends_what_its_mover_left() {
     let cluster = TestCluster::colocated().await;
@@ -271,6 +273,7 @@ async fn a_control_database_that_was_put_back_learns_the_placement_by_a_repair()
     cluster.finish().await;
 }
 
+/// Invariant 18.
 #[tokio::test]
 async fn a_way_back_that_a_promotion_closes_is_forgone() {
     let cluster = TestCluster::new(Layout::Colocated, 4).await;
@@ -330,6 +333,7 @@ async fn a_reversal_can_be_called_off() {
     cluster.finish().await;
 }
 
+/// Invariants 19 and 20.
 #[tokio::test]
 async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
     let cluster = TestCluster::colocated().await;
@@ -346,6 +350,41 @@ async fn what_a_sleeper_begins_after_the_end_is_taken_back() {
 }
 
 /// The buckets have come back since, so that parts can begin once more; with them they would be under way for ever.
+/// Invariant 20. A standby that was behind and takes over lacks the last commits: parts are there again, and rows of the former owner.
+#[tokio::test]
+async fn an_end_that_promotions_have_taken_back_is_ended_again() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+    let (giver, taker) = (cluster.stranger("shard_0").await, cluster.stranger("shard_2").await);
+    let part = "SELECT to_jsonb(p) FROM therev.relocation_parts AS p WHERE p.relocation = $1";
+    let gave: serde_json::Value = giver.query_one(part, &[&number]).await.expect("a part").get(0);
+    let took: serde_json::Value = taker.query_one(part, &[&number]).await.expect("a part").get(0);
+    let posts = "SELECT jsonb_agg(to_jsonb(p)) FROM posts AS p WHERE p.author_id = $1";
+    let posts: serde_json::Value = giver.query_one(posts, &[&authors[0].0]).await.expect("rows").get(0);
+    mover.want(number, Goal::Done).await.expect("it goes on");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    nothing_left(&cluster).await;
+
+    let again = "INSERT INTO therev.relocation_parts
+                 SELECT * FROM jsonb_populate_record(NULL::therev.relocation_parts, $1)";
+    giver.execute(again, &[&gave]).await.expect("the part is back");
+    taker.execute(again, &[&took]).await.expect("the part is back");
+    giver.batch_execute("SET session_replication_role = replica").await.expect("past the guard");
+    let rows = "INSERT INTO posts SELECT * FROM jsonb_populate_recordset(NULL::posts, $1)";
+    assert_eq!(giver.execute(rows, &[&posts]).await.expect("the rows are back"), 4);
+    mover.find_lost().await.expect("the shards are asked");
+    nothing_left(&cluster).await;
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    let back = mover.plan(&request(ShardNo(2), ShardNo(0), vec![authors[0].bucket()])).await.expect("a plan");
+    assert_eq!(back.obstacles, []);
+    drop((mover, node, giver, taker));
+    cluster.finish().await;
+}
+
+/// Invariants 19 and 20.
 #[tokio::test]
 async fn what_a_sleeper_begins_of_what_was_done_is_taken_back() {
     let cluster = TestCluster::colocated().await;

@@ -130,11 +130,13 @@ async fn before_the_switch(promoted: u16) {
     scene.finish().await;
 }
 
+/// Invariant 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_of_the_source_before_the_switch_copies_anew() {
     before_the_switch(SOURCE).await;
 }
 
+/// Invariant 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_of_the_target_before_the_switch_copies_anew() {
     before_the_switch(TARGET).await;
@@ -162,17 +164,20 @@ async fn after_the_switch(promoted: u16) {
     scene.finish().await;
 }
 
+/// Invariant 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_of_the_source_after_the_switch_closes_the_way_back() {
     after_the_switch(SOURCE).await;
 }
 
+/// Invariant 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_promotion_of_the_target_after_the_switch_closes_the_way_back() {
     after_the_switch(TARGET).await;
 }
 
 /// Once a switch is decided reads and writes wait for the standbys of the shard that gives: with one that is behind none is tried.
+/// Invariant 16.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_that_is_behind_is_waited_for_before_the_switch() {
     let mut scene = Scene::new().await;

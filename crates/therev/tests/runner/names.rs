@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use testkit::TestCluster;
 use therev::{Config, Error, NewUser, UserChange, UserId};
 
+/// Invariant 8.
 #[tokio::test]
 async fn one_of_32_gets_the_name() {
     for layout in TestCluster::LAYOUTS {
@@ -38,6 +39,7 @@ async fn one_of_32_gets_the_name() {
     }
 }
 
+/// Invariant 8.
 #[tokio::test]
 async fn a_name_whose_registration_never_ended_is_free_again() {
     let cluster = TestCluster::colocated().await;
@@ -72,6 +74,7 @@ async fn a_name_whose_registration_never_ended_is_free_again() {
     cluster.finish().await;
 }
 
+/// Invariant 8.
 #[tokio::test]
 async fn a_name_whose_change_never_came_is_free_again() {
     let cluster = TestCluster::colocated().await;

@@ -2,7 +2,9 @@
 
 use crate::things::{operator, post, thread, user, user_per_shard};
 use testkit::TestCluster;
-use therev::{Config, Database, Error, NewUser, Seen, ShardNo, ThreadOrder, UserChange};
+use therev::{
+    Config, Database, Error, NewSession, NewUser, SecretString, Seen, ShardNo, Therev, ThreadOrder, UserChange,
+};
 
 /// Ends every connection to a database and lets nobody in, or lets everybody in again.
 pub(crate) async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
@@ -45,6 +47,19 @@ async fn the_control_database_is_down() {
     cluster.finish().await;
 }
 
+/// Tries names until one of them is on a shard that is down: which that is.
+async fn refused_log_in(node: &Therev) -> Option<Database> {
+    for n in 0..60 {
+        let name = format!("nobody-{n}");
+        match node.log_in(&name, &SecretString::from("correct horse"), NewSession::default()).await {
+            Err(Error::Store(error)) => return error.database(),
+            other => assert!(matches!(other, Err(Error::Credentials)), "{other:?}"),
+        }
+    }
+    None
+}
+
+/// Invariant 5.
 #[tokio::test]
 async fn a_shard_is_down_and_comes_back() {
     let cluster = TestCluster::colocated().await;
@@ -56,6 +71,8 @@ async fn a_shard_is_down_and_comes_back() {
     for author in authors {
         post(&node, author, &open, "text").await;
     }
+    let theirs = thread(&node, authors[2], "Away for a while").await;
+    let taken_back = post(&node, authors[1], &theirs, "I take it back").await;
 
     reachable(&cluster, "shard_2", false).await;
     let failed = node.user(authors[2]).await;
@@ -72,6 +89,14 @@ async fn a_shard_is_down_and_comes_back() {
     let registered = NewUser { user_id: Some(authors[1]), user_name: "user-1".into(), ..NewUser::default() };
     node.register(registered, &operator()).await.expect("a retry elsewhere");
     assert!(!node.overview().await.expect("an overview").is_up());
+    // What waits for that shard in an author's bucket is nothing that the directory lacks.
+    node.delete_post(taken_back.post_id, &operator()).await.expect("deleted");
+    let seen = thread(&node, authors[1], "Seen at once").await.seen;
+    assert!(matches!(seen, Seen::Position(_)), "{seen:?}");
+    let newest = node.threads(ThreadOrder::Newest, None, 1, Some(&seen)).await.expect("the list");
+    assert_eq!(newest.items[0].title, "Seen at once");
+    // A name that cannot be asked for now is not a wrong password.
+    assert_eq!(refused_log_in(&node).await, Some(Database::Shard(ShardNo(2))));
 
     reachable(&cluster, "shard_2", true).await;
     let back = async {

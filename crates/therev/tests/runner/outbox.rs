@@ -23,6 +23,7 @@ async fn again(cluster: &TestCluster, which: &str) {
     }
 }
 
+/// Invariant 6.
 #[tokio::test]
 async fn twice_and_out_of_order_changes_nothing() {
     for layout in TestCluster::LAYOUTS {
@@ -55,6 +56,7 @@ async fn twice_and_out_of_order_changes_nothing() {
     }
 }
 
+/// Invariant 7.
 #[tokio::test]
 async fn an_event_held_back_until_its_row_was_deleted_raises_nothing() {
     let cluster = TestCluster::colocated().await;
@@ -94,6 +96,7 @@ async fn own_writes_are_visible_while_the_replica_is_behind() {
     cluster.finish().await;
 }
 
+/// Invariant 9.
 #[tokio::test]
 async fn any_number_of_relays_at_once() {
     let cluster = TestCluster::colocated().await;

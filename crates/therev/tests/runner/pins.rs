@@ -109,6 +109,7 @@ impl Scene {
     }
 }
 
+/// Invariant 22.
 #[tokio::test]
 async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     let scene = Scene::new().await;
@@ -167,6 +168,7 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     cluster.finish().await;
 }
 
+/// Invariant 22.
 #[tokio::test]
 async fn a_pin_goes_back_and_is_undone_like_any_relocation() {
     let scene = Scene::new().await;
@@ -208,6 +210,7 @@ async fn a_pin_goes_back_and_is_undone_like_any_relocation() {
 
 /// What is taken back of a part that was begun too late is what the part would have brought: the user who was placed apart on its
 /// shard since is there for good.
+/// Invariants 19 and 22.
 #[tokio::test]
 async fn what_a_sleeper_begins_takes_nothing_from_whom_was_placed_apart_since() {
     let scene = Scene::new().await;

@@ -253,6 +253,7 @@ async fn every_kind_of_damage(layout: Layout) {
     cluster.finish().await;
 }
 
+/// Invariant 11.
 #[tokio::test]
 async fn every_kind_of_damage_is_repaired() {
     every_kind_of_damage(Layout::Colocated).await;
@@ -263,6 +264,7 @@ async fn every_kind_of_damage_is_repaired_in_the_split_layout() {
     every_kind_of_damage(Layout::Split).await;
 }
 
+/// Invariants 7 and 11.
 #[tokio::test]
 async fn what_no_shard_has_is_not_raised_by_a_late_event() {
     let cluster = TestCluster::colocated().await;
@@ -284,6 +286,7 @@ async fn what_no_shard_has_is_not_raised_by_a_late_event() {
     cluster.finish().await;
 }
 
+/// Invariants 8 and 11.
 #[tokio::test]
 async fn a_name_that_two_rows_have_is_left_to_people() {
     let cluster = TestCluster::colocated().await;
@@ -300,6 +303,7 @@ async fn a_name_that_two_rows_have_is_left_to_people() {
     cluster.finish().await;
 }
 
+/// Invariant 11.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_writers_no_count_is_lost() {
     let cluster = TestCluster::colocated().await;

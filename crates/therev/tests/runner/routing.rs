@@ -66,6 +66,21 @@ async fn a_wrong_or_empty_placement_answers_everything_rightly() {
     }
 }
 
+/// Invariant 4.
+#[tokio::test]
+async fn an_epoch_never_falls() {
+    let cluster = TestCluster::colocated().await;
+    let mut shard = cluster.stranger("shard_0").await;
+    let changed = shard.transaction().await.expect("a transaction");
+    let set = "UPDATE therev.ownership SET epoch = $1 WHERE colocation_group = 'content' AND bucket = 8";
+    assert_eq!(changed.execute(set, &[&7_i64]).await.expect("it grows"), 1);
+    let refused = changed.execute(set, &[&6_i64]).await.expect_err("it does not fall");
+    assert!(refused.as_db_error().is_some_and(|e| e.message().contains("may not fall from 7 to 6")), "{refused:?}");
+    changed.rollback().await.expect("as it was");
+    drop(shard);
+    cluster.finish().await;
+}
+
 fn bulk_post(thread: &therev::Thread, author: therev::UserId) -> therev::bulk::BulkPost {
     therev::bulk::BulkPost {
         post_id: therev::PostId::new(author),
@@ -83,6 +98,7 @@ fn bulk_post(thread: &therev::Thread, author: therev::UserId) -> therev::bulk::B
 
 /// Ownership is taken away and given back, as by switches that are backed out, while writers update rows: a row that
 /// exists is never «not found», and no acknowledged update is lost.
+/// Invariant 2.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_exists_is_never_not_found() {
     let cluster = TestCluster::colocated().await;

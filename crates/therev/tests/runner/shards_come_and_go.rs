@@ -1,12 +1,12 @@
 //! Shards that come and go while people write and read: nobody notices, nothing is lost, and each holds its share.
 
-use crate::things::{thread, user_per_shard};
+use crate::things::{thread, user, user_per_shard};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use testkit::{PASSWORD, TestCluster};
+use testkit::{PASSWORD, TestCluster, drive};
 use therev::generate::Plan;
 use therev::planner::By;
 use therev::relocation::{Aim, Error, Goal, Mover, Options, Rebalance, Request, State};
@@ -166,6 +166,7 @@ async fn community(cluster: &TestCluster) -> (Traffic, Mover) {
     (traffic, mover)
 }
 
+/// Invariant 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_to_five_to_four_under_load() {
     let cluster = TestCluster::colocated().await;
@@ -179,6 +180,7 @@ async fn four_to_five_to_four_under_load() {
 }
 
 /// The whole way; in the full tier.
+/// Invariant 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/test --full runs it"]
 async fn four_to_five_to_eight_to_four_under_load() {
@@ -212,6 +214,15 @@ async fn in_the_split_layout_accounts_stay_unless_their_shard_is_drained() {
     let refused = mover.plan_rebalance(Aim::Empty(ShardNo(0))).await.expect_err("content shards take no accounts");
     assert!(refused.to_string().contains("no other shard can take the accounts"), "{refused}");
     set_weight(node.shards(), ShardNo(3), 1.0).await.expect("a weight");
+
+    // Of a user who is placed apart the account stays, too; and nobody who is apart is in the way of the rest.
+    let ada = user(&node, "ada").await.user_id;
+    let home = node.shards().map().place(Group::Content, ada.bucket()).shard;
+    let away = mover.pin_requests(ada, ShardNo(3 - home.0)).await.expect("a way");
+    assert!(away.len() == 1 && away[0].groups == [Group::Content], "{away:?}");
+    let begun = mover.begin(&mover.plan(&away[0]).await.expect("a plan"), Goal::Done, "test").await.expect("it begins");
+    assert_eq!(Box::pin(drive(&node, &mover, begun.relocation)).await.state, State::Done);
+    mover.pin_requests(ada, ShardNo(0)).await.expect_err("no content goes where accounts are");
 
     Box::pin(mover.rebalance(BY_SIZE, "test", &|_| {})).await.expect("it is balanced");
     cluster.prove().await;

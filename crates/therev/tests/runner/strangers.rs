@@ -25,6 +25,7 @@ const ISOLATION: &str = "TR002";
 /// TRUNCATE.
 const TRUNCATE: &str = "TR003";
 
+/// Invariants 2 and 3.
 #[tokio::test]
 async fn are_refused_where_the_bucket_is_not_owned() {
     let cluster = TestCluster::colocated().await;
@@ -144,6 +145,7 @@ async fn are_refused_at_every_table_whose_rows_have_owners() {
     }
 }
 
+/// Invariant 2.
 #[tokio::test]
 async fn are_refused_above_read_committed_and_never_truncate() {
     let cluster = TestCluster::colocated().await;
@@ -199,5 +201,27 @@ async fn write_rows_that_count_like_any_other() {
     assert!(node.post(id).await.expect("the post").version > first, "versions grow for strangers too");
     client.execute("DELETE FROM posts WHERE post_id = $1", &[&id.0]).await.expect("a delete");
     drop((client, node));
+    cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_reader_sees_no_secret() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let new = NewUser { user_name: "ada".into(), email: Some("ada@example.org".into()), ..NewUser::default() };
+    node.register(new, &operator()).await.expect("a user with an address");
+    for shard in 0..cluster.shards() {
+        let reader = cluster.stranger(&format!("shard_{shard}")).await;
+        reader.batch_execute("SET ROLE therev_reader").await.expect("its rights alone");
+        for table in ["users", "user_sessions", "user_ai_accounts", "therev.claims", "therev.outbox", "audit_log"] {
+            reader.query(&format!("SELECT count(*) FROM {table}"), &[]).await.expect("how many there are");
+            let refused = reader.query(&format!("SELECT t::text FROM {table} AS t"), &[]).await.expect_err("not whole");
+            assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{table}: {refused}");
+        }
+        for table in ["threads", "posts", "ai_tasks"] {
+            reader.query(&format!("SELECT t::text FROM {table} AS t"), &[]).await.expect("what everybody may see");
+        }
+    }
+    drop(node);
     cluster.finish().await;
 }

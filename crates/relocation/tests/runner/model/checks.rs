@@ -28,11 +28,13 @@ fn holds(bounds: Bounds) {
     checker.assert_properties();
 }
 
+/// Invariants 1, 14, 15, 17, 19 and 21.
 #[test]
 fn the_switch_holds_there_and_back() {
     holds(THERE_AND_BACK);
 }
 
+/// Invariants 16 and 18.
 #[test]
 fn the_switch_holds_in_another_life() {
     holds(ANOTHER_LIFE);
@@ -43,6 +45,7 @@ fn the_switch_holds_with_two_writers() {
     holds(TWO_WRITERS);
 }
 
+/// Invariant 15.
 #[test]
 fn the_switch_holds_over_three_attempts() {
     holds(THREE_ATTEMPTS);
@@ -86,6 +89,7 @@ fn breaks(rule: Rule) -> (&'static str, Bounds) {
     }
 }
 
+/// Invariants 14, 15, 16, 17, 18, 19 and 21.
 #[test]
 fn every_rule_is_needed() {
     for rule in Rule::ALL {

@@ -278,9 +278,9 @@ impl<'a> Saboteur<'a> {
     async fn all_go_on(&mut self, fault: Fault) -> Result<(), Box<dyn Error>> {
         let specs = self.world.specs.iter().filter(|spec| spec.kind.appends());
         let histories: Vec<&History> = specs.flat_map(|spec| &spec.histories).collect();
-        let begin: Vec<u64> = {
+        let (begin, failed_before): (Vec<u64>, BTreeMap<String, u64>) = {
             let known = self.known.now()?;
-            histories.iter().map(|history| known.acknowledged(history.user)).collect()
+            (histories.iter().map(|history| known.acknowledged(history.user)).collect(), known.failed.clone())
         };
         let mut waiting = Vec::new();
         let all = || {
@@ -293,6 +293,12 @@ impl<'a> Saboteur<'a> {
             if let Err(error) = self.world.tell_of(&waiting).await {
                 eprintln!("therev-nemesis: nothing is known of those who wait: {error}");
             }
+            self.world.tell_logs();
+            let mut failed = self.known.now()?.failed.clone();
+            for (kind, count) in &mut failed {
+                *count -= failed_before.get(kind).copied().unwrap_or(0);
+            }
+            eprintln!("therev-nemesis: calls that failed meanwhile: {failed:?}");
             self.stuck.push(format!("after `{fault}`, {HEALS_WITHIN:?} long: {waiting:?}"));
         }
         Ok(())
