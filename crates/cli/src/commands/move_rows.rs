@@ -250,11 +250,12 @@ fn requests(
     if !there.is_empty() {
         let some: Vec<String> = there.iter().take(8).map(|bucket| bucket.number().to_string()).collect();
         let more = if there.len() > some.len() { " and more" } else { "" };
-        let said = format!("shard {target} has buckets {}{more} already", some.join(", "));
+        let those = format!("{}{more}", some.join(", "));
         if all.is_empty() {
+            let said = format!("shard {target} has buckets {those} already");
             return Err(CliError::invalid(said, "name buckets of other shards, or another shard"));
         }
-        talk(&format!("S{}: only the others move.", &said[1..]));
+        talk(&format!("Buckets {those} are on shard {target} already: only the others move."));
     }
     Ok(all)
 }
