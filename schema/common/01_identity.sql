@@ -40,6 +40,9 @@ CREATE FUNCTION therev.is_provider(name text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN name IN ('chatgpt', 'claude', 'gemini', 'perplexity', 'open_source', 'deterministic');
 
+-- Every function that does what its caller may not (SECURITY DEFINER), here and in the other chapters, looks for names in pg_temp
+-- last: there a caller may have a type of any name that runs code of its own. Not named, it would be looked in first.
+
 -- The life that this server asks for now.
 CREATE FUNCTION therev.candidate(i therev.identity) RETURNS uuid
     LANGUAGE sql IMMUTABLE
@@ -49,7 +52,7 @@ CREATE FUNCTION therev.candidate(i therev.identity) RETURNS uuid
 -- that it succeeds, the one that it asks for, and since when others may have heard what it lost. No row: it has begun one by
 -- now. A second life for one promotion, granted and then not begun, would leave it closed for good.
 CREATE FUNCTION therev.ask_for_life() RETURNS TABLE (before uuid[], candidate uuid, lost_after timestamptz)
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE therev.identity AS i
        SET candidates = CASE WHEN i.candidate_timeline = therev.current_timeline() THEN i.candidates
@@ -63,7 +66,7 @@ END;
 
 -- Begins the life that was granted.
 CREATE FUNCTION therev.begin_life(granted uuid, counter bigint) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE therev.identity AS i
        SET incarnation = granted, incarnation_counter = counter, timeline = therev.current_timeline(),

@@ -37,7 +37,7 @@ CREATE TABLE therev.incarnations (
 
 -- What a control database that lost its last commits learns from the others: a later life than it knows.
 CREATE FUNCTION therev.learn_life(of_database text, learned uuid, counter bigint) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE therev.incarnations AS i
        SET incarnation = learned, incarnation_counter = counter, is_settled = false, settling_until = NULL
@@ -78,7 +78,9 @@ CREATE TABLE therev.pins (
     PRIMARY KEY (colocation_group, user_id)
 );
 
--- Records where a user is; who is with the bucket is not placed apart. It may come late, and twice.
+-- Records where a user is; who is with the bucket is not placed apart. It may come late, and twice: a higher epoch stays. Epochs
+-- begin anew with each pin, but only after the user was with the bucket, and then there is no row. Where one is left all the same
+-- (this database was put back to an older state), a repair forgets it before it records anew.
 CREATE FUNCTION therev.record_pin(in_groups text[], of_user uuid, of_bucket smallint, owner smallint, epochs bigint[])
     RETURNS void
     LANGUAGE sql
@@ -86,20 +88,25 @@ BEGIN ATOMIC
     INSERT INTO therev.pins AS p (colocation_group, user_id, bucket, shard, epoch)
     SELECT k.colocation_group, of_user, of_bucket, owner, k.epoch
       FROM unnest(in_groups, epochs) AS k (colocation_group, epoch)
-    ON CONFLICT (colocation_group, user_id) DO UPDATE SET shard = excluded.shard, epoch = excluded.epoch;
+    ON CONFLICT (colocation_group, user_id) DO UPDATE SET shard = excluded.shard, epoch = excluded.epoch
+     WHERE p.epoch <= excluded.epoch;
 
     DELETE FROM therev.pins AS p USING therev.placement AS b
      WHERE p.user_id = of_user AND p.colocation_group = ANY (in_groups)
        AND b.colocation_group = p.colocation_group AND b.bucket = p.bucket AND b.shard = p.shard;
 END;
 
--- Forgets whom no shard has apart from the bucket: these are all that some shard has.
-CREATE FUNCTION therev.forget_pins_but(in_groups text[], users uuid[]) RETURNS void
+-- Forgets where users were said to be that no shard says, unless something else has been recorded since. Says how many there
+-- were.
+CREATE FUNCTION therev.forget_pins(in_groups text[], users uuid[], owners smallint[], epochs bigint[]) RETURNS bigint
     LANGUAGE sql
 BEGIN ATOMIC
-    DELETE FROM therev.pins AS p
-     WHERE NOT EXISTS (SELECT FROM unnest(in_groups, users) AS k (colocation_group, user_id)
-                        WHERE k.colocation_group = p.colocation_group AND k.user_id = p.user_id);
+    WITH forgotten AS (
+        DELETE FROM therev.pins AS p
+         USING unnest(in_groups, users, owners, epochs) AS k (colocation_group, user_id, owner, epoch)
+         WHERE p.colocation_group = k.colocation_group AND p.user_id = k.user_id AND p.shard = k.owner AND p.epoch = k.epoch
+        RETURNING 1)
+    SELECT count(*) FROM forgotten;
 END;
 
 -- Relocations: what is moved from where to where, how far it is, and who is at it. Written by relocation/.
@@ -181,7 +188,7 @@ CREATE TABLE therev.operator_log (
 -- rows that moved may have versions of another shard's life.
 CREATE FUNCTION therev.grant_life(of_database text, before uuid[], candidate uuid)
     RETURNS TABLE (incarnation uuid, incarnation_counter bigint)
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH granted AS (
         UPDATE therev.incarnations AS i

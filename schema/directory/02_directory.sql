@@ -10,7 +10,8 @@ CREATE TABLE user_directory (
     profile_pic_url text,
     role            text        NOT NULL CHECK (role IN ('STANDARD', 'MODERATOR', 'ADMIN', 'SUPER_ADMIN')),
     is_active       boolean     NOT NULL,
-    created_at      timestamptz NOT NULL,
+    -- Of times without end the library can read none.
+    created_at      timestamptz NOT NULL CHECK (isfinite(created_at)),
     is_deleted      boolean     NOT NULL,
     version         bigint      NOT NULL,
     CONSTRAINT user_directory_the_living_have_names CHECK (is_deleted OR user_name IS NOT NULL)
@@ -26,12 +27,12 @@ CREATE TABLE thread_directory (
     is_pinned        boolean     NOT NULL,
     is_locked        boolean     NOT NULL,
     moderation       text        NOT NULL CHECK (moderation IN ('approved', 'pending', 'rejected', 'flagged')),
-    created_at       timestamptz NOT NULL,
+    created_at       timestamptz NOT NULL CHECK (isfinite(created_at)),
     is_deleted       boolean     NOT NULL,
     version          bigint      NOT NULL,
     -- Totals come by events of their own, with a version of their own.
     post_count       integer     NOT NULL DEFAULT 0,
-    last_activity_at timestamptz NOT NULL,
+    last_activity_at timestamptz NOT NULL CHECK (isfinite(last_activity_at)),
     totals_version   numeric(40) NOT NULL DEFAULT 0,
     search           tsvector GENERATED ALWAYS AS (to_tsvector('simple', coalesce(title, ''))) STORED,
     CONSTRAINT thread_directory_the_living_have_titles CHECK (is_deleted OR title IS NOT NULL)

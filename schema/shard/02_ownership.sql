@@ -178,7 +178,7 @@ ALTER TABLE therev.pins ENABLE ALWAYS TRIGGER pins_are_listed;
 -- shards know of its buckets and it has lost: who owns them, by group, bucket and epoch. The higher epoch wins.
 CREATE FUNCTION therev.begin_shard_life(
     granted uuid, counter bigint, groups text[], buckets smallint[], owners smallint[], epochs bigint[]) RETURNS void
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     UPDATE therev.ownership AS o
        SET state = CASE WHEN k.owner = i.shard THEN 'owned' ELSE 'moved' END::therev.ownership_state,

@@ -107,7 +107,7 @@ END;
 -- Of 500 rows at the most, one event.
 -- SECURITY DEFINER: whoever may change a user may not therefore write into the outbox.
 CREATE FUNCTION therev.publish_users() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public, pg_temp AS
 $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -130,7 +130,7 @@ $$;
 
 -- Names that a change or a delete gave up.
 CREATE FUNCTION therev.release_names() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public, pg_temp AS
 $$
 BEGIN
     INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
@@ -163,7 +163,7 @@ CREATE TRIGGER users_release_names_delete AFTER DELETE ON users
     FOR EACH ROW EXECUTE FUNCTION therev.release_names();
 
 CREATE FUNCTION therev.publish_threads() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public, pg_temp AS
 $$
 BEGIN
     IF TG_OP = 'DELETE' THEN
@@ -192,3 +192,6 @@ CREATE TRIGGER threads_publish_update AFTER UPDATE ON threads
     REFERENCING NEW TABLE AS new_threads FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_threads();
 CREATE TRIGGER threads_publish_delete AFTER DELETE ON threads
     REFERENCING OLD TABLE AS old_threads FOR EACH STATEMENT EXECUTE FUNCTION therev.publish_threads();
+
+-- Nobody puts them on a table of their own: that takes this right, and to fire them where they are takes none.
+REVOKE EXECUTE ON FUNCTION therev.publish_users(), therev.release_names(), therev.publish_threads() FROM PUBLIC;

@@ -6,7 +6,7 @@
 -- The writer already holds a lock on the table, and under READ COMMITTED this check takes a snapshot of its own: a mark
 -- set before the check is seen here, one set after it waits for the lock. An older snapshot would miss the mark.
 CREATE FUNCTION therev.guard() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public, pg_temp AS
 $$
 DECLARE
     guarded constant therev.colocation_group := TG_ARGV[0];
@@ -24,6 +24,7 @@ BEGIN
     IF TG_OP IN ('INSERT', 'UPDATE') THEN
         row_bucket := therev.bucket_of((to_jsonb(NEW) ->> owner_column)::uuid);
         floor := therev.admit(guarded, row_bucket, (to_jsonb(NEW) ->> owner_column)::uuid, TG_TABLE_NAME);
+        PERFORM therev.admit_times(TG_RELID, to_jsonb(NEW));
         image := jsonb_build_object('bucket', row_bucket, 'version', floor);
         IF TG_OP = 'UPDATE' THEN
             image := image || jsonb_build_object(
@@ -39,20 +40,22 @@ BEGIN
 END
 $$;
 
--- The least version of a row of this owner, or an error that says where the owner's rows are.
+-- The least version of a row of this owner, or an error that says where the owner's rows are. Types are named whole: anybody may
+-- call it, and with the types that a session's first call finds for its variables the guard calls it too.
 CREATE FUNCTION therev.admit(guarded therev.colocation_group, row_bucket smallint, row_owner uuid, table_name text)
     RETURNS bigint
     LANGUAGE plpgsql STABLE AS
 $$
 DECLARE
     floor bigint;
-    said text;
+    said pg_catalog.text;
 BEGIN
     SELECT f.version_floor INTO floor
       FROM therev.fence AS f
      WHERE f.colocation_group = guarded AND therev.may_write(f, row_bucket, row_owner);
     IF NOT FOUND THEN
-        SELECT coalesce(p.state || ' shard ' || p.peer, p.state::text, o.state || ' shard ' || o.peer, o.state::text) INTO said
+        SELECT coalesce(p.state || ' shard ' || p.peer, p.state::pg_catalog.text,
+                        o.state || ' shard ' || o.peer, o.state::pg_catalog.text) INTO said
           FROM therev.ownership AS o
           LEFT JOIN therev.pins AS p ON p.colocation_group = guarded AND p.user_id = row_owner
          WHERE o.colocation_group = guarded AND o.bucket = row_bucket;
@@ -62,6 +65,31 @@ BEGIN
             USING ERRCODE = 'TR001', HINT = 'Ask `therev where ID` which shard owns it.';
     END IF;
     RETURN floor;
+END
+$$;
+
+-- Refuses times that the library cannot read (`infinity` above all), and of what is listed by its time those that no list
+-- reaches. The library itself writes no such times, so that no CHECK, which each of its statements would compile, has to look.
+CREATE FUNCTION therev.admit_times(of_table oid, image jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE AS
+$$
+DECLARE
+    wrong pg_catalog.text;
+BEGIN
+    SELECT format('%s = %s', t.name, t.told) INTO wrong
+      FROM (SELECT a.attname AS name,
+                   -- NULL of what is no time.
+                   CASE WHEN a.atttypid = 'pg_catalog.timestamptz'::regtype THEN image ->> a.attname::text END AS told
+              FROM pg_catalog.pg_attribute AS a
+             WHERE a.attrelid = of_table AND a.attnum > 0) AS t
+     WHERE t.told::timestamptz NOT BETWEEN '1700-01-01 00:00:00+00'
+               AND CASE WHEN t.name IN ('created_at', 'last_post_at') THEN '9900-01-01 00:00:00+00'::timestamptz
+                        ELSE '10000-01-01 00:00:00+00'::timestamptz END
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'no time of a row of %: %', of_table::regclass, wrong
+            USING ERRCODE = 'check_violation', HINT = 'Times are between the years 1700 and 9900.';
+    END IF;
 END
 $$;
 
@@ -76,7 +104,7 @@ $$;
 
 -- A post that a stranger writes is counted like any other.
 CREATE FUNCTION therev.count_post() RETURNS trigger
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, public, pg_temp AS
 $$
 BEGIN
     IF TG_OP IN ('UPDATE', 'DELETE') THEN
@@ -138,6 +166,8 @@ $$;
 -- Nor is the machinery ever emptied.
 CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.ownership
     FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.pins
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.fence
     FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.outbox
@@ -145,3 +175,6 @@ CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.outbox
 
 CREATE TRIGGER count_post AFTER INSERT OR UPDATE OR DELETE ON posts
     FOR EACH ROW WHEN (current_user <> 'therev') EXECUTE FUNCTION therev.count_post();
+
+-- Nobody puts them on a table of their own: that takes this right, and to fire them where they are takes none.
+REVOKE EXECUTE ON FUNCTION therev.guard(), therev.count_post() FROM PUBLIC;

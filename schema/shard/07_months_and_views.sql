@@ -2,8 +2,9 @@
 
 -- Makes a table's partition for a month, with its guard against TRUNCATE, which a partition does not inherit. Says whether
 -- there was something to make. There is no default partition: a row without a month is an error that somebody sees.
+-- SECURITY DEFINER: the mover makes some too, and whose the table is, its months are.
 CREATE FUNCTION therev.make_partition(parent text, month date) RETURNS boolean
-    LANGUAGE plpgsql AS
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$
 DECLARE
     partition_name constant text := parent || to_char(month, '_YYYY_MM');
@@ -29,6 +30,9 @@ CREATE FUNCTION therev.make_partitions(ahead integer) RETURNS integer
         SELECT count(*) FILTER (WHERE therev.make_partition(
                    parent, (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n))::date))
           FROM unnest(ARRAY['ai_task_logs', 'audit_log']) AS parent, generate_series(0, ahead) AS n);
+
+-- The owner's, and by chapter 9 the mover's.
+REVOKE EXECUTE ON FUNCTION therev.make_partition(text, date), therev.make_partitions(integer) FROM PUBLIC;
 
 -- When each view was last refreshed; shown wherever it is read. Written by community/maintenance.rs.
 CREATE TABLE therev.refreshes (

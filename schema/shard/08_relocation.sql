@@ -55,6 +55,11 @@ CREATE TABLE therev.sentinels (
     PRIMARY KEY (relocation, side)
 );
 
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.relocation_parts
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.sentinels
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+
 -- Changes the ownership of a part's buckets, or of its user, all of it or (with an error) none.
 CREATE FUNCTION therev.set_ownership(
     part therev.relocation_parts, before therev.ownership_state[], after therev.ownership_state, step integer) RETURNS void
@@ -272,7 +277,7 @@ $$;
 
 -- a. The giving side: writes wait from now on. The sentinel, sent by the same session, takes it to the disk.
 CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
@@ -293,7 +298,7 @@ $$;
 
 -- The giving side: this try is given up, writes go on.
 CREATE FUNCTION therev.back_out(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
@@ -342,7 +347,7 @@ $$;
 -- c. The taking side: everything that was written before the sentinel of this try is here. Commits synchronously, whatever the
 -- session says: what the stream has applied is durable only with it.
 CREATE FUNCTION therev.get_ready(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
@@ -359,7 +364,7 @@ $$;
 -- d. The giving side decides: from now on the buckets are the peer's, whoever asks. Of this and `back_out` the first to commit
 -- has won.
 CREATE FUNCTION therev.decide(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
@@ -381,7 +386,7 @@ $$;
 -- e. The taking side owns the buckets, after the other side was seen to have decided. A promotion in between may have
 -- learned that already. Versions never go back here either: this server may have had fewer lives than the other one.
 CREATE FUNCTION therev.take_over(of_relocation bigint, try integer) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
 DECLARE
@@ -420,7 +425,7 @@ END;
 -- A write that has waited too long gives up the try that it waits for: whoever began it may be dead.
 CREATE FUNCTION therev.back_out_late(in_group therev.colocation_group, of_bucket smallint, late_ms integer)
     RETURNS boolean
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     SELECT coalesce(bool_or(therev.back_out(p.relocation, p.attempt)), false)
       FROM therev.relocation_parts AS p
@@ -428,8 +433,9 @@ BEGIN ATOMIC
        AND p.drained_at < clock_timestamp() - make_interval(secs => late_ms / 1000.0);
 END;
 
--- Whether every standby that follows this server has its log up to there. What a switch counts on must survive a promotion;
--- and a commit whose wait for a synchronous standby was cut short is seen here without being there.
+-- Whether every standby that follows this server has its log up to there, one that is catching up among them. What a switch counts
+-- on must survive a promotion; and a commit whose wait for a synchronous standby was cut short is seen here without being there.
+-- Archivers and base backups receive the log too, and never say that they have replayed any of it.
 CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
     LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
@@ -438,7 +444,7 @@ BEGIN
                    AND (current_setting('synchronous_standby_names') = ''
                         OR coalesce(bool_or(r.sync_state <> 'async'), false))
               FROM pg_stat_replication AS r
-             WHERE r.state = 'streaming'
+             WHERE r.state IN ('streaming', 'catchup') AND r.replay_lsn IS NOT NULL
                AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
 END
@@ -455,7 +461,7 @@ CREATE FUNCTION therev.given_away(of_relocation bigint, lsn pg_lsn) RETURNS inte
 -- removed though some still point to it. A bucket of its own is never touched.
 CREATE FUNCTION therev.learn_owners(in_groups text[], of_buckets smallint[], owners smallint[], epochs bigint[])
     RETURNS bigint
-    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 BEGIN ATOMIC
     WITH learned AS (
         UPDATE therev.ownership AS o
@@ -468,15 +474,19 @@ BEGIN ATOMIC
     SELECT count(*) FROM learned;
 END;
 
--- Learns where a user of a bucket of its own is by now who is placed apart. A user who is here is never touched.
-CREATE FUNCTION therev.learn_pin(in_groups text[], of_user uuid, owner smallint, epochs bigint[]) RETURNS void
+-- Learns where a user of a bucket of its own is by now who is placed apart. A user who is here is never touched. Says in how
+-- many groups that was news.
+CREATE FUNCTION therev.learn_pin(in_groups text[], of_user uuid, owner smallint, epochs bigint[]) RETURNS bigint
     LANGUAGE sql
 BEGIN ATOMIC
-    UPDATE therev.pins AS p
-       SET peer = owner, epoch = k.epoch
-      FROM unnest(in_groups, epochs) AS k (colocation_group, epoch), therev.identity AS i
-     WHERE p.colocation_group = k.colocation_group::therev.colocation_group AND p.user_id = of_user
-       AND p.state = 'moved' AND p.epoch < k.epoch AND i.shard <> owner;
+    WITH learned AS (
+        UPDATE therev.pins AS p
+           SET peer = owner, epoch = k.epoch
+          FROM unnest(in_groups, epochs) AS k (colocation_group, epoch), therev.identity AS i
+         WHERE p.colocation_group = k.colocation_group::therev.colocation_group AND p.user_id = of_user
+           AND p.state = 'moved' AND p.epoch < k.epoch AND i.shard <> owner
+        RETURNING 1)
+    SELECT count(*) FROM learned;
 END;
 
 -- A user who is placed apart where the bucket has come meanwhile is with it again: nothing moves. `false`: there is none.

@@ -20,9 +20,10 @@ GRANT SELECT ON therev.fence, therev.ownership TO PUBLIC;
 GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, user_ai_summary, ai_task_stats, therev.refreshes,
     therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.intents, therev.id_routes
     TO therev_reader;
--- Not what e-mail addresses stand in: names, the facts of events, what an audited change was about.
-GRANT SELECT (bucket, claim_key, kind, user_id, state, created_at, version) ON therev.claims TO therev_reader;
-GRANT SELECT (outbox_id, colocation_group, bucket, kind, owners, ids, created_at, delivered_at, first_delivered_at, lost_by)
+-- Not what e-mail addresses stand in: names, the facts of events, what an audited change was about. Nor what an address can be
+-- tried against: a claim's key is made of it, and so is its bucket; events name claims by their keys.
+GRANT SELECT (kind, state, created_at, version) ON therev.claims TO therev_reader;
+GRANT SELECT (outbox_id, colocation_group, bucket, kind, owners, created_at, delivered_at, first_delivered_at, lost_by)
     ON therev.outbox TO therev_reader;
 GRANT SELECT (bucket, user_id, created_at, audit_id, actor, action, target) ON audit_log TO therev_reader;
 GRANT SELECT (bucket, user_id, user_name, first_name, last_name, bio, ideology, profile_pic_url, role, is_active,

@@ -3,7 +3,7 @@
 use crate::community::Community;
 use crate::error::Result;
 use chrono::{DateTime, Utc};
-use placement::{Group, UserId};
+use placement::{Group, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use shards::{Read, Unfenced, WriteMany};
@@ -60,6 +60,17 @@ pub struct AuditEntry {
     pub before: Value,
     /// What is there now.
     pub after: Value,
+}
+
+/// Lines of the audit log.
+#[derive(Debug, Clone, Serialize)]
+pub struct AuditList {
+    /// The entries, newest first.
+    pub entries: Vec<AuditEntry>,
+    /// Shards that gave no answer: what was noted there is missing here.
+    pub missing: Vec<ShardNo>,
+    /// Whether anything is missing.
+    pub partial: bool,
 }
 
 /// The CTEs that leave an audit entry in the transaction of a statement.
@@ -135,16 +146,25 @@ static NOTE_OPERATOR: Unfenced = Unfenced::write(
 crate::fenced_list! { RECEIVE OF_USER }
 
 impl Community {
-    /// The newest entries: of one user's account and content, or of everybody and the operators.
+    /// The newest entries of the shards that answer; see [`Community::list_audit`].
     pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<Vec<AuditEntry>> {
-        let mut rows = Vec::new();
+        Ok(self.list_audit(of, limit).await?.entries)
+    }
+
+    /// The newest entries: of one user's account and content, or of everybody and the operators. A shard that is down leaves the
+    /// list of everybody marked `partial`; of one user it is the error.
+    pub async fn list_audit(&self, of: Option<UserId>, limit: i64) -> Result<AuditList> {
+        let (mut rows, mut missing) = (Vec::new(), Vec::new());
         if let Some(user) = of {
             rows.extend(self.shards().read(&OF_USER, user.bucket(), &[&user.0, &limit]).await?);
         } else {
             for shard in self.shards().numbers() {
                 match self.shards().unfenced(shard, &OF_SHARD, &[&limit]).await {
                     Ok(found) => rows.extend(found),
-                    Err(error) => tracing::warn!(%shard, %error, "the entries of a shard are missing"),
+                    Err(error) => {
+                        tracing::warn!(%shard, %error, "the entries of a shard are missing");
+                        missing.push(shard);
+                    }
                 }
             }
             rows.extend(self.shards().control(&OF_OPERATORS, &[&limit]).await?);
@@ -162,7 +182,7 @@ impl Community {
             .collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.created_at));
         entries.truncate(usize::try_from(limit).unwrap_or(0));
-        Ok(entries)
+        Ok(AuditList { entries, partial: !missing.is_empty(), missing })
     }
 
     /// Leaves an operator's command in the control database.

@@ -23,8 +23,8 @@ use uuid::Uuid;
 /// One undelivered row of a shard's outbox: what one statement made true.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
-    /// Whose outbox it is in.
-    pub(crate) shard: ShardNo,
+    /// Whose outbox it is in. `None`: that is not known for sure; a relay, which finds it there, marks it.
+    pub(crate) shard: Option<ShardNo>,
     pub(crate) outbox_id: i64,
     pub(crate) kind: String,
     pub(crate) facts: Vec<Value>,
@@ -41,7 +41,8 @@ struct Fact<'a> {
     value: &'a Value,
 }
 
-/// What became of some events: how many of each kind are delivered, and why of others none is.
+/// What became of some events: how many of each kind are delivered, and why of others none is. Of a kind that did not fail the
+/// directory has heard all there is for it, also of users whose names could not be confirmed, and who are therefore not delivered.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) delivered: BTreeMap<&'static str, usize>,
@@ -162,7 +163,7 @@ static SUM_TOTALS: WriteMany = WriteMany::new(
         ",
      result AS (
          SELECT jsonb_build_object('thread_id', s.thread_id, 'posts', s.posts, 'last_post_at', s.last_post_at,
-                                   'version', s.version::text) AS totals
+                                   'version', s.version::text, 'is_there', s.is_there) AS totals
            FROM summed AS s)",
     ),
 );
@@ -173,7 +174,7 @@ fn is_for_directory(kind: &str) -> bool {
 }
 
 impl Event {
-    pub(crate) fn from_row(shard: ShardNo, row: &Row) -> Event {
+    pub(crate) fn from_row(shard: Option<ShardNo>, row: &Row) -> Event {
         let facts = match row.get("facts") {
             Value::Array(facts) => facts,
             other => vec![other],
@@ -231,67 +232,64 @@ fn newest<'a>(facts: impl Iterator<Item = (&'a str, &'a Value)>) -> BTreeMap<&'a
 crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
 
 impl Community {
-    /// Delivers the events of one bucket, wherever its users are, waits for that a bounded time, and says what a reader must have seen.
+    /// Delivers the events of one bucket, wherever its users are, waits for that a bounded time, and says what a reader must have
+    /// seen. What fails is left to the relay.
     pub(crate) async fn deliver_bucket(&self, group: Group, bucket: Bucket) -> Seen {
+        let limit = Duration::from_millis(self.shards().config().delivery_ms);
+        match self.directory_told(group, bucket, limit).await {
+            Ok(token) => Seen::Position(token),
+            Err(error) => {
+                tracing::debug!(%error, "events stay in the outbox for the relay");
+                Seen::Pending(group, bucket)
+            }
+        }
+    }
+
+    /// Delivers the events of one bucket to the end, but waits for it so long only. Answers with how far the directory has come
+    /// once it has heard all of them. What waits for a shard (a name to be confirmed) is nothing that the directory lacks.
+    pub(crate) async fn directory_told(&self, group: Group, bucket: Bucket, limit: Duration) -> Result<Token> {
         self.mark_many();
         let community = self.clone();
-        let work = async move {
+        let work = tokio::spawn(async move {
             let map = community.shards().map();
             let apart = map.pins_of(group, bucket).map(|(_, place)| place.shard);
             let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).collect();
             for shard in shards {
-                if !community.deliver_bucket_from(shard, bucket).await? {
-                    return Ok::<_, Error>(None);
-                }
+                community.deliver_bucket_from(shard, bucket).await?;
             }
-            community.shards().directory().token().await.map(Some).map_err(Into::into)
-        };
-        match self.within_delivery_time(work).await {
-            Some(token) => Seen::Position(token),
-            None => Seen::Pending(group, bucket),
+            community.shards().directory().token().await.map_err(Error::from)
+        });
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(told)) => told,
+            // Given up in its middle, which only a defect can do; a relay has the events.
+            Ok(Err(_)) => {
+                let reason = "a delivery ended without an answer".to_owned();
+                Err(Error::Store(shards::Error::Answer { database: shards::Database::Directory, reason }))
+            }
+            Err(_) => Err(not_told_within(limit)),
         }
     }
 
-    /// Delivers what one shard's outbox has of a bucket, to its end: the caller's own event may be the last of many. Says
-    /// whether the directory has heard all of it.
-    async fn deliver_bucket_from(&self, shard: ShardNo, bucket: Bucket) -> Result<bool> {
+    /// Delivers what one shard's outbox has of a bucket, to its end: the caller's own event may be the last of many. An error
+    /// where the directory has not heard all of it.
+    async fn deliver_bucket_from(&self, shard: ShardNo, bucket: Bucket) -> Result<()> {
         let (started, deadline) = (Instant::now(), Duration::from_millis(self.shards().config().deadline_ms));
         let mut after = 0_i64;
         while started.elapsed() < deadline {
             let params: [&(dyn ToSql + Sync); 3] = [&bucket.sql(), &after, &i64::from(OF_BUCKET_MAX)];
             let rows = self.shards().unfenced(shard, &OF_BUCKET, &params).await?;
-            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
+            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(Some(shard), row)).collect();
             let all = events.len();
             after = events.last().map_or(after, |event| event.outbox_id);
-            // What waits for a shard is nothing that the directory lacks.
-            let wanted = events.iter().filter(|event| is_for_directory(&event.kind)).count();
-            let outcome = self.deliver(events).await;
-            let told = outcome.delivered.iter().filter(|(kind, _)| is_for_directory(kind)).map(|(_, count)| count);
-            if told.sum::<usize>() < wanted {
-                let failed = outcome.failed.into_iter().find(|(kind, _)| is_for_directory(kind));
-                return failed.map_or(Ok(false), |(_, error)| Err(error));
+            let failed = self.deliver(events).await.failed;
+            if let Some((_, error)) = failed.into_iter().find(|(kind, _)| is_for_directory(kind)) {
+                return Err(error);
             }
             if all < usize::from(OF_BUCKET_MAX) {
-                return Ok(true);
+                return Ok(());
             }
         }
-        Ok(false)
-    }
-
-    /// Runs a delivery to its end, but waits for it a bounded time only. What fails is left to the relay.
-    async fn within_delivery_time(
-        &self,
-        work: impl Future<Output = Result<Option<Token>>> + Send + 'static,
-    ) -> Option<Token> {
-        let limit = Duration::from_millis(self.shards().config().delivery_ms);
-        match tokio::time::timeout(limit, tokio::spawn(work)).await {
-            Ok(Ok(Ok(token))) => token,
-            Ok(Ok(Err(error))) => {
-                tracing::debug!(%error, "events stay in the outbox for the relay");
-                None
-            }
-            Ok(Err(_)) | Err(_) => None,
-        }
+        Err(not_told_within(deadline))
     }
 
     /// Delivers events, the newest fact per key, and notes which are delivered.
@@ -312,7 +310,9 @@ impl Community {
                     let whole = events.iter().filter(|e| e.kind == kind && e.facts.iter().all(is_done));
                     let mut count = 0;
                     for event in whole {
-                        self.inner.acks.add(event.shard, [event.outbox_id]);
+                        if let Some(shard) = event.shard {
+                            self.inner.acks.add(shard, [event.outbox_id]);
+                        }
                         count += 1;
                     }
                     if count > 0 {
@@ -411,16 +411,27 @@ impl Community {
         facts.values().filter(reached).map(|fact| fact.key).collect()
     }
 
+    /// Sums threads and tells the directory; says of which that is done. Of one that its owner's shard does not have (a stranger
+    /// invented it, or a promotion lost it) nobody will ever tell the directory, so that there is nothing left to deliver.
     async fn deliver_totals(&self, facts: &BTreeMap<Key, Fact<'_>>) -> Result<HashSet<Key>> {
         let mut delivered = HashSet::new();
         for part in items("totals", facts).chunks(SUMMED_AT_ONCE) {
             let answer = self.shards().write_many(&SUM_TOTALS, part.to_vec()).await;
-            let totals: Value = answer.rows().map(|row| row.get::<_, Value>("totals")).collect();
-            let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&totals]).await?;
+            let summed: Vec<Value> = answer.rows().map(|row| row.get("totals")).collect();
+            let is_nowhere = |totals: &&Value| field::<bool>(totals, "is_there") == Some(false);
+            let nowhere = summed.iter().filter(is_nowhere).filter_map(|totals| field::<Uuid>(totals, "thread_id"));
+            delivered.extend(nowhere.map(|thread| (thread, Uuid::nil())));
+            let known = self.shards().directory().writer(&UPDATE_TOTALS, &[&Value::from(summed)]).await?;
             delivered.extend(known.iter().map(|row| (row.get("thread_id"), Uuid::nil())));
         }
         Ok(delivered)
     }
+}
+
+/// The directory has not heard of a write in time.
+fn not_told_within(limit: Duration) -> Error {
+    let waiting_for = "the directory to hear of a write".to_owned();
+    Error::Store(shards::Error::Deadline { limit_ms: limit.as_millis(), waiting_for })
 }
 
 /// How many facts one statement tells a shard, and how many threads one sums. Both are short, for a relocation that is about to be

@@ -92,7 +92,7 @@ mod tests {
     use tokio::sync::oneshot::error::TryRecvError;
 
     fn event(outbox_id: i64) -> Event {
-        Event { shard: ShardNo(0), outbox_id, kind: "contribution".into(), facts: Vec::new() }
+        Event { shard: Some(ShardNo(0)), outbox_id, kind: "contribution".into(), facts: Vec::new() }
     }
 
     fn ids(next: Vec<(Event, oneshot::Sender<()>)>) -> Vec<i64> {

@@ -31,7 +31,7 @@ mod users;
 mod wherever;
 mod words;
 
-pub use audit::{Actor, AuditEntry};
+pub use audit::{Actor, AuditEntry, AuditList};
 pub use community::{Community, Seen, Written};
 pub use error::{Error, Result};
 pub use lists::{Listed, ThreadCard, ThreadOrder, UserCard};
@@ -44,7 +44,7 @@ pub use relay::{Relayed, relay_rest};
 pub use sessions::{NewSession, OpenSession, Session, SessionStatus};
 pub use text::{Format, Moderation};
 pub use threads::{NewThread, Thread, ThreadChange};
-pub use users::{Deleted, NewUser, Role, User, UserChange};
+pub use users::{Deleted, NewUser, Role, User, UserChange, UserList};
 pub use wherever::{Found, Whereabouts};
 
 /// Every statement of this crate on owned rows, by name.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use shards::{Token, Unfenced};
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -195,17 +196,16 @@ impl Community {
         Ok(cut(items, limit, |last| last.user_name.clone()))
     }
 
-    /// How far the directory must have come for a reader: what waits in an outbox is delivered first.
+    /// How far the directory must have come for a reader: what waits in an outbox is delivered first, within the call's deadline.
+    /// Why it could not be, is the error.
     async fn position(&self, seen: Option<&Seen>) -> Result<Option<Token>> {
         match seen {
             None => Ok(None),
             Some(Seen::Position(token)) => Ok(Some(*token)),
-            Some(Seen::Pending(group, bucket)) => match self.deliver_bucket(*group, *bucket).await {
-                Seen::Position(token) => Ok(Some(token)),
-                Seen::Pending(..) => {
-                    Err(Error::Store(shards::Error::Down { database: shards::Database::Directory, source: None }))
-                }
-            },
+            Some(Seen::Pending(group, bucket)) => {
+                let deadline = Duration::from_millis(self.shards().config().deadline_ms);
+                self.directory_told(*group, *bucket, deadline).await.map(Some)
+            }
         }
     }
 }

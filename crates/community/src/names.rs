@@ -9,6 +9,7 @@
 
 use crate::community::Community;
 use crate::error::{Error, Result};
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::Serialize;
@@ -115,13 +116,18 @@ pub(crate) fn normalized_email(text: &str) -> Result<String> {
     }
 }
 
+/// A claim that the same user had taken for an older version becomes pending for this one, and as young: it may be held although
+/// the user has given the name up, in an event that is still on its way and does not reach the new version. Should the write that
+/// it is taken for not come, it is settled as any other; and where the user does have the name, settling holds it again.
 static TAKE: Write = Write::new(
     Group::Account,
     "taken AS (
          INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
          SELECT $1, $2, $3, $4, $5, 'pending', greatest($6::bigint, 1) FROM fence
          ON CONFLICT (bucket, claim_key) DO UPDATE
-            SET version = greatest(c.version, excluded.version)
+            SET version = greatest(c.version, excluded.version),
+                state = CASE WHEN c.version < excluded.version THEN excluded.state ELSE c.state END,
+                created_at = CASE WHEN c.version < excluded.version THEN excluded.created_at ELSE c.created_at END
           WHERE c.user_id = excluded.user_id
          RETURNING c.xmax = 0 AS is_new, c.xmin::text AS taken_by),
      result AS (SELECT t.is_new, t.taken_by FROM taken AS t)",
@@ -197,7 +203,7 @@ pub(crate) static DOUBT: WriteMany = WriteMany::new(
 macro_rules! pending {
     ($which:literal) => {
         concat!(
-            "SELECT c.kind, c.value, c.user_id, c.version
+            "SELECT c.kind, c.value, c.user_id, c.version, c.created_at, c.claim_key
                FROM therev.claims AS c
                JOIN therev.fence AS f ON f.colocation_group = 'account' AND get_bit(f.writable, c.bucket) = 1
               WHERE c.state = 'pending' AND ",
@@ -206,8 +212,13 @@ macro_rules! pending {
     };
 }
 
-static STALE: Unfenced =
-    Unfenced::read(pending!("c.created_at < now() - make_interval(secs => $1) ORDER BY c.created_at LIMIT 1000"));
+/// How many of them are looked at together.
+const STALE_AT_ONCE: u16 = 1_000;
+
+static STALE: Unfenced = Unfenced::read(pending!(
+    "c.created_at < now() - make_interval(secs => $1) AND (c.created_at, c.claim_key) > ($2, $3)
+      ORDER BY c.created_at, c.claim_key LIMIT $4"
+));
 
 /// Of some users.
 static PENDING_OF: Unfenced = Unfenced::read(pending!("c.user_id = ANY ($1)"));
@@ -305,13 +316,27 @@ impl Community {
     pub(crate) async fn settle_claims(&self, older_than_s: f64) -> u64 {
         let mut settled = 0;
         for shard in self.shards().numbers() {
-            let stale = self.shards().unfenced(shard, &STALE, &[&older_than_s]).await.unwrap_or_else(|error| {
+            if let Err(error) = self.settle_claims_of(shard, older_than_s, &mut settled).await {
                 tracing::debug!(%shard, %error, "the claims of a shard could not be looked at");
-                Vec::new()
-            });
-            settled += self.settle_rows(&stale).await;
+            }
         }
         settled
+    }
+
+    /// Those of one shard, to the end of the list: many that cannot be settled now keep no later ones back.
+    async fn settle_claims_of(&self, shard: ShardNo, older_than_s: f64, settled: &mut u64) -> Result<()> {
+        let mut after = (DateTime::<Utc>::UNIX_EPOCH, Uuid::nil());
+        loop {
+            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+                [&older_than_s, &after.0, &after.1, &i64::from(STALE_AT_ONCE)];
+            let stale = self.shards().unfenced(shard, &STALE, &params).await?;
+            let Some(last) = stale.last() else { return Ok(()) };
+            after = (last.get("created_at"), last.get("claim_key"));
+            *settled += self.settle_rows(&stale).await;
+            if stale.len() < usize::from(STALE_AT_ONCE) {
+                return Ok(());
+            }
+        }
     }
 
     /// Settles what is pending of some users' claims on some shards: a relay has doubted them while the users' rows were on

@@ -32,12 +32,15 @@ macro_rules! kept_totals {
 pub(crate) use kept_totals;
 
 /// The participants of the threads `$from`, summed: one thread after the other, in the order of their key, so that nothing is
-/// sorted.
+/// sorted. `is_there`: whether the thread has a row here, deleted or not; of one that has none the directory never hears.
 macro_rules! summed {
     ($from:literal) => {
         concat!(
             "summed AS (
-         SELECT t.bucket, t.author_id, t.thread_id, s.posts, s.participants, s.last_post_at, s.version
+         SELECT t.bucket, t.author_id, t.thread_id, s.posts, s.participants, s.last_post_at, s.version,
+                (SELECT true FROM threads AS h
+                  WHERE h.bucket = t.bucket AND h.author_id = t.author_id AND h.thread_id = t.thread_id) IS NOT NULL
+                    AS is_there
            FROM (",
             $from,
             ") AS t (bucket, author_id, thread_id)
@@ -52,14 +55,19 @@ macro_rules! summed {
 }
 pub(crate) use summed;
 
-/// `changed`: the directory's totals where those `told` are later ones.
+/// `changed`: the directory's totals where those `told` are later ones. Rows are locked in the order of their key, as whoever
+/// tells of threads locks them.
 macro_rules! changed_totals {
     () => {
         "changed AS (
          UPDATE thread_directory AS d
             SET post_count = t.posts, last_activity_at = greatest(d.created_at, t.last_post_at),
                 totals_version = t.version
-           FROM told AS t
+           FROM (SELECT w.thread_id, n.posts, n.last_post_at, n.version
+                   FROM told AS n JOIN thread_directory AS w USING (thread_id)
+                  WHERE w.totals_version < n.version
+                  ORDER BY w.thread_id
+                    FOR UPDATE OF w) AS t
           WHERE d.thread_id = t.thread_id AND d.totals_version < t.version)
      SELECT d.thread_id FROM thread_directory AS d JOIN told AS t USING (thread_id)"
     };

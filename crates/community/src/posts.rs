@@ -9,7 +9,7 @@ use crate::text::{Format, Moderation, check_body, check_object};
 use crate::users::word;
 use crate::words;
 use chrono::{DateTime, Utc};
-use placement::{Group, PostId, ThreadId, UserId};
+use placement::{Group, PostId, ShardNo, ThreadId, UserId};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{Read, Write};
@@ -150,7 +150,7 @@ macro_rules! contribution_sent {
 }
 
 /// The post, its author's contribution and the event about it: one statement, one round trip. It answers with what the
-/// caller does not know (a tenth of its cost would be to hand all columns back). An id in use is refused by `posts_pkey`: to
+/// caller does not know (a tenth of its cost would be to hand all columns back). An id in use is refused by a unique index: to
 /// look for it first (`ON CONFLICT`) would cost every post something for the sake of a few.
 static CREATE: Write = Write::of_owner(
     Group::Content,
@@ -196,6 +196,15 @@ static BY_AUTHOR: Read = Read::of_owner(
           ORDER BY p.post_id DESC LIMIT $4"
     ),
 );
+
+/// Ids alone: the bodies of 500 posts may be 500 MiB.
+static IDS_OF_AUTHOR: Read = Read::of_owner(
+    Group::Content,
+    "SELECT p.post_id, p.thread_author_id FROM posts AS p
+      WHERE p.bucket = $1 AND p.author_id = $2 AND p.post_id > $3 AND p.deleted_at IS NULL
+      ORDER BY p.post_id LIMIT 500",
+)
+.long();
 
 static CHANGE: Write = Write::by_id(
     Group::Content,
@@ -257,7 +266,11 @@ static DELETE: Write = Write::by_id(
     ),
 );
 
-crate::fenced_list! { CREATE GET BY_AUTHOR CHANGE DELETE }
+crate::fenced_list! { CREATE GET BY_AUTHOR IDS_OF_AUTHOR CHANGE DELETE }
+
+/// The unique indexes that refuse a post whose id is in use: whichever is looked at first. That is the older one, and after a
+/// REINDEX CONCURRENTLY the other.
+const INDEXES_OF_IDS: [&str; 2] = ["posts_pkey", "posts_by_id"];
 
 impl Community {
     /// Writes a post: one read of the thread's head, one statement on the author's shard, one delivery to the thread's.
@@ -292,17 +305,16 @@ impl Community {
             &metadata,
         ];
         let mut unknown = None;
+        let from = self.shard_of(Group::Content, new.author_id);
         for _ in 0..2 {
             match self.shards().write(&CREATE, bucket, &params).await {
                 Ok(rows) => {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { break };
-                    self.deliver_contribution(new.author_id, thread_author, row).await;
+                    self.deliver_contribution(from, new.author_id, thread_author, row).await;
                     return created(id, new, thread_author, metadata, row);
                 }
-                Err(error) if error.sql_error().is_some_and(|refused| refused.constraint() == Some("posts_pkey")) => {
-                    return self.same_post(id, &new).await;
-                }
+                Err(error) if is_id_in_use(&error) => return self.same_post(id, &new).await,
                 // Whether it was written, the same create tells; one that fails does not.
                 Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),
                 Err(error) => return Err(unknown.map_or_else(|| Error::of_constraint(error), Error::Store)),
@@ -372,39 +384,54 @@ impl Community {
     /// Deletes a post: it keeps its place and loses its text.
     pub async fn delete_post(&self, id: PostId, actor: &Actor) -> Result<()> {
         let post = self.post(id).await?;
-        if self.delete_one(&post, actor).await? { Ok(()) } else { Err(Error::gone("post", id)) }
+        let is_deleted = self.delete_one(id, post.author_id, post.thread_author_id, actor).await?;
+        if is_deleted { Ok(()) } else { Err(Error::gone("post", id)) }
     }
 
-    /// Deletes all posts of an author, each by itself; says how many.
+    /// Deletes all posts of an author, each by itself; says how many. It goes through them once, past what is deleted already, and
+    /// then from the start again for what came meanwhile, until nothing did.
     pub(crate) async fn delete_posts_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
-        let mut count = 0;
+        let (mut count, mut after) = (0, Uuid::nil());
         loop {
-            let posts = self.posts_by_author(author, None, 500).await?;
-            if posts.is_empty() {
-                return Ok(count);
-            }
-            for post in posts {
-                count += u64::from(self.delete_one(&post, actor).await?);
+            let posts = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0, &after]).await?;
+            let Some(last) = posts.last() else {
+                if after.is_nil() {
+                    return Ok(count);
+                }
+                after = Uuid::nil();
+                continue;
+            };
+            after = last.get("post_id");
+            for row in posts {
+                let (id, thread_author) = (PostId(row.get("post_id")), UserId(row.get("thread_author_id")));
+                count += u64::from(self.delete_one(id, author, thread_author, actor).await?);
             }
         }
     }
 
-    async fn delete_one(&self, post: &Post, actor: &Actor) -> Result<bool> {
-        let note = actor.note_unless(post.author_id, "delete post");
-        let bucket = post.author_id.bucket();
-        let rows = self.shards().write(&DELETE, bucket, &[&post.post_id.0, &note]).await?;
+    async fn delete_one(&self, id: PostId, author: UserId, thread_author: UserId, actor: &Actor) -> Result<bool> {
+        let note = actor.note_unless(author, "delete post");
+        let from = self.shard_of(Group::Content, author);
+        let rows = self.shards().write(&DELETE, author.bucket(), &[&id.0, &note]).await?;
         if let Some(row) = rows.first() {
-            self.deliver_contribution(post.author_id, post.thread_author_id, row).await;
+            self.deliver_contribution(from, author, thread_author, row).await;
         }
         Ok(!rows.is_empty())
     }
 
-    /// Delivers the contribution that a statement returned with its row.
-    async fn deliver_contribution(&self, author: UserId, thread_author: UserId, row: &Row) {
-        let event = Event::from_row(self.shard_of(Group::Content, author), row);
+    /// Delivers the contribution that a statement returned with its row. `from`: where the author was believed to be before it.
+    /// Where that has changed meanwhile, nobody here knows which of the two shards answered; on the wrong one the mark would be
+    /// another event's of the same number.
+    async fn deliver_contribution(&self, from: ShardNo, author: UserId, thread_author: UserId, row: &Row) {
+        let shard = Some(from).filter(|from| *from == self.shard_of(Group::Content, author));
+        let event = Event::from_row(shard, row);
         self.deliver_now(self.shard_of(Group::Content, thread_author), event).await;
         self.mark_many();
     }
+}
+
+fn is_id_in_use(error: &shards::Error) -> bool {
+    error.sql_error().is_some_and(|refused| refused.constraint().is_some_and(|name| INDEXES_OF_IDS.contains(&name)))
 }
 
 /// A new post: what was asked for, and what the schema added.

@@ -178,7 +178,7 @@ impl Community {
         loop {
             let from: [&(dyn ToSql + Sync); 5] = [&after.0, &after.1, &writers_turn_s, &BATCH, &left_out];
             let rows = self.shards().unfenced(shard, &PENDING, &from).await?;
-            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(shard, row)).collect();
+            let events: Vec<Event> = rows.iter().map(|row| Event::from_row(Some(shard), row)).collect();
             let Some(last) = rows.last() else { return Ok(()) };
             after = (last.get("bucket"), last.get("outbox_id"));
             let all = events.len();
@@ -228,11 +228,13 @@ impl Community {
         join_all(delivered.into_iter().map(mark)).await;
     }
 
-    /// Runs the relay for as long as the handle lives, every `relay_ms`.
+    /// Runs the relay for as long as the handle lives, every `relay_ms`. What a promotion left is repaired beside it: that reads
+    /// whole tables, and meanwhile nobody's events shall wait.
     pub(crate) fn start_relay(&self) {
         let period = Duration::from_millis(self.shards().config().relay_ms);
         if !period.is_zero() {
             tokio::spawn(relay_while_alive(Arc::downgrade(&self.inner), period));
+            tokio::spawn(settle_while_alive(Arc::downgrade(&self.inner), period));
         }
     }
 }
@@ -248,7 +250,14 @@ async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
             tracing::warn!(%error, "a pass of the relay failed");
         }
         took = started.elapsed();
-        community.settle_after_promotions().await;
+    }
+}
+
+async fn settle_while_alive(inner: Weak<Inner>, period: Duration) {
+    loop {
+        tokio::time::sleep(period).await;
+        let Some(inner) = inner.upgrade() else { return };
+        Community { inner }.settle_after_promotions().await;
     }
 }
 

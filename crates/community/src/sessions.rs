@@ -100,13 +100,16 @@ macro_rules! session_columns {
     };
 }
 
-/// The lock on the owner's row makes a deletion or deactivation that is under way be waited for, and seen.
+/// The lock on the owner's row makes a deletion, a deactivation or a change of the password that is under way be waited for, and
+/// seen. `$8` is the hash that a password was found to fit, null where none was asked for: whoever knows only the password before
+/// the last one opens no session after the others have been ended.
 static OPEN: Write = Write::of_owner(
     Group::Account,
     concat!(
         "owner AS (
              SELECT u.user_id FROM users AS u, fence
               WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL AND u.is_active
+                AND ($8::text IS NULL OR u.password_hash = $8::text)
                 FOR SHARE OF u),
          created AS (
              INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, device_info, ip_address, expires_at,
@@ -220,10 +223,11 @@ crate::fenced_list! { OPEN VERIFY TOUCH REVOKE REVOKE_OTHERS OF_USER }
 impl Community {
     /// Opens a session for whoever knows the password of a user.
     ///
-    /// Whether the name, the password or the state of the user stood in the way, is not said.
+    /// Whether the name, the password or the state of the user stood in the way, is not said. A password that was changed meanwhile
+    /// is a wrong one.
     pub async fn log_in(&self, user_name: &str, password: &SecretString, new: NewSession) -> Result<OpenSession> {
-        let user = self.authenticate(user_name, password).await?;
-        self.open_session(user, new).await.map_err(|error| match error {
+        let (user, password_hash) = self.authenticate(user_name, password).await?;
+        self.open(user, Some(&password_hash), new).await.map_err(|error| match error {
             Error::NotFound { .. } | Error::Gone { .. } | Error::State { .. } => Error::Credentials,
             other => other,
         })
@@ -231,6 +235,11 @@ impl Community {
 
     /// Opens a session for a user who was recognized by other means. The user must be active.
     pub async fn open_session(&self, user: UserId, new: NewSession) -> Result<OpenSession> {
+        self.open(user, None, new).await
+    }
+
+    /// Opens a session, if the user still has this hash of a password.
+    async fn open(&self, user: UserId, password_hash: Option<&str>, new: NewSession) -> Result<OpenSession> {
         let device_info = new.device_info.unwrap_or_else(|| json!({}));
         check_object("device_info", &device_info)?;
         if device_info.to_string().len() > DEVICE_BYTES_MAX {
@@ -240,8 +249,8 @@ impl Community {
         let lifetime = Duration::from_secs(self.shards().config().session_s).min(LIFETIME_MAX).as_secs_f64();
         let id = SessionId::new(user);
         let (token, hash) = issue(id);
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-            [&user.0, &id.0, &hash.as_slice(), &device_info, &ip_address, &lifetime];
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+            [&user.0, &id.0, &hash.as_slice(), &device_info, &ip_address, &lifetime, &password_hash];
         let row = match self.create_once(&OPEN, user.bucket(), &params, "session", id.0).await {
             Ok(row) => row,
             // Nothing was written: the user says why.

@@ -5,6 +5,7 @@
 
 use crate::community::Community;
 use crate::error::Result;
+use crate::repair::Report;
 use shards::Unfenced;
 use std::time::Duration;
 use uuid::Uuid;
@@ -26,14 +27,16 @@ static KEEP: Unfenced = Unfenced::write(
 /// How often it says so.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// What differs after a repair (`$4`) is looked at again after a rest only: each look reads the whole cluster.
 static GIVE_BACK: Unfenced = Unfenced::write(
     "UPDATE therev.incarnations
-        SET is_settled = $3, settling_until = NULL
+        SET is_settled = $3, settling_until = CASE WHEN $4 THEN now() + interval '1 minute' END
       WHERE (database, incarnation) IN (SELECT * FROM unnest($1::text[], $2::uuid[]))",
 );
 
 impl Community {
-    /// Repairs what differs after a promotion, if there was one; while a database is down, it waits for the next pass.
+    /// Repairs what differs after a promotion, if there was one. While a database is down, it waits for the next pass; what a
+    /// repair did not mend is tried again after a minute. What no repair can mend is not waited for: `check` names it.
     pub(crate) async fn settle_lives(&self) -> Result<()> {
         let taken = self.shards().control(&TAKE, &[]).await?;
         if taken.is_empty() {
@@ -53,17 +56,44 @@ impl Community {
             repaired = self.repair() => repaired,
             () = keep => unreachable!("it has no end"),
         };
-        let agrees = repaired.as_ref().is_ok_and(|report| report.ok);
-        self.shards().control(&GIVE_BACK, &[&databases, &lives, &agrees]).await?;
+        let agrees = repaired.as_ref().is_ok_and(is_mended);
+        let differs = repaired.is_ok() && !agrees;
+        self.shards().control(&GIVE_BACK, &[&databases, &lives, &agrees, &differs]).await?;
         let databases = databases.join(", ");
         match repaired {
-            Ok(report) if report.ok => {
+            Ok(report) if agrees => {
                 let changed: u64 = report.repaired.iter().map(|proof| proof.repaired).sum();
-                tracing::warn!(databases, changed, "after a promotion everything agrees again");
+                tracing::warn!(databases, changed, "after a promotion everything agrees again that a repair can mend");
+                if !report.ok {
+                    tracing::error!(databases, "something else is wrong; `therev check` names it");
+                }
             }
             Ok(_) => tracing::error!(databases, "after a promotion something differs still; `therev check` names it"),
             Err(error) => tracing::warn!(databases, %error, "what a promotion left is not repaired yet"),
         }
         Ok(())
+    }
+}
+
+/// Whether every proof holds that a repair is for. The others (a partition is missing, rows lie where nobody owns them) fail
+/// whatever it does.
+fn is_mended(report: &Report) -> bool {
+    let mends = |name: &str| report.repaired.iter().any(|repaired| repaired.name == name);
+    report.checks.iter().all(|check| check.wrong == 0 || !mends(&check.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Check;
+    use crate::repair::Repaired;
+
+    #[test]
+    fn what_no_repair_can_mend_is_not_waited_for() {
+        let check = |name: &str, wrong| Check { name: name.into(), wrong, ..Check::default() };
+        let repaired = vec![Repaired { name: "totals", repaired: 0, examples: Vec::new() }];
+        let report = |checks| Report { ok: false, repaired: repaired.clone(), checks };
+        assert!(is_mended(&report(vec![check("totals", 0), check("partitions", 3)])));
+        assert!(!is_mended(&report(vec![check("totals", 1), check("partitions", 0)])));
     }
 }

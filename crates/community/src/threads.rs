@@ -12,6 +12,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{BucketSet, Read, Write};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
 
 /// A thread's head.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -212,8 +214,10 @@ static DELETE: Write = Write::by_id(
 static IDS_OF_AUTHOR: Read = Read::of_owner(
     Group::Content,
     "SELECT t.thread_id FROM threads AS t
-      WHERE t.bucket = $1 AND t.author_id = $2 AND t.deleted_at IS NULL ORDER BY t.thread_id LIMIT 500",
-);
+      WHERE t.bucket = $1 AND t.author_id = $2 AND t.thread_id > $3 AND t.deleted_at IS NULL
+      ORDER BY t.thread_id LIMIT 500",
+)
+.long();
 
 crate::fenced_list! { HEAD OPEN CREATE CHANGE DELETE IDS_OF_AUTHOR }
 
@@ -302,16 +306,22 @@ impl Community {
         Ok(Written { value: id, seen })
     }
 
-    /// Deletes all threads of an author, each by itself; says how many.
+    /// Deletes all threads of an author, each by itself; says how many. It goes through them once, and then from the start again
+    /// for what came meanwhile, until nothing did.
     pub(crate) async fn delete_threads_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
-        let mut count = 0;
+        let (mut count, mut after) = (0, Uuid::nil());
         loop {
-            let ids = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0]).await?;
-            if ids.is_empty() {
-                return Ok(count);
-            }
+            let ids = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0, &after]).await?;
+            let Some(last) = ids.last() else {
+                if after.is_nil() {
+                    return Ok(count);
+                }
+                after = Uuid::nil();
+                continue;
+            };
+            after = last.get("thread_id");
             for row in ids {
-                let id: uuid::Uuid = row.get("thread_id");
+                let id: Uuid = row.get("thread_id");
                 let note = actor.note_unless(author, "delete thread");
                 let deleted = self.shards().write(&DELETE, author.bucket(), &[&id, &note]).await?;
                 count += u64::from(!deleted.is_empty());
@@ -327,16 +337,19 @@ impl Community {
         bucket: Bucket,
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
         what: &'static str,
-        id: uuid::Uuid,
+        id: Uuid,
     ) -> Result<Row> {
         let mut unknown = None;
-        for _ in 0..2 {
+        for is_last in [false, true] {
             match self.shards().write(statement, bucket, params).await {
                 Ok(mut rows) if !rows.is_empty() => return Ok(rows.swap_remove(0)),
                 // The same create was just being committed by somebody else: ask again.
                 Ok(_) => {}
                 // The connection broke: ask again.
                 Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),
+                // Likewise where another unique index than the statement's own was the first to see somebody else's: after a
+                // REINDEX CONCURRENTLY it may come before it. An id that is another row's is refused again.
+                Err(error) if !is_last && is_in_use(&error) => {}
                 // A second try that failed does not say what became of the first: a server that crashed after the
                 // commit is down now.
                 Err(error) => return Err(unknown.map_or_else(|| Error::of_constraint(error), Error::Store)),
@@ -344,6 +357,11 @@ impl Community {
         }
         Err(unknown.map_or_else(|| Error::Changed { what, id: id.to_string() }, Error::Store))
     }
+}
+
+/// Whether a unique index refused the row.
+fn is_in_use(error: &shards::Error) -> bool {
+    error.sql_error().is_some_and(|refused| *refused.code() == SqlState::UNIQUE_VIOLATION)
 }
 
 fn living(row: &Row, id: ThreadId) -> Result<Thread> {

@@ -9,12 +9,12 @@ use crate::passwords::{hash_password, verify_password};
 use crate::text::{check_chars, check_object};
 use crate::words;
 use chrono::{DateTime, Utc};
-use placement::{Group, UserId};
+use placement::{Group, ShardNo, UserId};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
-use shards::{Read, ReadMany, Write};
-use std::collections::{HashMap, HashSet};
+use shards::{Many, Read, ReadMany, Write};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -133,6 +133,17 @@ pub struct UserChange {
     /// Another password.
     #[serde(skip)]
     pub password: Option<SecretString>,
+}
+
+/// Many users at once.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct UserList {
+    /// The users, in no order, without those that do not exist.
+    pub users: Vec<User>,
+    /// Shards that gave no answer: their users are missing here.
+    pub missing: Vec<ShardNo>,
+    /// Whether anything is missing.
+    pub partial: bool,
 }
 
 /// What a deletion did.
@@ -385,11 +396,24 @@ impl Community {
         user_from_found(&rows, id)
     }
 
-    /// Many users, one statement per shard; in no order, without those that do not exist.
+    /// Many users, one statement per shard; in no order, without those that do not exist. A shard that is down is the error; see
+    /// [`Community::list_users`].
     pub async fn users(&self, ids: &[UserId]) -> Result<Vec<User>> {
-        let keys = ids.iter().map(|id| ((*id).into(), id.0)).collect();
-        let rows = self.shards().read_many(&GET_MANY, keys, &[]).await.whole()?;
+        let rows = self.many_users(ids).await.whole()?;
         rows.iter().map(user_from).collect()
+    }
+
+    /// The same of the shards that answer: one that is down leaves the list marked `partial`.
+    pub async fn list_users(&self, ids: &[UserId]) -> Result<UserList> {
+        let answer = self.many_users(ids).await;
+        let users = answer.rows().map(user_from).collect::<Result<Vec<User>>>()?;
+        let missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
+        Ok(UserList { users, partial: !missing.is_empty(), missing: missing.into_iter().collect() })
+    }
+
+    async fn many_users(&self, ids: &[UserId]) -> Many {
+        let keys = ids.iter().map(|id| ((*id).into(), id.0)).collect();
+        self.shards().read_many(&GET_MANY, keys, &[]).await
     }
 
     /// Which of these users' ids are in use, deleted ones included; and which were buried before they were registered,
@@ -471,8 +495,9 @@ impl Community {
         Ok(())
     }
 
-    /// The user whose name and password these are. It takes as long for a name that nobody has.
-    pub(crate) async fn authenticate(&self, user_name: &str, password: &SecretString) -> Result<UserId> {
+    /// The user whose name and password these are, and the hash that the password fits. It takes as long for a name that nobody
+    /// has.
+    pub(crate) async fn authenticate(&self, user_name: &str, password: &SecretString) -> Result<(UserId, String)> {
         let user = match self.user_named(user_name).await {
             // A name that nobody can have.
             Err(Error::Invalid { .. }) => None,
@@ -484,8 +509,8 @@ impl Community {
             let usable = rows.first().filter(|row| row.get::<_, bool>("is_active"));
             hash = usable.and_then(|row| row.get::<_, Option<String>>("password_hash"));
         }
-        let fits = verify_password(password.clone(), hash).await;
-        user.filter(|_| fits).ok_or(Error::Credentials)
+        let fits = verify_password(password.clone(), hash.clone()).await;
+        user.zip(hash).filter(|_| fits).ok_or(Error::Credentials)
     }
 }
 

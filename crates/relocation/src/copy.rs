@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::objects;
 use crate::record::Relocation;
-use crate::side::{Pair, Side, Which};
+use crate::side::{Pair, PartState, Side, Which};
 use crate::throttle::{self, Progress};
 use bytes::BytesMut;
 use futures_util::future::{try_join, try_join_all};
@@ -59,20 +59,34 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     objects::start_forward(relocation, pair).await
 }
 
-/// From now on nothing of an earlier copy gets in: its writers check the round.
+/// From now on nothing of an earlier copy gets in: its writers check the round. Nor does a try of the switch go on that somebody
+/// else is at, as may be where the control database was put back: the source's attempt is a later one, so that nothing is
+/// decided, and the target has no sentinel, so that it does not get ready.
 async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
-    for side in [&pair.source, &pair.target] {
-        side.must_have_part(relocation.relocation).await?;
+    pair.target.must_have_part(relocation.relocation).await?;
+    let gives = pair.source.must_have_part(relocation.relocation).await?;
+    if gives.state == PartState::Draining {
+        pair.source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &gives.attempt]).await?;
     }
-    let begun = pair
-        .target
-        .execute(
-            "UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
-              WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2",
-            &[&relocation.relocation, &relocation.copy_round],
-        )
-        .await?;
-    if begun == 1 { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
+    let end_tries =
+        "UPDATE therev.relocation_parts SET attempt = attempt + 1 WHERE relocation = $1 AND state = 'owned'";
+    let has_ended = pair.source.execute(end_tries, &[&relocation.relocation]).await? == 1;
+    let begun = has_ended
+        && pair
+            .target
+            .execute(
+                "WITH begun AS (
+                     UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
+                      WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2
+                      RETURNING relocation),
+                 unsent AS (
+                     DELETE FROM therev.sentinels AS s USING begun AS b WHERE s.relocation = b.relocation)
+                 SELECT FROM begun",
+                &[&relocation.relocation, &relocation.copy_round],
+            )
+            .await?
+            == 1;
+    if begun { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
 }
 
 /// Removes a side's rows of these buckets in small batches, as long as its part is in one of these states and in this round.

@@ -1,19 +1,23 @@
 //! The end: after the switch what is left on the side that gave the buckets away goes, before it what came to the target.
 
 use crate::copy::delete_rows;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::objects;
 use crate::record::{Goal, Relocation, State};
 use crate::side::{Pair, Part, PartState, Side, Which};
-use crate::switch::hands;
+use crate::switch::{HAVE, hands};
 use crate::throttle::Progress;
 use futures_util::future::join_all;
 use placement::{ShardNo, UserId};
 use shards::{Admin, Database};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How often the outbox is looked at while it is waited for.
 const OUTBOX_LOOK: Duration = Duration::from_millis(100);
+
+/// How often a standby is asked whether it has what it must.
+const STANDBY_LOOK: Duration = Duration::from_millis(20);
 
 const OWNED: &str = "
     SELECT array_agg(o.colocation_group::text ORDER BY o.colocation_group, o.bucket) AS groups,
@@ -46,6 +50,15 @@ pub(crate) async fn record_placement(relocation: &Relocation, pair: &Pair, admin
     record(relocation.pin, &owned(relocation, owner).await?, owner.shard, admin).await
 }
 
+/// Tells the control database where a user has stayed: with the bucket again, where that has come to the same shard.
+pub(crate) async fn record_undone(relocation: &Relocation, admin: &Admin) -> Result<()> {
+    if relocation.pin.is_none() {
+        return Ok(());
+    }
+    let source = Side::connect(admin, Which::Source, relocation.source).await?;
+    record(relocation.pin, &owned(relocation, &source).await?, source.shard, admin).await
+}
+
 async fn record(pin: Option<UserId>, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
     let control = admin.connect(Database::Control).await?;
     let Owned { groups, buckets, epochs } = owned;
@@ -59,13 +72,14 @@ async fn record(pin: Option<UserId>, owned: &Owned, owner: ShardNo, admin: &Admi
             control.query(record, &[groups, &user.0, &user.bucket().sql(), &owner.0, epochs]).await
         }
     };
-    recorded.map_err(|source| crate::error::Error::Sql { database: Database::Control, source })?;
+    recorded.map_err(|source| Error::Sql { database: Database::Control, source })?;
     Ok(())
 }
 
 /// Ends a relocation whose buckets have changed hands: streams, the former owner's rows, both parts.
 pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
     let (former, owner) = hands(relocation, pair);
+    may_end(relocation, former, owner).await?;
     // First, so that no delete travels.
     objects::drop_all(relocation, pair).await?;
     fail::fail_point!("relocation.streams_dropped");
@@ -75,11 +89,37 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     fail::fail_point!("relocation.rows_deleted");
     match relocation.pin {
         None => teach_others(relocation, owner, admin).await,
-        Some(user) => teach_home(relocation, user, owner, admin).await?,
+        Some(user) => teach_home(relocation, user, owner, admin, progress).await?,
     }
     former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
+    if former.part(relocation.relocation).await?.is_some() {
+        // Somebody who slept has begun the way back meanwhile: that is called off first.
+        return Err(Error::OtherLife { database: former.database() });
+    }
     fail::fail_point!("relocation.part_ended");
     owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
+    Ok(())
+}
+
+/// The former owner's rows are the only ones where a promotion has lost that the other side owns the buckets: they stay then. And a
+/// way back that somebody began who slept while it was called off is called off again.
+async fn may_end(relocation: &Relocation, former: &Side, owner: &Side) -> Result<()> {
+    if owned(relocation, owner).await?.buckets.len() != relocation.groups.len() * relocation.buckets.len() {
+        let (number, owner, former) = (relocation.relocation, owner.shard, former.shard);
+        return Err(Error::refused(
+            format!("shard {owner} does not own what relocation {number} has brought there: a promotion lost it"),
+            format!("nothing is deleted on shard {former}, which has the rows; `therev check` says who owns what"),
+        ));
+    }
+    call_off_return(relocation, former).await
+}
+
+/// Nobody is at a way back any more once it is to end: what is left of one is called off.
+async fn call_off_return(relocation: &Relocation, former: &Side) -> Result<()> {
+    let part = former.part(relocation.relocation).await?;
+    if let Some(part) = part.filter(|part| matches!(part.state, PartState::Incoming | PartState::Ready)) {
+        former.query("SELECT therev.call_off_return($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
+    }
     Ok(())
 }
 
@@ -116,14 +156,20 @@ async fn undelivered(relocation: &Relocation, side: &Side, last: i64) -> Result<
     Ok(side.one(sql, &[&last, &relocation.group_names(), &relocation.bucket_numbers()]).await?.get(0))
 }
 
+fn shards_of(admin: &Admin) -> impl Iterator<Item = ShardNo> {
+    admin.databases().into_iter().filter_map(|(database, _)| match database {
+        Database::Shard(shard) => Some(shard),
+        _ => None,
+    })
+}
+
 /// Other shards learn the short way; one that is down goes on pointing the long one.
 async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
     let Ok(owned) = owned(relocation, owner).await else { return };
-    let others = admin.databases().into_iter().filter_map(|(database, _)| match database {
-        Database::Shard(shard) if shard != owner.shard => Some(shard),
-        _ => None,
-    });
-    let told: Vec<_> = others.map(|shard| teach(shard, &owned, owner.shard, admin)).collect();
+    let told: Vec<_> = shards_of(admin)
+        .filter(|shard| *shard != owner.shard)
+        .map(|shard| teach(shard, &owned, owner.shard, admin))
+        .collect();
     for outcome in join_all(told).await {
         if let Err(error) = outcome {
             tracing::debug!(%error, "a shard did not learn who owns what moved");
@@ -131,20 +177,60 @@ async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
     }
 }
 
-/// The shard that owns the bucket of a user who went from one place apart to another: it points the way, and must know before the
-/// shard forgets to which it pointed.
-async fn teach_home(relocation: &Relocation, user: UserId, owner: &Side, admin: &Admin) -> Result<()> {
+/// The shard that owns the bucket of a user who went from one place apart to another hears of it as soon as it is so, if it can:
+/// till then those who come by it go a longer way.
+pub(crate) async fn tell_home(relocation: &Relocation, pair: &Pair, admin: &Admin) {
+    let (Some(user), (_, owner)) = (relocation.pin, hands(relocation, pair)) else { return };
+    if let Err(error) = taught_homes(relocation, user, owner, admin).await {
+        tracing::debug!(%error, "the home of a user who is placed apart did not hear where that is by now");
+    }
+}
+
+/// The same before the shard forgets to which home pointed; then home must know. Its standbys, too: after a promotion nobody else
+/// could say where the user is.
+async fn teach_home(
+    relocation: &Relocation,
+    user: UserId,
+    owner: &Side,
+    admin: &Admin,
+    progress: &Progress,
+) -> Result<()> {
+    for side in taught_homes(relocation, user, owner, admin).await? {
+        let lsn: String = side.one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
+        while !side.one(HAVE, &[&lsn]).await?.get::<_, bool>(0) {
+            progress.say(format!("a standby of shard {} is behind; where the user is must be on it, too", side.shard));
+            tokio::time::sleep(STANDBY_LOOK).await;
+        }
+        progress.say("");
+    }
+    Ok(())
+}
+
+/// Has the homes of a user learn where it is, and answers with them; other shards learn it as far as they can be asked, for where the
+/// control database was put back one of them may be the home.
+async fn taught_homes(relocation: &Relocation, user: UserId, owner: &Side, admin: &Admin) -> Result<Vec<Side>> {
     let owned = owned(relocation, owner).await?;
     let homes =
         "SELECT DISTINCT p.shard FROM therev.placement AS p WHERE p.bucket = $1 AND p.colocation_group = ANY ($2)";
     let control = admin.connect(Database::Control).await?;
     let homes = control.query(homes, &[&user.bucket().sql(), &owned.groups]).await;
-    for home in homes.map_err(|source| crate::error::Error::Sql { database: Database::Control, source })? {
-        let side = Side::connect(admin, Which::Source, ShardNo(home.get(0))).await?;
+    let homes = homes.map_err(|source| Error::Sql { database: Database::Control, source })?;
+    let homes: BTreeSet<ShardNo> = homes.iter().map(|home| ShardNo(home.get(0))).collect();
+    let mut taught = Vec::new();
+    for shard in shards_of(admin) {
         let learn = "SELECT therev.learn_pin($1, $2, $3, $4)";
-        side.query(learn, &[&owned.groups, &user.0, &owner.shard.0, &owned.epochs]).await?;
+        let learns = async {
+            let side = Side::connect(admin, Which::Source, shard).await?;
+            side.query(learn, &[&owned.groups, &user.0, &owner.shard.0, &owned.epochs]).await?;
+            Ok::<_, Error>(side)
+        };
+        match learns.await {
+            Ok(side) if homes.contains(&shard) => taught.push(side),
+            Err(error) if homes.contains(&shard) => return Err(error),
+            _ => {}
+        }
     }
-    Ok(())
+    Ok(taught)
 }
 
 async fn teach(shard: ShardNo, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
@@ -276,6 +362,7 @@ async fn clear_done(relocation: &Relocation, pair: &Pair) -> Result<()> {
 /// rows may be there again, and no other relocation of these buckets can begin while a part is left.
 async fn end_again(relocation: &Relocation, pair: &Pair) -> Result<()> {
     let (former, owner) = hands(relocation, pair);
+    call_off_return(relocation, former).await?;
     let part = former.part(relocation.relocation).await?;
     if part.is_some_and(|part| part.state == PartState::Moved) {
         let last = former.one(LAST_EVENT, &[]).await?.get(0);

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::finish;
+use crate::mover::chain;
 use crate::objects;
 use crate::record::Records;
 use crate::side::{Side, Which};
@@ -59,7 +60,11 @@ pub(crate) async fn find(shards: &Shards) -> Result<()> {
         lost.extend(unknown_parts(&side, &control).await?);
         for number in ended_parts(&side, &control).await? {
             tracing::warn!(relocation = number, "what was begun of it after its end is taken back");
-            finish::clear(&Records(&control).get(number).await?, &admin).await?;
+            let relocation = Records(&control).get(number).await?;
+            // Its other shard may be down, or be no more: the others are looked at all the same.
+            if let Err(error) = finish::clear(&relocation, &admin).await {
+                tracing::warn!(relocation = number, error = %chain(&error), "that is not taken back yet");
+            }
         }
         remove_strays(&side, &control).await?;
     }

@@ -140,7 +140,9 @@ impl Mover {
             users.push(UserLoad { user, bucket, shard, bytes: 0, load });
         }
         // Shards that have none of these rows are no place for them: in the split layout the accounts'.
-        let holding: BTreeSet<ShardNo> = items.values().map(|item| item.shard).collect();
+        let mut holding: BTreeSet<ShardNo> = items.values().map(|item| item.shard).collect();
+        // But for those that have users of this group apart.
+        holding.extend(pins.iter().map(|pin| pin.shard));
         let shards: Vec<Shard> = catalog
             .shards
             .iter()
@@ -168,20 +170,29 @@ impl Mover {
     /// The same once; says what was begun. While a user is on the way nobody else sets out: the load is looked at anew after.
     pub async fn isolate_once(&self, actor: &str) -> Result<Vec<Relocation>> {
         let mut begun = Vec::new();
-        if self.list(true).await?.iter().any(|open| open.pin.is_some()) {
+        if self.list(true).await?.iter().any(|open| open.pin.is_some() && !open.rests()) {
             return Ok(begun);
         }
         for one in self.plan_isolation().await? {
-            for request in self.pin_requests(one.user, one.to).await? {
-                let plan = self.plan(&request).await?;
-                match self.begin(&plan, Goal::Done, actor).await {
-                    Ok(one) => begun.push(one),
-                    // Its bucket is on the way, perhaps with another hot user's, or a shard has no room: its turn comes.
-                    Err(error @ Error::Refused { .. }) => {
-                        tracing::warn!(user = %one.user, %error, "a hot user is not placed apart now");
-                    }
-                    Err(error) => return Err(error),
+            match self.isolate_one(one, actor).await {
+                Ok(more) => begun.extend(more),
+                // Its bucket is on the way, perhaps with another hot user's, a shard has no room, or says nothing: its turn comes,
+                // and the others' is now.
+                Err(error) => {
+                    tracing::warn!(user = %one.user, error = %crate::mover::chain(&error), "a hot user is not placed apart now");
                 }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// Begins what places a user apart. Nothing for one who has no rows: somebody asks for an id that nobody has.
+    async fn isolate_one(&self, one: Isolation, actor: &str) -> Result<Vec<Relocation>> {
+        let mut begun = Vec::new();
+        for request in self.pin_requests(one.user, one.to).await? {
+            let plan = self.plan(&request).await?;
+            if plan.rows > 0 {
+                begun.push(self.begin(&plan, Goal::Done, actor).await?);
             }
         }
         Ok(begun)

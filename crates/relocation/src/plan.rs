@@ -2,11 +2,12 @@
 
 use crate::copy::count_rows;
 use crate::error::{Error, Result};
-use crate::record::whose;
+use crate::record::{Apart, whose};
 use crate::side::{Side, Which};
 use placement::{Bucket, Group, ShardNo, UserId};
 use serde::Serialize;
 use shards::Admin;
+use tokio_postgres::Row;
 
 /// What to move.
 #[derive(Debug, Clone)]
@@ -89,8 +90,10 @@ const ROOM: &str = "
                - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL) AS workers,
            (SELECT max(v.version) FROM therev.schema_versions AS v) AS schema_version,
            (SELECT i.cluster_id::text FROM therev.identity AS i) AS cluster_id,
-           coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
-                       FROM pg_stat_replication AS r WHERE r.state = 'streaming'), 0)::bigint AS behind";
+           coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn))
+                       FROM pg_stat_replication AS r
+                       LEFT JOIN pg_replication_slots AS s ON s.active_pid = r.pid
+                      WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.replay_lsn IS NOT NULL), 0)::bigint AS behind";
 
 /// The tables of these groups, how large they are and how many rows they hold by PostgreSQL's estimate.
 const HELD: &str = "
@@ -117,6 +120,15 @@ impl Plan {
     }
 }
 
+/// How many rows of what is meant a side has in the tables that it says it has.
+async fn count_held(side: &Side, held: &Row, pin: Option<UserId>, apart: &[Apart], buckets: &[i16]) -> Result<i64> {
+    let texts = |name| held.get::<_, Option<Vec<String>>>(name).unwrap_or_default();
+    let (tables, groups, owners) = (texts("names"), texts("groups"), texts("owners"));
+    let meant: Vec<String> = groups.iter().zip(&owners).map(|(group, owner)| whose(pin, apart, group, owner)).collect();
+    let parts: Vec<(&str, &str)> = tables.iter().map(String::as_str).zip(meant.iter().map(String::as_str)).collect();
+    count_rows(side, &parts, buckets).await
+}
+
 /// Asks both servers.
 pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     let (source, target) = futures_util::future::try_join(
@@ -126,22 +138,18 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     .await?;
     let groups: Vec<&str> = request.groups.iter().map(|group| group.name()).collect();
     let buckets: Vec<i16> = request.buckets.iter().map(|bucket| bucket.sql()).collect();
-    let held = source.one(HELD, &[&groups]).await?;
-    let tables: Vec<String> = held.get::<_, Option<_>>("names").unwrap_or_default();
-    let of_groups: Vec<String> = held.get::<_, Option<_>>("groups").unwrap_or_default();
-    let owners: Vec<String> = held.get::<_, Option<_>>("owners").unwrap_or_default();
     let apart = source.apart(&groups, &buckets).await?;
-    let meant = of_groups.iter().zip(&owners).map(|(group, owner)| whose(request.pin, &apart, group, owner));
-    let meant: Vec<String> = meant.collect();
-    let parts: Vec<(&str, &str)> = tables.iter().map(String::as_str).zip(meant.iter().map(String::as_str)).collect();
-    let rows = count_rows(&source, &parts, &buckets).await?;
+    let held = source.one(HELD, &[&groups]).await?;
+    let rows = count_held(&source, &held, request.pin, &apart, &buckets).await?;
     let (all_bytes, all_rows) = (held.get::<_, Option<i64>>("bytes").unwrap_or(0), held.get::<_, Option<f64>>("rows"));
     #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
     let bytes = (all_bytes as f64 * (rows as f64 / all_rows.unwrap_or(0.0).max(rows as f64).max(1.0))) as i64;
     let mut obstacles = room(&source, &target).await?;
     obstacles.extend(ownership(&source, &target, &groups, &buckets, request).await?);
     if obstacles.is_empty() {
-        let stray = count_rows(&target, &parts, &buckets).await?;
+        // By its own tables: it may have other months.
+        let held = target.one(HELD, &[&groups]).await?;
+        let stray = count_held(&target, &held, request.pin, &apart, &buckets).await?;
         if stray > 0 {
             obstacles.push(Obstacle {
                 reason: format!("shard {} holds {stray} rows of these buckets already", request.target),

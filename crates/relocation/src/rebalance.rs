@@ -142,7 +142,11 @@ impl Mover {
     pub async fn rebalance(&self, aim: Aim, actor: &str, seen: Seen<'_>) -> Result<Vec<Relocation>> {
         let mut ended = self.carry_open(seen).await?;
         loop {
-            let requests = self.plan_rebalance(aim).await?.requests();
+            let mut requests = self.plan_rebalance(aim).await?.requests();
+            // Users go back to their buckets last: these may be on their way themselves.
+            if requests.iter().any(|request| request.pin.is_none()) {
+                requests.retain(|request| request.pin.is_none());
+            }
             let of = requests.len();
             for (at, request) in (1..).zip(&requests) {
                 let plan = self.plan(request).await?;

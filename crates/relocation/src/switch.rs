@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::mover::Mover;
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
-use crate::side::{Pair, PartState, Side};
+use crate::side::{Pair, Part, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
 use crate::work::{Heard, unless_called_off};
@@ -20,8 +20,8 @@ use tokio_postgres::Statement;
 const PROBE_ROUND_TRIP: u32 = 2;
 /// A transaction that holds the tables for this part of the budget would hold a switch up too.
 const PROBE_HOLD: u32 = 4;
-/// Within this part of the budget the standbys of the side that gives must have what it has: reads and writes wait for them once it
-/// is decided, however long that takes.
+/// Within this part of the budget the standbys of a side must have what it has, and the side that takes must have a commit on its
+/// disk and on them: reads and writes wait for that, and once it is decided, however long it takes.
 const PROBE_STANDBYS: u32 = 2;
 /// Fifths of the budget that a try may have taken when it still waits for a transaction, for the stream, and when it is decided:
 /// giving up takes time too, and so does what follows a decision, while writers wait.
@@ -77,7 +77,8 @@ struct Switch<'a> {
 
 const STANDBYS: &str = "
     SELECT at.lsn::text AS lsn, therev.standbys_have(at.lsn) AS have FROM pg_current_wal_flush_lsn() AS at (lsn)";
-const HAVE: &str = "SELECT therev.standbys_have($1::text::pg_lsn)";
+/// Whether a server's standbys have its log up to a position.
+pub(crate) const HAVE: &str = "SELECT therev.standbys_have($1::text::pg_lsn)";
 
 impl<'a> Switch<'a> {
     async fn new(relocation: &'a Relocation, giver: &'a Side, taker: &'a Side, budget: Duration) -> Result<Switch<'a>> {
@@ -163,9 +164,15 @@ impl<'a> Switch<'a> {
             left.retain(|one| now.contains(one));
         }
         let (began, standbys) = (Instant::now(), self.standbys(0).await?);
+        if !self.have(0, &standbys, &|| began.elapsed() > self.budget * PROBE_STANDBYS / 5).await? {
+            return Ok(Some("a standby of the shard that gives is behind"));
+        }
+        let began = Instant::now();
         let is_late = || began.elapsed() > self.budget * PROBE_STANDBYS / 5;
-        let have = self.have(0, &standbys, &is_late).await?;
-        Ok((!have).then_some("a standby of the shard that gives is behind"))
+        self.taker.query("SELECT therev.make_durable($1)", &[&self.relocation.relocation]).await?;
+        let standbys = self.standbys(1).await?;
+        let have = !is_late() && self.have(1, &standbys, &is_late).await?;
+        Ok((!have).then_some("a commit on the shard that takes is slow"))
     }
 
     /// One try. Before the decision an error is a way out too: whoever comes next gives up what was begun.
@@ -179,7 +186,9 @@ impl<'a> Switch<'a> {
         let began = tried.began;
         let is_late = || began.elapsed() > self.budget * DECIDE / 5;
         let decides = self.lay_ready(self.giver, &self.decide, attempt);
-        let (is_decided, standbys) = try_join(decides, self.wait_for_stream(attempt, began)).await?;
+        // A disk or a standby that stands still must not hold writers up for longer than what lies ready would.
+        let ready = tokio::time::timeout(self.budget + GRACE, try_join(decides, self.wait_for_stream(attempt, began)));
+        let (is_decided, standbys) = ready.await.map_err(|_| self.is_late())??;
         let reason = match standbys {
             Some(standbys) if self.have(1, &standbys, &is_late).await? => {
                 tried.done("ready");
@@ -205,6 +214,28 @@ impl<'a> Switch<'a> {
         self.take_over().await?;
         tried.done("take over");
         Ok(Outcome::Switched(began.elapsed()))
+    }
+
+    /// What a step of a try that never comes back is to its worker: tried again later, on connections of its own.
+    fn is_late(&self) -> Error {
+        let waiting_for = format!("an answer from {}, while writers wait", self.taker.database());
+        shards::Error::Deadline { limit_ms: (self.budget + GRACE).as_millis(), waiting_for }.into()
+    }
+
+    /// The same, and where it fails writers go on at once, as far as its connection serves.
+    async fn attempt_or_back_out(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
+        let outcome = self.attempt(attempt, tried).await;
+        if outcome.is_err() {
+            let gives_up = async {
+                self.giver.batch("ROLLBACK").await?;
+                self.back_out(attempt).await
+            };
+            // Once it is decided there is nothing to give up; and where nobody answers, whoever waits gives it up.
+            if let Err(error) = tokio::time::timeout(GRACE, gives_up).await.unwrap_or_else(|_| Err(self.is_late())) {
+                tracing::debug!(%error, "a try that failed is left to whoever comes next");
+            }
+        }
+        outcome
     }
 
     /// Drains, and sends the sentinel once nobody is left who may not know of it. `None`: the try goes on.
@@ -365,14 +396,14 @@ pub(crate) async fn run(
                 switch.back_out(gives.attempt).await?;
             }
             (PartState::Owned, PartState::Moved) => {
+                // Nobody takes it back who does not know of it: who cannot ask does not go on.
+                if mover.show(relocation.relocation).await?.owner_wanted() != relocation.owner_wanted() {
+                    return Ok(None);
+                }
                 taker.query("SELECT therev.await_return($1)", &[&relocation.relocation]).await?;
             }
             (PartState::Owned, PartState::Incoming | PartState::Ready) => {
-                for (side, part) in [(giver, &gives), (taker, &takes)] {
-                    if !part.is_same_life {
-                        return Err(Error::OtherLife { database: side.database() });
-                    }
-                }
+                check_lives([(giver, &gives), (taker, &takes)])?;
                 if !is_rehearsed {
                     switch.rehearse().await?;
                     is_rehearsed = true;
@@ -384,7 +415,7 @@ pub(crate) async fn run(
                     attempts += 1;
                     let attempt = gives.attempt.max(takes.attempt) + 1;
                     let mut tried = Try::begin(relocation.relocation, attempt);
-                    let outcome = switch.attempt(attempt, &mut tried).await?;
+                    let outcome = switch.attempt_or_back_out(attempt, &mut tried).await?;
                     told(&tried);
                     match outcome {
                         Outcome::Switched(took) => {
@@ -402,10 +433,14 @@ pub(crate) async fn run(
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(BACK_OFF.1);
             }
-            // Something else is wanted before the buckets went back. The other side was looked at last.
-            (PartState::Incoming | PartState::Ready, PartState::Owned) if takes.attempt >= gives.attempt => {
+            // Something else is wanted before the buckets went back. The other side was looked at last; a promotion of it has ended
+            // every try.
+            (PartState::Incoming | PartState::Ready, PartState::Owned)
+                if takes.attempt >= gives.attempt || !takes.is_same_life =>
+            {
+                let tried = takes.is_same_life.then_some(gives.attempt);
                 let call_off = "SELECT therev.call_off_return($1, $2)";
-                giver.query(call_off, &[&relocation.relocation, &gives.attempt]).await?;
+                giver.query(call_off, &[&relocation.relocation, &tried]).await?;
             }
             (gives, takes) => {
                 let reason = format!("its part is {gives:?} while the other side's is {takes:?}");
@@ -413,6 +448,12 @@ pub(crate) async fn run(
             }
         }
     }
+}
+
+/// What is counted on between two tries of a switch is lost with a promotion of either side.
+fn check_lives(sides: [(&Side, &Part); 2]) -> Result<()> {
+    let other = sides.into_iter().find(|(_, part)| !part.is_same_life);
+    other.map_or(Ok(()), |(side, _)| Err(Error::OtherLife { database: side.database() }))
 }
 
 /// After a promotion of either side there is no way back: the buckets stay where they went. `false`: they are not there, or

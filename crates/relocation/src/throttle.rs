@@ -80,13 +80,13 @@ const HELD_LOG_BYTES: i64 = 4 << 30;
 /// Others are at work if so many of the last eight looks have seen them there: a relay that clears up comes and goes.
 const COMPANY_LOOKS: u32 = 3;
 
-/// The furthest standby, and whether others are at work in this database at the moment: one alone may be a relay, or whoever
+/// The standby that lacks most of the log (one that replays it late has it all the same), and whether others are at work in this database at the moment: one alone may be a relay, or whoever
 /// refreshes a view. Movers may log in as anybody, so they say by name who they are.
 const BEHIND: &str = "
-    SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.replay_lsn))
+    SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn))
                        FROM pg_stat_replication AS r
                        LEFT JOIN pg_replication_slots AS s ON s.active_pid = r.pid
-                      WHERE s.slot_type IS DISTINCT FROM 'logical'), 0)::bigint AS standby,
+                      WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.replay_lsn IS NOT NULL), 0)::bigint AS standby,
            (SELECT count(*) > 1 FROM pg_stat_activity AS a
              WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.state = 'active'
                AND a.application_name <> current_setting('application_name')) AS has_company";
@@ -95,7 +95,8 @@ const BEHIND: &str = "
 /// away all the same: NULL where `max_slot_wal_keep_size` sets no limit.
 const SLOTS: &str = "
     SELECT s.slot_name::text AS name, s.active AS is_read, s.safe_wal_size AS spare, coalesce(s.wal_status = 'lost', false) AS is_lost,
-           coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS held
+           coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn), 0)::bigint AS held,
+           coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn), 0)::bigint AS behind
       FROM pg_replication_slots AS s
      WHERE s.slot_name LIKE 'therev\\_%' AND s.database = current_database()";
 
@@ -104,6 +105,8 @@ struct Slot {
     name: String,
     is_read: bool,
     held: i64,
+    /// How much of it its stream has yet to take: a transaction that is open for hours holds log that nobody waits for.
+    behind: i64,
     spare: Option<i64>,
     is_lost: bool,
 }
@@ -114,6 +117,7 @@ async fn slots_of(side: &Side) -> Result<Vec<Slot>> {
         name: row.get("name"),
         is_read: row.get("is_read"),
         held: row.get("held"),
+        behind: row.get("behind"),
         spare: row.get("spare"),
         is_lost: row.get("is_lost"),
     };
@@ -123,7 +127,7 @@ async fn slots_of(side: &Side) -> Result<Vec<Slot>> {
 /// The most log that is held for a stream which gets on while the copy rests. Its own does not, nor that of another copy: they are
 /// read only when the copy is done, so that to wait for them is to wait for ever.
 fn held_for_streams(slots: &[Slot]) -> i64 {
-    slots.iter().filter(|slot| slot.is_read).map(|slot| slot.held).max().unwrap_or(0)
+    slots.iter().filter(|slot| slot.is_read).map(|slot| slot.behind).max().unwrap_or(0)
 }
 
 /// What people must hear of the log that the copy's own stream begins in, while they can do something about it: less than a
@@ -184,7 +188,7 @@ mod tests {
     const OTHER: &str = "therev_fedcba9876543210_forward";
 
     fn slot(name: &str, held: i64, spare: Option<i64>) -> Slot {
-        Slot { name: name.to_owned(), is_read: false, held, spare, is_lost: false }
+        Slot { name: name.to_owned(), is_read: false, held, behind: held, spare, is_lost: false }
     }
 
     #[test]

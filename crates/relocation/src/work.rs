@@ -362,6 +362,7 @@ impl Mover {
         progress.say("");
         self.note_switch(relocation, &done).await?;
         finish::record_placement(relocation, pair, admin).await?;
+        finish::tell_home(relocation, pair, admin).await;
         fail::fail_point!("relocation.recorded");
         switch::turn_streams(relocation, pair).await?;
         fail::fail_point!("relocation.streams_turned");
@@ -395,6 +396,7 @@ impl Mover {
         let control = self.control().await?;
         let records = Records(&control);
         if is_undone {
+            finish::record_undone(relocation, &self.admin()?).await?;
             return records.advance(relocation, self.worker, State::Aborted).await;
         }
         // The switch was quicker than the wish to abort: it is carried through, and rests where the way back is open.

@@ -10,8 +10,13 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use placement::{Bucket, Group, Place, ShardNo, UserId, Whose};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
+
+/// How long those who do not have the row are waited for once it is there: a connection on which an answer is still on its way
+/// is lost to everybody.
+const OTHERS_WITHIN: Duration = Duration::from_millis(5);
 
 /// What a shard said of an id's row.
 enum Verdict {
@@ -21,6 +26,23 @@ enum Verdict {
     NotHome(Vec<Uuid>),
     /// It owns the bucket, and has these users' rows; these others of the bucket are elsewhere, or just changing places.
     Home(Vec<Uuid>, Vec<(UserId, Option<ShardNo>)>),
+}
+
+/// What is asked of each shard.
+#[derive(Clone, Copy)]
+struct Question<'a> {
+    sql: &'a str,
+    errand: Errand,
+    all: &'a Params<'a>,
+}
+
+/// What became of a question about users who are placed apart.
+enum Apart {
+    Found(Vec<Row>),
+    /// All of them are where they were looked for, and none has the row.
+    Nothing,
+    /// One is just changing places.
+    OnTheirWay,
 }
 
 impl Verdict {
@@ -65,8 +87,8 @@ impl Shards {
             {
                 return Ok(rows);
             }
-            let ask = |shard| async move { self.pool(shard).await?.answer(sql, all, errand).await };
-            let apart = match Verdict::of(route.within(ask(home)).await?) {
+            let question = Question { sql, errand, all };
+            let apart = match Verdict::of(route.within(self.ask(home, question)).await?) {
                 Verdict::Found(rows) => return Ok(rows),
                 Verdict::NotHome(_) => {
                     Box::pin(route.follow()).await?;
@@ -86,14 +108,10 @@ impl Shards {
                 }
             }
             for (shard, users) in by_shard {
-                for whose in users.iter().map(|user| Whose::from(UserId(*user))) {
-                    if self.place(group, whose).shard != shard {
-                        self.learn(group, whose, Place { shard, epoch: 0 }, true);
-                    }
-                }
-                match Verdict::of(route.within(ask(shard)).await?) {
-                    Verdict::Found(rows) => return Ok(rows),
-                    verdict => all_answered &= users.iter().all(|user| verdict.here().contains(user)),
+                match self.apart_on(&route, shard, users, question).await? {
+                    Apart::Found(rows) => return Ok(rows),
+                    Apart::Nothing => {}
+                    Apart::OnTheirWay => all_answered = false,
                 }
             }
             if all_answered {
@@ -101,6 +119,51 @@ impl Shards {
             }
             route.wait().await?;
         }
+    }
+
+    async fn ask(&self, shard: ShardNo, Question { sql, errand, all }: Question<'_>) -> Result<Vec<Row>, Error> {
+        self.pool(shard).await?.answer(sql, all, errand).await
+    }
+
+    /// The row that an id names, of these users, whom the home of their bucket has on this shard. Where one of them has gone on
+    /// from there, which home hears in the end, the shard itself says to where.
+    async fn apart_on(
+        &self,
+        route: &Route<'_>,
+        shard: ShardNo,
+        users: Vec<Uuid>,
+        question: Question<'_>,
+    ) -> Result<Apart, Error> {
+        let group = route.group();
+        let verdict = Verdict::of(route.within(self.ask(shard, question)).await?);
+        let (here, gone): (Vec<Uuid>, Vec<Uuid>) = users.into_iter().partition(|user| verdict.here().contains(user));
+        if let Verdict::Found(rows) = verdict {
+            return Ok(Apart::Found(rows));
+        }
+        for whose in here.into_iter().map(|user| Whose::from(UserId(user))) {
+            if self.place(group, whose).shard != shard {
+                self.learn(group, whose, Place { shard, epoch: 0 }, true);
+            }
+        }
+        let gone: Vec<Whose> = gone.into_iter().map(|user| UserId(user).into()).collect();
+        if gone.is_empty() {
+            return Ok(Apart::Nothing);
+        }
+        let (mut all_answered, mut next) = (true, BTreeMap::<ShardNo, Vec<Uuid>>::new());
+        for (whose, said) in gone.iter().zip(route.within(self.ownership(shard, group, &gone)).await?) {
+            match said.ownership.hint(0).place(shard).filter(|place| said.is_pin && place.shard != shard) {
+                Some(place) => next.entry(place.shard).or_default().extend(whose.user.map(|user| user.0)),
+                None => all_answered = false,
+            }
+        }
+        for (shard, users) in next {
+            let verdict = Verdict::of(route.within(self.ask(shard, question)).await?);
+            all_answered &= users.iter().all(|user| verdict.here().contains(user));
+            if let Verdict::Found(rows) = verdict {
+                return Ok(Apart::Found(rows));
+            }
+        }
+        Ok(if all_answered { Apart::Nothing } else { Apart::OnTheirWay })
     }
 
     /// One round of everybody who may have the row, as far as this node knows; `None`: nobody shows it.
@@ -119,11 +182,14 @@ impl Shards {
         }
         let shards: BTreeSet<ShardNo> =
             map.pins_of(group, bucket).map(|(_, place)| place.shard).chain([home]).collect();
-        let ask = |shard| async move { self.pool(shard).await?.answer(quick, all, errand).await };
-        let mut asked: FuturesUnordered<_> = shards.into_iter().map(ask).collect();
+        let question = Question { sql: quick, errand, all };
+        let mut asked: FuturesUnordered<_> = shards.into_iter().map(|shard| self.ask(shard, question)).collect();
         // Whoever has the row ends it: a shard that does not answer matters only where nobody has, and is asked again then.
         while let Some(answer) = asked.next().await {
             if let Some(rows) = answer.ok().filter(|rows: &Vec<Row>| !rows.is_empty()) {
+                // The others are about to answer, too: left alone, each would cost its connection.
+                let others = async { while asked.next().await.is_some() {} };
+                tokio::time::timeout(OTHERS_WITHIN, others).await.ok();
                 return Ok(Some(rows));
             }
         }

@@ -72,6 +72,11 @@ impl Doubt {
         });
     }
 
+    /// For a connection that is asked for.
+    pub(crate) fn ask(self: &Arc<Self>) -> Asking<'_> {
+        Asking(Some(self))
+    }
+
     /// Ends on the server what nobody waits for any more.
     fn give_up(&self, client: Object) {
         let cancel = client.cancel_token();
@@ -82,6 +87,24 @@ impl Doubt {
                 // Where it cannot be told, its own time-out ends the statement.
                 tokio::time::timeout(limit, cancel.cancel_query(NoTls)).await.ok();
             });
+        }
+    }
+}
+
+/// Somebody asks for a connection. Who leaves before there is one doubts the server.
+pub(crate) struct Asking<'a>(Option<&'a Arc<Doubt>>);
+
+impl Asking<'_> {
+    /// There is one, or a reason why there is none.
+    pub(crate) fn end(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if let Some(doubt) = self.0 {
+            doubt.raise();
         }
     }
 }

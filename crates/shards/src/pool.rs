@@ -19,11 +19,15 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 /// How long a closed database is not asked again.
 const CLOSED_REST: Duration = Duration::from_millis(500);
+
+/// Between two looks for a connection of a server that has none left.
+const FULL_LOOK: Duration = Duration::from_millis(50);
 
 /// Parameters of a statement.
 pub(crate) type Params<'a> = [&'a (dyn ToSql + Sync)];
@@ -43,6 +47,11 @@ pub(crate) enum Errand {
     Read,
     /// It reads a few rows by key: over at once, so that it may share a connection with others of its kind.
     ReadByKey,
+}
+
+/// Whether a server that works refuses a connection because all that it may have are in use.
+fn is_full(source: &tokio_postgres::Error) -> bool {
+    source.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
 }
 
 /// One who waits, counted until the end of it.
@@ -255,7 +264,24 @@ impl Pool {
                 Box::pin(self.settle()).await?;
                 self.get_once(errand).await
             }
+            Err(Error::Down { source: Some(source), .. }) if is_full(&source) => {
+                Box::pin(self.get_from_full(errand)).await
+            }
             got => got,
+        }
+    }
+
+    /// A connection of a server that has none left for anybody: one of this pool's that comes back, or one that somebody else
+    /// gives up. It works, so that nobody is kept from it.
+    async fn get_from_full(&self, errand: Errand) -> Result<Object, Error> {
+        let begin = Instant::now();
+        loop {
+            tokio::time::sleep(FULL_LOOK).await;
+            match self.get_once(errand).await {
+                Err(Error::Down { source: Some(source), .. })
+                    if is_full(&source) && begin.elapsed() < self.deadline() / 2 => {}
+                got => return got,
+            }
         }
     }
 
@@ -290,6 +316,7 @@ impl Pool {
         let Some(leave) = self.doubt.breaker.admits(Instant::now()) else {
             return Err(Error::Down { database: self.database, source: None });
         };
+        let asking = self.doubt.ask();
         // Mostly one is free, and a wait that is none needs no timer.
         let at_once = Timeouts { wait: Some(Duration::ZERO), ..self.connections.timeouts() };
         let got = match self.connections.timeout_get(&at_once).await {
@@ -299,6 +326,7 @@ impl Pool {
             }
             got => got,
         };
+        asking.end();
         match got {
             Ok(client) => {
                 self.doubt.breaker.reached(leave);
@@ -313,8 +341,10 @@ impl Pool {
         match error {
             PoolError::Backend(source) | PoolError::PostCreateHook(HookError::Backend(source)) => {
                 let error = not_connected(database, source);
-                if let Error::Down { .. } = error {
-                    self.doubt.breaker.failed(leave, Instant::now());
+                match &error {
+                    Error::Down { source: Some(source), .. } if is_full(source) => self.doubt.breaker.reached(leave),
+                    Error::Down { .. } => drop(self.doubt.breaker.failed(leave, Instant::now())),
+                    _ => {}
                 }
                 error
             }

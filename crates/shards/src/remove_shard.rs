@@ -156,6 +156,11 @@ async fn forget(control: &Transaction<'_>, shard: ShardNo) -> Result<Option<Dura
         ));
     }
     let name = Database::Shard(shard).to_string();
+    // It has said that nobody is apart there: what still says so is old.
+    let forget = "
+        SELECT therev.forget_pins(array_agg(p.colocation_group), array_agg(p.user_id), array_agg(p.shard), array_agg(p.epoch))
+          FROM therev.pins AS p WHERE p.shard = $1";
+    control.query(forget, &[&shard.0]).await.map_err(at_control)?;
     control.execute("DELETE FROM therev.shards WHERE shard = $1", &[&shard.0]).await.map_err(at_control)?;
     control.execute("DELETE FROM therev.incarnations WHERE database = $1", &[&name]).await.map_err(at_control)?;
     let empty_for: Option<f64> = row.get("empty_for");

@@ -288,6 +288,10 @@ impl<'a> Route<'a> {
         Route { shards, group, whose, place, started: Instant::now(), pause: PAUSE.0, hops: 0 }
     }
 
+    pub(crate) fn group(&self) -> Group {
+        self.group
+    }
+
     /// Waits for a step of this call, no longer than its deadline.
     pub(crate) async fn within<T>(&self, step: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let deadline = self.shards.inner.config.deadline();
@@ -339,9 +343,9 @@ impl<'a> Route<'a> {
 
     /// Looks after a switch that takes too long; `true`: it is known now who owns the bucket.
     async fn end_late_switch(&mut self, asked: ShardNo) -> bool {
-        let Some((owner, is_pin)) = Box::pin(self.shards.end_late_switch(asked, self.group, self.whose)).await else {
-            return false;
-        };
+        let ended = Box::pin(self.shards.end_late_switch(asked, self.group, self.whose));
+        // Not for longer than the call itself may take.
+        let Ok(Some((owner, is_pin))) = self.within(async { Ok(ended.await) }).await else { return false };
         self.place = Place { shard: owner, ..self.place };
         self.shards.learn(self.group, self.whose, self.place, is_pin);
         true

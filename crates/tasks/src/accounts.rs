@@ -152,7 +152,8 @@ macro_rules! account_columns {
     };
 }
 
-/// The row if it is new, else the one that is there; `is_same`: whether that is what was asked for.
+/// The row if it is new, else the one that is there; `is_same`: whether that is what was asked for. An account that was removed,
+/// which its owner's audit log says, is not made again by a retry that comes late.
 ///
 /// The lock on the owner's row lets one statement at a time hand the default mark around. One that waited for it has an
 /// older snapshot, and may leave two marks: then the constraint refuses it whole, and it is sent again.
@@ -166,7 +167,10 @@ static CREATE: Write = Write::of_owner(
          wanted AS (
              SELECT o.user_id FROM owner AS o
               WHERE NOT EXISTS (SELECT FROM user_ai_accounts AS a
-                                 WHERE a.bucket = $1 AND a.user_id = $2 AND a.account_id = $3)),
+                                 WHERE a.bucket = $1 AND a.user_id = $2 AND a.account_id = $3)
+                AND NOT EXISTS (SELECT FROM audit_log AS l
+                                 WHERE l.bucket = $1 AND l.user_id = $2 AND l.action = 'remove account'
+                                   AND l.target = 'account ' || $3::uuid)),
          unmarked AS (
              UPDATE user_ai_accounts AS a
                 SET is_default = false, updated_at = now(), version = greatest(a.version + 1, fence.version_floor)
@@ -235,6 +239,15 @@ static SET_DEFAULT: Write = Write::of_owner(
     ),
 );
 
+static IS_REMOVED: Read = Read::of_owner(
+    Group::Account,
+    "SELECT l.audit_id FROM audit_log AS l
+      WHERE l.bucket = $1 AND l.user_id = $2 AND l.action = 'remove account' AND l.target = 'account ' || $3::uuid
+      LIMIT 1",
+)
+.long();
+
+/// `$3` is never null: a removal is always noted, and [`CREATE`] looks for that by action and target.
 static REMOVE: Write = Write::by_id(
     Group::Account,
     concat!(
@@ -253,11 +266,14 @@ static REMOVE: Write = Write::by_id(
     ),
 );
 
-community::fenced_list! { CREATE GET OF_USER SET_DEFAULT REMOVE }
+/// What a removal is noted as.
+const REMOVAL: &str = "remove account";
+
+community::fenced_list! { CREATE GET OF_USER SET_DEFAULT IS_REMOVED REMOVE }
 
 impl Tasks {
     /// Creates an AI account without credentials: pending until it has been tried. The same id with the same provider,
-    /// type and label again is the same account, as it is now.
+    /// type and label again is the same account, as it is now; one that was removed meanwhile is gone.
     pub async fn create_account(&self, new: NewAccount) -> Result<Account> {
         check_text("label", &new.label, LABEL_CHARS_MAX)?;
         check_priority(new.priority)?;
@@ -280,7 +296,10 @@ impl Tasks {
             &preferences,
         ];
         let Some(row) = self.write_again(&CREATE, new.user_id.bucket(), &params).await? else {
-            return Err(self.no_owner(new.user_id).await);
+            let shards = self.community.shards();
+            let removed = shards.read(&IS_REMOVED, new.user_id.bucket(), &[&new.user_id.0, &id.0]).await?;
+            let gone = || Error::Gone { what: "account", id: id.to_string() };
+            return Err(if removed.is_empty() { self.no_owner(new.user_id).await } else { gone() });
         };
         if row.get("is_same") { account_from(&row) } else { Err(Error::Conflict { what: "id", value: id.to_string() }) }
     }
@@ -307,7 +326,7 @@ impl Tasks {
     /// Removes an AI account. What its tasks say of it stays.
     pub async fn remove_account(&self, id: AccountId, actor: &Actor) -> Result<()> {
         let bucket = self.community.route("account", id.0).await?;
-        let note = actor.note("remove account");
+        let note = actor.note(REMOVAL);
         let rows = self.community.shards().write(&REMOVE, bucket, &[&id.0, &note]).await?;
         if rows.is_empty() { Err(no_account(id)) } else { Ok(()) }
     }

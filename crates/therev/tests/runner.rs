@@ -38,19 +38,27 @@ mod pairs;
 mod personal;
 #[path = "runner/pins.rs"]
 mod pins;
+#[path = "runner/posts.rs"]
+mod posts;
 #[path = "runner/promotion.rs"]
 mod promotion;
 #[path = "runner/refusals.rs"]
 mod refusals;
 #[path = "runner/repair.rs"]
 mod repair;
+#[path = "runner/roles.rs"]
+mod roles;
 #[path = "runner/routing.rs"]
 mod routing;
+#[path = "runner/sessions.rs"]
+mod sessions;
 #[path = "runner/shards_come_and_go.rs"]
 mod shards_come_and_go;
 #[path = "runner/statements.rs"]
 mod statements;
 #[path = "runner/strangers.rs"]
 mod strangers;
+#[path = "runner/tasks.rs"]
+mod tasks;
 #[path = "runner/things.rs"]
 mod things;

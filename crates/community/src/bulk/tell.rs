@@ -8,7 +8,7 @@ use crate::newest::{changed_totals, kept_totals, newer_participant, summed};
 use chrono::{DateTime, Utc};
 use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use shards::{Bulk, Unfenced};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
@@ -60,7 +60,7 @@ const SUM_TOTALS: &str = concat!(
     summed!("SELECT * FROM unnest($1::smallint[], $2::uuid[], $3::uuid[])"),
     ", ",
     kept_totals!(),
-    " SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version FROM summed AS s"
+    " SELECT s.thread_id, s.posts, s.last_post_at, s.version::text AS version, s.is_there FROM summed AS s"
 );
 
 /// Should the directory know one of the users already, the relay tells all of the batch.
@@ -244,7 +244,7 @@ impl Community {
         Ok(parts.iter().map(|part| (part.shard, part.said)).collect())
     }
 
-    /// Sums threads' totals and tells the directory. Says whether it knows all of the threads.
+    /// Sums threads' totals and tells the directory. Says whether it knows all of the threads that there are.
     pub(super) async fn tell_totals(&self, threads: Vec<(ThreadId, UserId)>) -> Result<bool> {
         let mut all_known = true;
         for batch in threads.chunks(TOTALS_BATCH) {
@@ -264,7 +264,9 @@ impl Community {
             let versions: Vec<&str> = rows.iter().map(|row| row.get("version")).collect();
             let directory = self.shards().directory();
             let known = directory.writer(&TELL_TOTALS, &[&ids, &posts, &times, &versions]).await?;
-            all_known &= known.len() == ids.len();
+            let known: HashSet<Uuid> = known.iter().map(|row| row.get("thread_id")).collect();
+            let mut there = rows.iter().filter(|row| row.get("is_there")).map(|row| row.get::<_, Uuid>("thread_id"));
+            all_known &= there.all(|thread| known.contains(&thread));
         }
         Ok(all_known)
     }

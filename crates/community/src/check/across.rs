@@ -14,6 +14,8 @@ struct Pair {
     name: &'static str,
     /// The kinds of events that tell the right side of the left one; `totals` only its sums.
     told_by: &'static [&'static str],
+    /// Which of the keys `$2` the events of the kinds `$1` are about that are on their way.
+    on_the_way: &'static str,
     left: Side,
     right: Side,
 }
@@ -30,7 +32,8 @@ const SUMMED: &str = "totals";
 const PAIRS: &[Pair] = &[
     Pair {
         name: NAMES,
-        told_by: &[],
+        told_by: &["user", "claim", "taken"],
+        on_the_way: NAMES_ON_THE_WAY,
         left: Side::Shards(
             "SELECT therev.bucket_of(therev.claim_key(n.kind, n.value)) AS class, n.kind || ' ' || n.value AS key,
                     hashtextextended(u.user_id::text, 0) AS digest, 0::bigint AS sums
@@ -49,6 +52,7 @@ const PAIRS: &[Pair] = &[
     Pair {
         name: USERS,
         told_by: &["user"],
+        on_the_way: ON_THE_WAY,
         left: Side::Shards(
             "SELECT u.bucket AS class, 'user ' || u.user_id AS key,
                     hashtextextended(concat_ws('|', u.user_name, nullif(concat_ws(' ', u.first_name, u.last_name), ''),
@@ -69,6 +73,7 @@ const PAIRS: &[Pair] = &[
     Pair {
         name: THREADS,
         told_by: &["thread", SUMMED],
+        on_the_way: ON_THE_WAY,
         left: Side::Shards(
             "SELECT t.bucket AS class, 'thread ' || t.thread_id AS key,
                     hashtextextended(concat_ws('|', t.author_id, t.title, t.is_pinned, t.is_locked, t.moderation,
@@ -93,6 +98,7 @@ const PAIRS: &[Pair] = &[
     Pair {
         name: PARTICIPANTS,
         told_by: &["contribution"],
+        on_the_way: ON_THE_WAY,
         left: Side::Shards(
             "SELECT c.bucket AS class, 'author ' || c.author_id || ' in thread ' || c.thread_id AS key,
                     hashtextextended(concat_ws('|', c.thread_author_id, c.posts, c.deleted, c.last_post_at, c.version),
@@ -126,6 +132,22 @@ const ON_THE_WAY: &str = "
              WHERE o.delivered_at IS NULL AND o.created_at >= now() - interval '1 minute'
                AND o.kind = ANY ($1::text[]::therev.event_kind[])) AS e
      WHERE e.key = ANY ($2)";
+
+/// The same of names: a user's event is about all of its names, the others are about the keys of claims. A registration that was
+/// cut off before it confirmed its names has left the one, a bulk write whose users are not copied yet the other.
+const NAMES_ON_THE_WAY: &str = "
+    SELECT DISTINCT k.key, e.kind
+      FROM (SELECT o.kind::text AS kind, f.fact
+              FROM therev.outbox AS o, jsonb_array_elements(therev.facts_of(o)) AS f (fact)
+             WHERE o.delivered_at IS NULL AND o.created_at >= now() - interval '1 minute'
+               AND o.kind = ANY ($1::text[]::therev.event_kind[])) AS e
+     CROSS JOIN LATERAL (
+            VALUES (therev.claim_key('user_name', e.fact ->> 'user_name')::text),
+                   (therev.claim_key('email', e.fact ->> 'email')::text),
+                   (e.fact ->> 'claim_key')) AS about (claim_key)
+      JOIN (SELECT d.key,
+                   therev.claim_key(split_part(d.key, ' ', 1), substr(d.key, strpos(d.key, ' ') + 1))::text AS claim_key
+              FROM unnest($2::text[]) AS d (key)) AS k ON k.claim_key = about.claim_key";
 
 /// Rows and an order-independent hash of them, by class.
 type Classes = BTreeMap<i16, (i64, i64)>;
@@ -251,7 +273,7 @@ async fn look_closely(
 async fn events(databases: &Databases, pair: &Pair, differing: &BTreeMap<String, Differing>) -> Result<Events, Error> {
     let keys: Vec<&str> = differing.keys().map(String::as_str).collect();
     let mut all = Events::new();
-    for row in databases.ask_shards(ON_THE_WAY, &[&pair.told_by, &keys]).await? {
+    for row in databases.ask_shards(pair.on_the_way, &[&pair.told_by, &keys]).await? {
         all.entry(row.get("key")).or_default().insert(row.get("kind"));
     }
     Ok(all)

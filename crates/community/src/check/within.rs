@@ -1,10 +1,11 @@
-//! Proofs within one shard, each in one statement and so in one snapshot.
+//! Proofs within one shard, each in one statement and so in one snapshot. Only the routes of ids are looked up on all shards.
 
 use super::{BETWEEN_LOOKS, CLAIMS, CONTRIBUTIONS, Check, Databases, EXAMPLES, LOOKS, OUTBOX, TOTALS};
 use futures_util::future::try_join_all;
 use shards::{Database, Error};
 use std::collections::BTreeSet;
 use tokio_postgres::Client;
+use uuid::Uuid;
 
 /// A proof: its SQL gives, per row looked at, a key and whether it is wrong.
 struct Proof {
@@ -70,21 +71,6 @@ const PROOFS: &[Proof] = &[
               JOIN users AS u USING (bucket, user_id)
              WHERE EXISTS (SELECT FROM therev.fence AS f
                              WHERE f.colocation_group = 'account' AND therev.may_read(f, u.bucket, u.user_id))",
-        late: NOTHING,
-    },
-    Proof {
-        name: "ids that route",
-        // An id of version 8 carries its bucket in bits 52 to 63; any other needs a route, which may be elsewhere and
-        // is then looked up by whoever reads it.
-        sql: "
-            SELECT r.key,
-                   get_byte(uuid_send(r.id), 6) >> 4 = 8
-                   AND ((get_byte(uuid_send(r.id), 6) & 15) << 8) + get_byte(uuid_send(r.id), 7) <> r.bucket AS wrong
-              FROM (SELECT bucket, session_id AS id, 'session ' || session_id AS key FROM user_sessions
-                    UNION ALL SELECT bucket, account_id, 'account ' || account_id FROM user_ai_accounts
-                    UNION ALL SELECT bucket, task_id, 'task ' || task_id FROM ai_tasks
-                    UNION ALL SELECT bucket, thread_id, 'thread ' || thread_id FROM threads
-                    UNION ALL SELECT bucket, post_id, 'post ' || post_id FROM posts) AS r",
         late: NOTHING,
     },
     Proof {
@@ -154,6 +140,37 @@ const PROOFS: &[Proof] = &[
     },
 ];
 
+/// Whether ids say where their rows are: one scan of each table, for what they say is in their bits. An id that carries its bucket
+/// (version 8 of the standard variant, bits 52 to 63) must name the row's (1: it names another one). A thread or a post whose id some
+/// other system made needs a route (2).
+const IDS: &str = "
+    SELECT count(*) AS checked, count(*) FILTER (WHERE i.verdict = 1) AS wrong,
+           (array_agg(i.what || ' ' || i.id) FILTER (WHERE i.verdict = 1))[1:5] AS examples,
+           array_agg(i.id) FILTER (WHERE i.verdict = 2) AS ids,
+           array_agg(i.bucket) FILTER (WHERE i.verdict = 2) AS buckets,
+           array_agg(i.what || ' ' || i.id) FILTER (WHERE i.verdict = 2) AS keys
+      FROM (SELECT r.what, r.id, r.bucket,
+                   CASE WHEN get_byte(r.bytes, 6) >> 4 = 8 AND get_byte(r.bytes, 8) >> 6 = 2
+                        THEN CASE WHEN ((get_byte(r.bytes, 6) & 15) << 8) + get_byte(r.bytes, 7) = r.bucket THEN 0 ELSE 1 END
+                        WHEN r.what IN ('thread', 'post') THEN 2 ELSE 0 END AS verdict
+              FROM (SELECT bucket, session_id AS id, uuid_send(session_id) AS bytes, 'session' AS what FROM user_sessions
+                    UNION ALL SELECT bucket, account_id, uuid_send(account_id), 'account' FROM user_ai_accounts
+                    UNION ALL SELECT bucket, task_id, uuid_send(task_id), 'task' FROM ai_tasks
+                    UNION ALL SELECT bucket, thread_id, uuid_send(thread_id), 'thread' FROM threads
+                    UNION ALL SELECT bucket, post_id, uuid_send(post_id), 'post' FROM posts) AS r
+            -- Judged once a row.
+            OFFSET 0) AS i";
+
+/// The buckets that ids are routed to: a route lies with the hash of its id, seldom where the row is.
+const ROUTES: &str = "
+    SELECT r.id, therev.bucket_of(r.owner_id) AS bucket
+      FROM unnest($1::uuid[]) AS k (id)
+      JOIN therev.id_routes AS r ON r.bucket = therev.bucket_of(k.id) AND r.id = k.id
+      JOIN therev.fence AS f ON f.colocation_group = 'account' AND therev.may_read(f, r.bucket, r.id)";
+
+/// How many routes are looked up at once.
+const ROUTES_AT_ONCE: usize = 10_000;
+
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
     let mut checks: Vec<Check> = PROOFS.iter().map(|proof| Check::named(proof.name)).collect();
     let of_shards = try_join_all(databases.shards.iter().map(|(database, client)| of_shard(*database, client))).await?;
@@ -165,7 +182,51 @@ pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
             check.examples.truncate(EXAMPLES);
         }
     }
+    checks.push(ids_that_route(databases).await?);
     Ok(checks)
+}
+
+/// A route may change its shard while the shards are asked: what is wrong is looked at again.
+async fn ids_that_route(databases: &Databases) -> Result<Check, Error> {
+    let mut check = look_at_ids(databases).await?;
+    for _ in 1..LOOKS {
+        if check.wrong == 0 {
+            break;
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        check = look_at_ids(databases).await?;
+    }
+    Ok(check)
+}
+
+async fn look_at_ids(databases: &Databases) -> Result<Check, Error> {
+    let mut check = Check::named("ids that route");
+    let mut need_routes: Vec<(Uuid, i16, String)> = Vec::new();
+    let rows = databases.ask_shards(IDS, &[]).await?;
+    for ((database, _), row) in databases.shards.iter().zip(&rows) {
+        let count = |name: &str| u64::try_from(row.get::<_, i64>(name)).unwrap_or(0);
+        check.checked += count("checked");
+        check.wrong += count("wrong");
+        let wrong: Vec<String> = row.get::<_, Option<_>>("examples").unwrap_or_default();
+        check.examples.extend(wrong.iter().map(|key| format!("{database}: {key}")));
+        let ids: Vec<Uuid> = row.get::<_, Option<_>>("ids").unwrap_or_default();
+        let buckets: Vec<i16> = row.get::<_, Option<_>>("buckets").unwrap_or_default();
+        let keys: Vec<String> = row.get::<_, Option<_>>("keys").unwrap_or_default();
+        let of_shard = ids.into_iter().zip(buckets).zip(keys);
+        need_routes.extend(of_shard.map(|((id, bucket), key)| (id, bucket, format!("{database}: {key}"))));
+    }
+    check.examples.truncate(EXAMPLES);
+    for some in need_routes.chunks(ROUTES_AT_ONCE) {
+        let ids: Vec<Uuid> = some.iter().map(|(id, ..)| *id).collect();
+        let found = databases.ask_shards(ROUTES, &[&ids]).await?;
+        let routes: BTreeSet<(Uuid, i16)> = found.iter().map(|row| (row.get("id"), row.get("bucket"))).collect();
+        for (id, bucket, key) in some {
+            if !routes.contains(&(*id, *bucket)) {
+                check.wrong(key.clone());
+            }
+        }
+    }
+    Ok(check)
 }
 
 async fn of_shard(database: Database, client: &Client) -> Result<Vec<Check>, Error> {

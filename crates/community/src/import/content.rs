@@ -2,8 +2,8 @@
 
 use super::ImportError;
 use super::dump::{CommentRow, PostKind, PostRow};
-use super::source::{Import, Source};
-use crate::bulk::{BulkPost, BulkThread};
+use super::source::{BATCH_BYTES, Import, Source, too_late};
+use crate::bulk::{BATCH, BulkPost, BulkThread};
 use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
 use crate::{Format, Parent};
 use placement::{PostId, ThreadId};
@@ -34,8 +34,24 @@ pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportEr
         import.writer.posts("answers", answers).await?;
         import.say("posts");
     }
-    let answers = early.into_iter().filter_map(|row| answer(import, row)).collect();
-    import.writer.posts("answers", answers).await?;
+    import_early(import, early).await
+}
+
+/// Answers that stood before their question, a batch at a time as those that did not.
+async fn import_early(import: &mut Import<'_>, early: Vec<PostRow>) -> Result<(), ImportError> {
+    let mut rows = early.into_iter();
+    while !rows.as_slice().is_empty() {
+        let (mut answers, mut bytes) = (Vec::new(), 0);
+        for row in rows.by_ref().take(BATCH) {
+            bytes += row.body.as_ref().map_or(0, String::len);
+            answers.extend(answer(import, row));
+            if bytes >= BATCH_BYTES {
+                break;
+            }
+        }
+        import.writer.posts("answers", answers).await?;
+        import.say("posts");
+    }
     Ok(())
 }
 
@@ -87,7 +103,7 @@ fn thread(import: &mut Import<'_>, row: PostRow) -> Option<BulkThread> {
     } else if title.chars().count() > TITLE_CHARS_MAX {
         Some("its title is too long")
     } else {
-        too_long(&body)
+        too_long(&body).or_else(|| too_late(row.created_at))
     };
     if let Some(reason) = trouble {
         import.tally.skip("question", reason);
@@ -113,7 +129,7 @@ fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
         return None;
     };
     let body = row.body.clone().unwrap_or_default();
-    if let Some(reason) = empty(&body).or_else(|| too_long(&body)) {
+    if let Some(reason) = empty(&body).or_else(|| too_long(&body)).or_else(|| too_late(row.created_at)) {
         import.tally.skip("answer", reason);
         return None;
     }
@@ -145,7 +161,7 @@ fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
     let question_id = under.question.unwrap_or(row.post);
     let question = *import.posts.get(&question_id)?;
     let body = row.text.unwrap_or_default();
-    if let Some(reason) = empty(&body).or_else(|| too_long(&body)) {
+    if let Some(reason) = empty(&body).or_else(|| too_long(&body)).or_else(|| too_late(row.created_at)) {
         import.tally.skip("comment", reason);
         return None;
     }

@@ -3,11 +3,11 @@
 use super::ImportError;
 use super::dump::UserRow;
 use super::names::{user_name_from, with_suffix};
-use super::source::{Import, user_id};
+use super::source::{Import, too_late, user_id};
 use crate::bulk::BulkUser;
 use chrono::DateTime;
 use placement::UserId;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
     let deleted = deleted_user(import);
@@ -22,6 +22,10 @@ pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
 
 fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     import.tally.read("users");
+    if let Some(reason) = too_late(row.created_at) {
+        import.tally.skip("user", reason);
+        return None;
+    }
     let user_id = user_id(&import.site, &row.id.to_string());
     if import.users.insert(row.id, user_id).is_some() {
         import.tally.skip("user", "the same id again");
@@ -31,16 +35,27 @@ fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
     let mut metadata = row.rest;
     metadata.insert("site".into(), json!(import.site));
     metadata.insert("source_id".into(), json!(row.id));
-    let fits = |text: String, most: usize| (text.chars().count() <= most).then_some(text);
+    let user_names = user_names(&display, &row.id.to_string(), &import.site, user_id);
+    let display = Some(display).filter(|name| !name.is_empty());
     Some(BulkUser {
         user_id,
-        user_names: user_names(&display, &row.id.to_string(), &import.site, user_id),
-        first_name: fits(display, 200).filter(|name| !name.is_empty()),
-        bio: row.about.and_then(|text| fits(text, 100_000)),
-        profile_pic_url: row.profile_image_url.and_then(|url| fits(url, 2_000)),
+        user_names,
+        first_name: fitting(display, 200, "DisplayName", &mut metadata),
+        bio: fitting(row.about, 100_000, "AboutMe", &mut metadata),
+        profile_pic_url: fitting(row.profile_image_url, 2_000, "ProfileImageUrl", &mut metadata),
         metadata: Value::Object(metadata),
         created_at: row.created_at,
     })
+}
+
+/// A text that is not too long for its column. One that is stays whole among what else is known, under the dump's name for it.
+fn fitting(text: Option<String>, most: usize, attribute: &str, rest: &mut Map<String, Value>) -> Option<String> {
+    let text = text?;
+    if text.chars().count() <= most {
+        return Some(text);
+    }
+    rest.insert(attribute.to_owned(), Value::String(text));
+    None
 }
 
 /// The plain name, then with the id in the dump, then with the site as well; the last one is nobody else's for sure.
@@ -64,5 +79,20 @@ fn deleted_user(import: &Import<'_>) -> BulkUser {
         profile_pic_url: None,
         metadata: json!({ "site": import.site, "source_id": "deleted" }),
         created_at: DateTime::UNIX_EPOCH,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_kept_beside() {
+        let mut rest = Map::new();
+        assert_eq!(fitting(Some("Ada".into()), 3, "DisplayName", &mut rest), Some("Ada".into()));
+        assert_eq!(fitting(None, 3, "AboutMe", &mut rest), None);
+        assert!(rest.is_empty());
+        assert_eq!(fitting(Some("Åsa B".into()), 4, "DisplayName", &mut rest), None);
+        assert_eq!(rest["DisplayName"], "Åsa B");
     }
 }

@@ -5,7 +5,7 @@ use super::tally::Tally;
 use super::{Progress, VoteReport};
 use crate::bulk::{BATCH, BulkWriter};
 use crate::community::Community;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use placement::{UserId, derived_id};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use uuid::{Builder, Uuid};
 
 /// A batch of long texts ends earlier: with so many bytes.
-const BATCH_BYTES: usize = 16 << 20;
+pub(super) const BATCH_BYTES: usize = 16 << 20;
 /// How many batches are read ahead.
 const AHEAD: usize = 2;
 
@@ -140,6 +140,11 @@ impl<'a> Import<'a> {
     }
 }
 
+/// Why a row of this time is left out: cursors of pages and lists end in the year 9964, and what comes after is never shown.
+pub(super) fn too_late(created_at: DateTime<Utc>) -> Option<&'static str> {
+    (created_at.year() >= 9_900).then_some("its time is after the year 9899")
+}
+
 /// The user that a user of the dump became.
 pub(super) fn user_id(site: &str, name: &str) -> UserId {
     let mut bytes = [0; 16];
@@ -201,5 +206,21 @@ impl Read for Counted {
         let count = self.file.read(buffer)?;
         self.counted.fetch_add(u64::try_from(count).unwrap_or(0), Ordering::Relaxed);
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::Cursor;
+
+    #[test]
+    fn every_time_that_is_let_in_can_be_a_cursor() {
+        let late = |time: &str| too_late(time.parse().unwrap());
+        assert_eq!(late("9899-12-31T23:59:59Z"), None);
+        assert!(late("9900-01-01T00:00:00Z").is_some());
+        let last: DateTime<Utc> = "9899-12-31T23:59:59Z".parse().unwrap();
+        let text = Cursor::new(last, Uuid::max()).to_string();
+        assert!(text.parse::<Cursor>().is_ok());
     }
 }

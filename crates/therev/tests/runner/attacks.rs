@@ -2,10 +2,13 @@
 //! rows that somebody put at the target past all guards: the comparison finds them before any switch.
 
 use crate::things::{operator, post, thread, user_per_shard};
+use std::sync::Arc;
 use std::time::Duration;
 use testkit::{TestCluster, nothing_left};
+use therev::bulk::BulkPost;
 use therev::relocation::{self, Goal, Mover, Options, Relocation, Request, Result, State};
-use therev::{Config, Error, Group, Layout, ShardNo, Therev, Thread, ThreadId, UserChange, UserId};
+use therev::{Config, Error, Format, Group, Layout, PostId, ShardNo, Therev, Thread, ThreadId, UserChange, UserId};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -13,12 +16,14 @@ use tokio_postgres::error::SqlState;
 const LIMIT: Duration = Duration::from_secs(120);
 const BUDGET: Duration = Duration::from_millis(500);
 const TRUE_SESSION: &str = "user_sessions WHERE token_hash = sha256('the true one')";
+/// How many posts of each of two authors a bulk write brings.
+const IN_BULK: u16 = 200;
 
 /// Two shards; `ada`'s bucket is to move from shard 0 to shard 1, `bob`'s stays on shard 0, `cy`'s on shard 1.
 struct Attacked {
     cluster: TestCluster,
     node: Therev,
-    mover: std::sync::Arc<Mover>,
+    mover: Arc<Mover>,
     ada: UserId,
     bob: UserId,
     cy: UserId,
@@ -138,6 +143,27 @@ impl Attacked {
         owner.batch_execute(&insert("the true one")).await.expect("a session");
     }
 
+    /// Writes posts of ada and bob in bulk: one transaction, where one shard has both. Says how many were written.
+    async fn write_in_bulk(&self) -> u64 {
+        let row = |author_id: UserId| BulkPost {
+            post_id: PostId::new(author_id),
+            author_id,
+            thread_id: self.open.thread_id,
+            thread_author_id: self.ada,
+            parent: None,
+            body: "in bulk".into(),
+            format: Format::Plain,
+            score: 0,
+            metadata: serde_json::json!({}),
+            created_at: chrono::DateTime::UNIX_EPOCH,
+        };
+        let mut writer = self.node.bulk_writer();
+        let rows = (0..IN_BULK).flat_map(|_| [self.ada, self.bob]).map(row).collect();
+        writer.posts("posts", rows).await.expect("they are on their way");
+        writer.finish().await.expect("they are written");
+        writer.written()
+    }
+
     /// Finishes what is switched, and proves that all of it fits together.
     async fn finish(self, number: i64) {
         if self.mover.show(number).await.expect("the relocation").state == State::Switched {
@@ -148,6 +174,41 @@ impl Attacked {
         assert_eq!(self.node.user(self.ada).await.expect("ada").user_id, self.ada);
         drop((self.mover, self.node));
         self.cluster.finish().await;
+    }
+}
+
+/// A gate before the commit of bulk writes. While it is shut, each is held inside its transaction, with all its rows written.
+struct Gate {
+    is_open: watch::Sender<bool>,
+    arrivals: Arc<Notify>,
+}
+
+impl Gate {
+    /// Needs a runtime with a thread to spare for whoever waits at it.
+    fn shut() -> Gate {
+        let (is_open, opens) = watch::channel(false);
+        let arrivals = Arc::new(Notify::new());
+        let (arrives, runtime) = (arrivals.clone(), tokio::runtime::Handle::current());
+        fail::cfg_callback("bulk.before_commit", move || {
+            let mut opens = opens.clone();
+            if *opens.borrow() {
+                return;
+            }
+            arrives.notify_one();
+            // A test that has ended holds nobody any more.
+            let waits = async { opens.wait_for(|is_open| *is_open).await.is_ok() };
+            tokio::task::block_in_place(|| runtime.block_on(waits));
+        })
+        .expect("a place in the sources");
+        Gate { is_open, arrivals }
+    }
+
+    fn set(&self, is_open: bool) {
+        self.is_open.send_replace(is_open);
+    }
+
+    async fn until_somebody_is_held(&self) {
+        tokio::time::timeout(LIMIT, self.arrivals.notified()).await.expect("a bulk write comes to its commit");
     }
 }
 
@@ -359,6 +420,61 @@ async fn prepared_transactions_are_waited_for() {
         assert_eq!(count(&target, &format!("threads WHERE title = '{title}'")).await, times, "{title}");
     }
     drop((looks, brake, target));
+    attacked.finish(number).await;
+}
+
+/// A bulk write locks first, checks then, and copies: the copy and the switch wait for it, and all its rows are carried along. One
+/// that still believes the old owner is sent to the new one.
+/// Invariants 2 and 14.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_writes_are_waited_for_and_lose_no_row() {
+    let attacked = Attacked::new().await;
+    let (source, target) = (attacked.cluster.stranger("shard_0").await, attacked.cluster.stranger("shard_1").await);
+    let gate = Gate::shut();
+    let all = 2 * u64::from(IN_BULK);
+
+    // One that was there before: the slot, and so the copy, begins behind it.
+    let begins = async {
+        gate.until_somebody_is_held().await;
+        let number = attacked.begin(Goal::Switched).await;
+        let driven = attacked.drive(number);
+        until_waiting(&source, 1).await;
+        let brake = attacked.brake().await;
+        gate.set(true);
+        (number, driven, brake)
+    };
+    let (written, (number, driven, brake)) = tokio::join!(attacked.write_in_bulk(), begins);
+    assert_eq!(written, all);
+    attacked.until(number, "switching", |now| now.state == State::Switching).await;
+
+    // One that is under way when the mark is to come.
+    gate.set(false);
+    let switches = async {
+        gate.until_somebody_is_held().await;
+        brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+        attacked.until_held_up(number).await;
+        assert!(!driven.is_finished(), "it waits");
+        gate.set(true);
+    };
+    let (written, ()) = tokio::join!(attacked.write_in_bulk(), switches);
+    assert_eq!(written, all);
+    rests(driven, State::Switched).await;
+
+    // One that comes after it.
+    assert_eq!(attacked.write_in_bulk().await, all);
+    let (ada, bob) = (attacked.ada, attacked.bob);
+    let posts_of = |author: UserId| format!("posts WHERE body = 'in bulk' AND author_id = '{author}'");
+    let each = 3 * i64::from(IN_BULK);
+    assert_eq!(count(&target, &posts_of(ada)).await, each);
+    attacked.mover.finish(number).await.expect("it can be finished");
+    rests(attacked.drive(number), State::Done).await;
+    for (client, author, posts) in [(&target, ada, each), (&source, ada, 0), (&source, bob, each), (&target, bob, 0)] {
+        assert_eq!(count(client, &posts_of(author)).await, posts, "{author}");
+    }
+    fail::remove("bulk.before_commit");
+    attacked.node.relay_once().await.expect("the relay runs");
+    assert_eq!(attacked.node.thread(attacked.open.thread_id).await.expect("it moved").post_count, 2 * each + 1);
+    drop((source, target, brake));
     attacked.finish(number).await;
 }
 
@@ -600,7 +716,7 @@ async fn one_that_waits_keeps_nobody_from_the_others() {
     assert!(dies.await.expect_err("its mover has not come to the end").is_cancelled());
 
     let options = Options { budget: BUDGET, ..Options::default() };
-    let relay = std::sync::Arc::new(Mover::new(attacked.node.shards().clone(), options));
+    let relay = Arc::new(Mover::new(attacked.node.shards().clone(), options));
     let both = async {
         attacked.until_held_up(waits).await;
         attacked.until(left, "carried on", |now| now.state == State::Done).await;

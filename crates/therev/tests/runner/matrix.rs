@@ -4,6 +4,7 @@
 use crate::things::{post, thread, user_per_shard};
 use futures_util::future::join;
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use testkit::{PASSWORD, TestCluster, nothing_left};
 use therev::relocation::{Aim, Goal, Mover, Options, Plan, Request};
@@ -54,6 +55,8 @@ struct Scene {
     node: Therev,
     mover: Mover,
     users: [UserId; 4],
+    /// How many posts the first and the second bulk write say that there are of theirs.
+    loaded: [AtomicU64; 2],
 }
 
 /// An error with its causes.
@@ -77,7 +80,7 @@ impl Scene {
             post(&node, users[0], &open, "a post").await;
         }
         let mover = Mover::new(node.shards().clone(), Options::default());
-        Scene { cluster, node, mover, users }
+        Scene { cluster, node, mover, users, loaded: [0, 0].map(AtomicU64::new) }
     }
 
     /// Does an operation, the first or the second of two (0, 1), and tells when it is under way.
@@ -123,7 +126,12 @@ impl Scene {
                 let seed = u64::from(number);
                 let plan = therev::generate::Plan { users: 150, threads: 30, posts: 600, seed, zipf: 0.4 };
                 let mut seen = |_: therev::generate::Generated| is_under_way.notify_one();
-                therev::generate::generate(&self.node, plan, &mut seen).await.map(drop).map_err(said)
+                let report = therev::generate::generate(&self.node, plan, &mut seen).await.map_err(said)?;
+                // What a first try has left is found by the second.
+                let posts =
+                    [&report.written, &report.existing].iter().filter_map(|rows| rows.get("posts")).sum::<u64>();
+                self.loaded[n].store(posts, Ordering::Relaxed);
+                Ok(())
             }
         }
     }
@@ -212,6 +220,23 @@ impl Scene {
         let shards: Vec<String> =
             self.node.shards().numbers().iter().map(|n| self.cluster.url(&format!("shard_{n}"))).collect();
         nothing_left(&shards).await;
+        self.every_post_is_there(&pair).await;
+    }
+
+    /// As many posts as were written, neither more nor fewer, and each where its author is.
+    async fn every_post_is_there(&self, pair: &str) {
+        let loaded: u64 = self.loaded.iter().map(|posts| posts.load(Ordering::Relaxed)).sum();
+        let (mut there, mut owned) = (0, 0);
+        for shard in self.node.shards().numbers() {
+            let client = self.cluster.stranger(&format!("shard_{shard}")).await;
+            let count = "SELECT count(*), count(*) FILTER (WHERE therev.may_write(f, p.bucket, p.author_id))
+                           FROM posts AS p, therev.fence AS f WHERE f.colocation_group = 'content'";
+            let row = client.query_one(count, &[]).await.expect("posts are counted");
+            there += row.get::<_, i64>(0).unsigned_abs();
+            owned += row.get::<_, i64>(1).unsigned_abs();
+        }
+        let written = u64::try_from(self.users.len()).unwrap_or(0) + loaded;
+        assert_eq!((there, owned), (written, written), "{pair}: {:?}", self.loaded);
     }
 }
 

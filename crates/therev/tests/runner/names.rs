@@ -145,7 +145,7 @@ async fn names_go_around() {
 }
 
 /// The key of a user name's claim, as SQL computes it.
-fn claim_key(value: &str) -> uuid::Uuid {
+pub(crate) fn claim_key(value: &str) -> uuid::Uuid {
     use sha2::Digest;
     let digest = sha2::Sha256::digest(format!("user_name:{value}"));
     uuid::Uuid::from_slice(&digest[..16]).expect("16 bytes")
@@ -173,5 +173,57 @@ async fn names_of_an_import_that_a_relay_has_doubted_are_held_in_the_end() {
     let report = node.check().await.expect("a look at everything");
     assert!(report.ok, "{report:?}");
     drop(node);
+    cluster.finish().await;
+}
+
+/// A claim as it is left by whatever was cut off: past the guards, which would choose its version.
+async fn left_claim(cluster: &TestCluster, name: &str, user: UserId, version: i64) -> tokio_postgres::Client {
+    let key = claim_key(name);
+    let client = cluster.stranger(&format!("shard_{}", therev::bucket_of(key).number() % 4)).await;
+    client.batch_execute("SET session_replication_role = replica").await.expect("no trigger fires");
+    let claim = "INSERT INTO therev.claims (bucket, claim_key, kind, value, user_id, state, version)
+                 VALUES (therev.bucket_of($1), $1, 'user_name', $2, $3, 'held', $4)";
+    client.execute(claim, &[&key, &name, &user.0, &version]).await.expect("a claim");
+    client
+}
+
+/// Invariant 8. Wanted back while its release is still on its way, by a change that fails at something else.
+#[tokio::test]
+async fn a_name_given_up_and_wanted_back_in_vain_is_free() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let email = Some("taken@example.org".to_owned());
+    let other = NewUser { user_name: "other".into(), email: email.clone(), ..NewUser::default() };
+    node.register(other, &operator()).await.expect("registered");
+    let ada = user(&node, "ada").await;
+    let renamed = UserChange { user_name: Some("bob".into()), ..UserChange::default() };
+    node.change_user(ada.user_id, renamed, &operator()).await.expect("a change of name");
+    node.relay_once().await.expect("the relay runs");
+    let stranger = left_claim(&cluster, "ada", ada.user_id, ada.version).await;
+    let back = UserChange { user_name: Some("ada".into()), email: Some(email), ..UserChange::default() };
+    let refused = node.change_user(ada.user_id, back, &operator()).await;
+    assert!(matches!(refused, Err(Error::Conflict { what: "e-mail address", .. })), "{refused:?}");
+    assert_eq!(node.user_named("ada").await.expect("an answer"), None);
+    node.relay_once().await.expect("the relay runs");
+    assert_ne!(user(&node, "ada").await.user_id, ada.user_id);
+    drop((node, stranger));
+    cluster.finish().await;
+}
+
+/// A bulk write holds names before it writes their users, and has left an event about that.
+#[tokio::test]
+async fn names_whose_users_are_on_their_way_are_not_wrong() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let coming = UserId::new();
+    let stranger = left_claim(&cluster, "coming", coming, 1).await;
+    let report = node.check().await.expect("a look at everything");
+    assert!(!report.ok, "nothing says that anybody comes");
+    let taken = "INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
+                 VALUES ('account', -1, 'taken', ARRAY[$1::uuid], ARRAY[$2::uuid])";
+    stranger.execute(taken, &[&coming.0, &claim_key("coming")]).await.expect("an event");
+    let report = node.check().await.expect("a look at everything");
+    assert!(report.ok, "{report:?}");
+    drop((node, stranger));
     cluster.finish().await;
 }

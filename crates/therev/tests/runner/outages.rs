@@ -1,5 +1,6 @@
 //! Databases that are down.
 
+use crate::names::claim_key;
 use crate::things::{operator, post, thread, user, user_per_shard};
 use testkit::TestCluster;
 use therev::{
@@ -254,5 +255,35 @@ async fn a_statement_that_waits_for_a_lock_is_no_outage() {
     let user = node.user(authors[1]).await.expect("the user");
     assert_eq!(user.bio, None, "what was given up was not done");
     drop((node, locks, looks));
+    cluster.finish().await;
+}
+
+/// The names of a user may be claimed on a shard that is down: that keeps its events in the outbox, and nothing from the directory.
+/// What is asked of all shards says which of them are missing.
+#[tokio::test]
+async fn own_writes_are_visible_while_the_shard_of_a_name_is_down() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { breaker_ms: 50, ..cluster.config() }).await.expect("a node");
+    let authors = user_per_shard(&node).await;
+    let is_on_shard_2 = |name: &String| therev::bucket_of(claim_key(name)).number() % 4 == 2;
+    let name = (0..10_000).map(|n| format!("there-{n}")).find(is_on_shard_2).expect("one of them");
+    let named = UserChange { user_name: Some(name.clone()), ..UserChange::default() };
+    node.change_user(authors[1], named, &operator()).await.expect("another name");
+    node.relay_once().await.expect("the relay runs");
+
+    reachable(&cluster, "shard_2", false).await;
+    let change = UserChange { first_name: Some(Some("Seen".into())), ..UserChange::default() };
+    let changed = node.change_user(authors[1], change, &operator()).await.expect("a user of another shard");
+    assert!(matches!(changed.seen, Seen::Position(_)), "{:?}", changed.seen);
+    let listed = node.users_by_prefix(&name, None, 1, Some(&changed.seen)).await.expect("the list");
+    assert_eq!(listed.items[0].display_name.as_deref(), Some("Seen"));
+    let users = node.list_users(&authors).await.expect("those of the others");
+    assert_eq!((users.partial, users.missing, users.users.len()), (true, vec![ShardNo(2)], 3));
+    assert!(node.users(&authors).await.is_err());
+    let audit = node.list_audit(None, 50).await.expect("the log of the others");
+    assert_eq!((audit.partial, audit.missing), (true, vec![ShardNo(2)]));
+
+    reachable(&cluster, "shard_2", true).await;
+    drop(node);
     cluster.finish().await;
 }

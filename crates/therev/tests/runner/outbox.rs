@@ -1,10 +1,11 @@
 //! Delivery: twice, late, out of order, or not at all for a while.
 
+use crate::outages::reachable;
 use crate::things::{operator, post, thread, user, user_per_shard};
 use futures_util::future::join_all;
 use std::time::Duration;
 use testkit::TestCluster;
-use therev::{Config, Seen, ThreadOrder, UserChange};
+use therev::{Config, PostId, Seen, ThreadId, ThreadOrder, UserChange};
 
 /// The oldest event of everything that single events are about.
 const FIRST_OF_EACH: &str = "outbox_id IN (
@@ -74,6 +75,67 @@ async fn an_event_held_back_until_its_row_was_deleted_raises_nothing() {
     assert!(node.users_by_prefix("", None, 9, Some(&open.seen)).await.expect("the list").items.is_empty());
     assert_eq!(node.user_named("ada").await.expect("an answer"), None);
     drop(node);
+    cluster.finish().await;
+}
+
+/// What the directory holds of a user and of a thread: whether each is deleted.
+const LISTED_AS_DELETED: &str = "
+    SELECT (SELECT d.is_deleted FROM user_directory AS d WHERE d.user_id = $1) AS a_user,
+           (SELECT d.is_deleted FROM thread_directory AS d WHERE d.thread_id = $2) AS a_thread";
+
+/// Nobody has heard of the row at all until it is deleted: its first event is told for the first time after its last one.
+/// Invariant 7.
+#[tokio::test]
+async fn an_event_first_told_after_that_of_the_deletion_raises_nothing() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { breaker_ms: 50, ..cluster.config() }).await.expect("a node");
+    let [bob, ..] = user_per_shard(&node).await;
+    let kept = thread(&node, bob, "It stays").await;
+    node.relay_once().await.expect("the relay runs");
+
+    reachable(&cluster, "directory", false).await;
+    let ada = user(&node, "ada").await;
+    let open = thread(&node, ada.user_id, "Short-lived").await;
+    assert!(matches!((ada.seen, open.seen), (Seen::Pending(..), Seen::Pending(..))));
+    // By hand, so that nobody tells the thread's shard of it either.
+    let by_hand = "INSERT INTO posts (author_id, post_id, thread_id, thread_author_id, body)
+                   VALUES ($1, $2, $3, $4, 'by hand')";
+    let written = PostId::new(ada.user_id);
+    let part = format!("shard_{}", ada.user_id.bucket().number() % 4);
+    let (shard, other) = (cluster.stranger(&part).await, cluster.stranger("shard_0").await);
+    shard.execute(by_hand, &[&ada.user_id.0, &written.0, &kept.thread_id.0, &bob.0]).await.expect("a post");
+    // Of each the first event, and nobody has ever been told of it.
+    let held_back = format!(
+        "UPDATE therev.outbox SET delivered_at = now()
+          WHERE kind IN ('user', 'thread', 'contribution') AND first_delivered_at IS NULL AND {FIRST_OF_EACH}"
+    );
+    assert_eq!(shard.execute(&held_back, &[]).await.expect("they are held back"), 3);
+    let participants = "SELECT posts, deleted FROM therev.thread_participants WHERE participant_id = $1";
+    assert!(other.query(participants, &[&ada.user_id.0]).await.expect("an answer").is_empty());
+    node.delete_post(written, &operator()).await.expect("the post goes");
+    node.delete_user(ada.user_id, true, &operator()).await.expect("everything goes");
+
+    reachable(&cluster, "directory", true).await;
+    let directory = cluster.stranger("directory").await;
+    let until_told = async || {
+        while node.relay_once().await.expect("the relay runs").waiting > 0 {
+            tokio::task::yield_now().await;
+        }
+        let listed = directory.query_one(LISTED_AS_DELETED, &[&ada.user_id.0, &open.thread_id.0]).await;
+        let listed = listed.expect("an answer");
+        let participant = other.query_one(participants, &[&ada.user_id.0]).await.expect("she has taken part");
+        let listed: (Option<bool>, Option<bool>) = (listed.get("a_user"), listed.get("a_thread"));
+        let participant: (i32, i32) = (participant.get("posts"), participant.get("deleted"));
+        (listed, participant)
+    };
+    let limit = Duration::from_secs(30);
+    let deleted = ((Some(true), Some(true)), (0, 1));
+    assert_eq!(tokio::time::timeout(limit, until_told()).await.expect("the directory is found"), deleted);
+    let never_told = "first_delivered_at IS NULL AND delivered_at IS NOT NULL";
+    again(&cluster, never_told).await;
+    assert_eq!(tokio::time::timeout(limit, until_told()).await.expect("the first events arrive now"), deleted);
+    assert_eq!(node.user_named("ada").await.expect("an answer"), None);
+    drop((shard, other, directory, node));
     cluster.finish().await;
 }
 
@@ -163,6 +225,23 @@ async fn what_writers_have_delivered_is_marked_without_a_relay() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), wait).await.expect("they are marked");
+    drop((shard, node));
+    cluster.finish().await;
+}
+
+/// A post by hand may name a thread that is nowhere: of that nobody will ever tell the directory, and nothing waits for it.
+#[tokio::test]
+async fn totals_of_a_thread_that_is_nowhere_are_delivered() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let (nowhere, id) = (ThreadId::new(ada), PostId::new(bob));
+    let shard = cluster.stranger("shard_1").await;
+    let by_hand = "INSERT INTO posts (author_id, post_id, thread_id, thread_author_id, body)
+                   VALUES ($1, $2, $3, $4, 'by hand')";
+    shard.execute(by_hand, &[&bob.0, &id.0, &nowhere.0, &ada.0]).await.expect("a post");
+    let relayed = node.relay_once().await.expect("the relay runs");
+    assert_eq!((relayed.waiting, relayed.delivered.get("totals")), (0, Some(&1)), "{relayed:?}");
     drop((shard, node));
     cluster.finish().await;
 }

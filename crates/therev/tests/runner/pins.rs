@@ -168,6 +168,91 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     cluster.finish().await;
 }
 
+/// Who has gone on from one place apart to another is found by ids, also while home still points to the first one: rows that are
+/// there, and that there are none.
+/// Invariant 22.
+#[tokio::test]
+async fn by_an_id_who_is_apart_is_found_before_home_hears_of_the_next_place() {
+    let scene = Scene::new().await;
+    scene.moved(Some(scene.pinned), 0, 3).await;
+    let held = scene.move_it(Some(scene.pinned), 3, 1, Goal::Switched).await;
+    assert_eq!(Box::pin(scene.drive(held)).await.state, State::Switched);
+    scene.prove(1, 0).await;
+    // As where home was down, or was put back to before it heard.
+    let home = scene.cluster.stranger("shard_0").await;
+    let forgets = "UPDATE therev.pins SET peer = 3, epoch = epoch - 1 WHERE user_id = $1 AND state = 'moved'";
+    assert_eq!(home.execute(forgets, &[&scene.pinned.0]).await.expect("it forgets"), 2);
+    let node = scene.cluster.node().await;
+    for user in [scene.pinned, scene.neighbour] {
+        let written = post(&node, user, &scene.threads[0], "while it is held").await;
+        let change = PostChange { body: Some("changed".into()), ..PostChange::default() };
+        node.change_post(written.post_id, change, &operator()).await.expect("changed by its id");
+        node.delete_post(written.post_id, &operator()).await.expect("deleted by its id");
+        let nobody = therev::PostId::new(user);
+        assert!(matches!(node.post(nobody).await, Err(therev::Error::NotFound { .. })));
+    }
+    drop(home);
+    scene.mover.want(held, Goal::Reversed).await.expect("the way back is open");
+    assert_eq!(Box::pin(scene.drive(held)).await.state, State::Reversed);
+    scene.prove(3, 0).await;
+    drop(node);
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
+/// Reads by an id that names only the bucket, before, during and after each switch of a pin: never «not found», and once it is
+/// over each in one round of who may have the row.
+/// Invariant 22.
+#[tokio::test]
+async fn reads_by_id_go_on_over_the_switches_of_a_pin() {
+    let scene = Scene::new().await;
+    let posts = [
+        post(&scene.node, scene.pinned, &scene.threads[1], "read on and on").await.post_id,
+        post(&scene.node, scene.neighbour, &scene.threads[1], "read on and on").await.post_id,
+    ];
+    let (tell_end, end) = tokio::sync::watch::channel(false);
+    let mut readers = tokio::task::JoinSet::new();
+    for is_stale in [false, true] {
+        let (node, end) = (scene.cluster.node().await, end.clone());
+        readers.spawn(async move {
+            let mut reads = 0_u64;
+            while !*end.borrow() {
+                if is_stale {
+                    node.shards().forget_placement(Map::first(Layout::Colocated, 4));
+                }
+                for post in posts {
+                    assert_eq!(node.post(post).await.expect("it is there").post_id, post);
+                    reads += 1;
+                }
+            }
+            reads
+        });
+    }
+    for (source, target) in [(0, 3), (3, 1), (1, 0)] {
+        let there_and_back = scene.move_it(Some(scene.pinned), source, target, Goal::Switched).await;
+        assert_eq!(Box::pin(scene.drive(there_and_back)).await.state, State::Switched);
+        scene.mover.want(there_and_back, Goal::Reversed).await.expect("the way back is open");
+        assert_eq!(Box::pin(scene.drive(there_and_back)).await.state, State::Reversed);
+        scene.moved(Some(scene.pinned), source, target).await;
+        scene.node.shards().refresh().await.expect("the control database answers");
+        let who_may_have_it = if target == 0 { 1 } else { 2 };
+        for post in posts {
+            let before = scene.statements_on_shards();
+            scene.node.post(post).await.expect("it is there");
+            assert_eq!(scene.statements_on_shards() - before, who_may_have_it, "{source} to {target}");
+        }
+    }
+    tell_end.send_replace(true);
+    while let Some(reads) = readers.join_next().await {
+        assert!(reads.expect("no read failed") > 10);
+    }
+    scene.prove(0, 0).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
 /// Invariant 22.
 #[tokio::test]
 async fn a_pin_goes_back_and_is_undone_like_any_relocation() {

@@ -4,11 +4,12 @@ use crate::things::{operator, post, thread, user, user_per_shard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use testkit::TestCluster;
+use testkit::{TestCluster, drive};
+use therev::relocation::{Goal, Mover, Options, Request, State};
 use therev::repair::Report;
 use therev::{
-    AccountType, Config, Layout, NewAccount, NewPost, NewSession, NewTask, NewUser, Provider, SecretString, TaskType,
-    Therev, ThreadId, ThreadOrder, UserChange, UserId,
+    AccountType, Config, Group, Layout, NewAccount, NewPost, NewSession, NewTask, NewUser, Provider, SecretString,
+    ShardNo, TaskType, Therev, ThreadId, ThreadOrder, UserChange, UserId,
 };
 
 /// What is a user's own.
@@ -300,6 +301,50 @@ async fn a_name_that_two_rows_have_is_left_to_people() {
     damage(&cluster, "shards", &format!("UPDATE users SET user_name = 'user-1' WHERE user_id = '{bob}'")).await;
     assert!(node.repair().await.expect("the repair runs").ok);
     drop(node);
+    cluster.finish().await;
+}
+
+/// Invariant 22.
+#[tokio::test]
+async fn who_is_placed_apart_is_learnt_anew_from_the_shards() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    for (source, target) in [(0, 3), (3, 2)] {
+        let (groups, buckets) = (Group::ALL.to_vec(), vec![ada.bucket()]);
+        let request = Request { groups, buckets, pin: Some(ada), source: ShardNo(source), target: ShardNo(target) };
+        let plan = mover.plan(&request).await.expect("a plan");
+        let number = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
+        assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    }
+    // Home points to where she was before, as after a promotion that took it back. The control database was put back to a time
+    // when she was elsewhere, by epochs of a pin that is over, and when bob was apart.
+    let home = cluster.stranger("shard_0").await;
+    home.batch_execute("UPDATE therev.pins SET peer = 3, epoch = epoch - 1").await.expect("home's word");
+    let control = cluster.stranger("control").await;
+    let older = format!(
+        "UPDATE therev.pins SET shard = 3, epoch = epoch + 7;
+         INSERT INTO therev.pins (colocation_group, user_id, bucket, shard, epoch)
+         SELECT p.colocation_group, '{bob}'::uuid, {}, 3, 5 FROM therev.pins AS p",
+        bob.bucket()
+    );
+    control.batch_execute(&older).await.expect("an older state");
+    assert_eq!(wrong(&node.check().await.expect("check runs")), ["one owner per bucket"]);
+    let report = node.repair().await.expect("the repair runs");
+    assert!(report.ok, "{:?}", report.checks);
+    // Of each group: two rows forgotten, one recorded, one learnt at home.
+    assert_eq!(repaired(&report, "one owner per bucket"), 8);
+    let points = home.query_one("SELECT count(*) FROM therev.pins WHERE peer = 2", &[]).await.expect("home's word");
+    assert_eq!(points.get::<_, i64>(0), 2);
+    let placed = "SELECT count(*) FROM therev.pins WHERE shard = 2 AND user_id = $1";
+    assert_eq!(control.query_one(placed, &[&ada.0]).await.expect("a count").get::<_, i64>(0), 2);
+
+    // A record that comes late changes nothing.
+    let late = "SELECT therev.record_pin('{account,content}', $1, $2, 3::smallint, '{1,1}')";
+    control.query(late, &[&ada.0, &ada.bucket().sql()]).await.expect("it is heard");
+    assert_eq!(control.query_one(placed, &[&ada.0]).await.expect("a count").get::<_, i64>(0), 2);
+    drop((home, control, mover, node));
     cluster.finish().await;
 }
 

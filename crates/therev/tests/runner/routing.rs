@@ -5,7 +5,10 @@ use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use testkit::TestCluster;
-use therev::{Actor, Bucket, Error, Group, Map, NewPost, Place, PostChange, ShardNo, Therev, ThreadOrder};
+use therev::{
+    AccountType, Actor, Bucket, Error, ExposeSecret, Group, Map, NewAccount, NewPost, NewSession, NewTask, NewUser,
+    Place, PostChange, Provider, ShardNo, TaskStatus, TaskType, Therev, ThreadChange, ThreadOrder, UserChange, UserId,
+};
 
 /// A node that believes every bucket to be on a shard where it is not.
 fn all_wrong(node: &Therev) -> Map {
@@ -64,6 +67,159 @@ async fn a_wrong_or_empty_placement_answers_everything_rightly() {
         drop(node);
         cluster.finish().await;
     }
+}
+
+/// A node whose placement is wrong again before each call.
+struct Lost {
+    node: Therev,
+    map: Map,
+}
+
+impl Lost {
+    fn node(&self) -> &Therev {
+        self.node.shards().forget_placement(self.map.clone());
+        &self.node
+    }
+
+    /// Whose an id is, and what.
+    async fn finds(&self, id: uuid::Uuid, owner: UserId, what: &str) {
+        let found = self.node().where_id(id).await.expect("found");
+        assert_eq!((found.exists, found.what, found.owner), (true, what, Some(owner)));
+    }
+}
+
+#[tokio::test]
+async fn whatever_a_lost_node_is_asked_for_it_does() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        let others = user_per_shard(&node).await;
+        for (name, map) in [("guessed", Map::first(layout, 2)), ("wrong", all_wrong(&node))] {
+            let lost = Lost { node: cluster.node().await, map };
+            let ada = a_lost_node_knows_people(&lost, name, &others).await;
+            a_lost_node_keeps_sessions(&lost, ada).await;
+            a_lost_node_keeps_accounts_and_tasks(&lost, ada).await;
+            a_lost_node_writes_and_reads(&lost, ada, others[1]).await;
+            a_lost_node_deletes(&lost, ada, others[2]).await;
+            let relayed = lost.node().relay_once().await.expect("the relay runs");
+            assert_eq!(relayed.waiting, 0, "{relayed:?}");
+        }
+        drop(node);
+        cluster.finish().await;
+    }
+}
+
+async fn a_lost_node_knows_people(lost: &Lost, name: &str, others: &[UserId; 4]) -> UserId {
+    let new = NewUser { user_name: name.into(), ..NewUser::default() };
+    let ada = lost.node().register(new, &operator()).await.expect("registered").user_id;
+    assert_eq!(lost.node().user_named(name).await.expect("an answer"), Some(ada));
+    assert_eq!(lost.node().user_named("nobody").await.expect("an answer"), None);
+    let thief = NewUser { user_name: "user-3".into(), ..NewUser::default() };
+    assert!(matches!(lost.node().register(thief, &operator()).await, Err(Error::Conflict { .. })));
+    let again = format!("{name}-again");
+    let change = UserChange { user_name: Some(again.clone()), ..UserChange::default() };
+    assert_eq!(lost.node().change_user(ada, change, &operator()).await.expect("a change of name").user_name, again);
+    assert_eq!(lost.node().user_named(name).await.expect("an answer"), None);
+    assert_eq!(lost.node().where_name(&again).await.expect("found").owner, Some(ada));
+    assert!(!lost.node().set_active(ada, false, &operator()).await.expect("deactivated").is_active);
+    assert!(lost.node().set_active(ada, true, &operator()).await.expect("active again").is_active);
+    assert_eq!(lost.node().user(ada).await.expect("found").user_name, again);
+    let everybody = [others.as_slice(), &[ada]].concat();
+    assert_eq!(lost.node().users(&everybody).await.expect("all are found").len(), 5);
+    let listed = lost.node().list_users(&everybody).await.expect("all are found");
+    assert_eq!((listed.partial, listed.users.len()), (false, 5));
+    assert_eq!(lost.node().audit(Some(ada), 9).await.expect("her log").len(), 4);
+    lost.finds(ada.0, ada, "user").await;
+    ada
+}
+
+async fn a_lost_node_keeps_sessions(lost: &Lost, ada: UserId) {
+    let open = async || lost.node().open_session(ada, NewSession::default()).await.expect("a session");
+    let (kept, other) = (open().await, open().await);
+    let id = kept.session.session_id;
+    let token = kept.token.expose_secret();
+    assert_eq!(lost.node().verify_session(token).await.expect("the session").session_id, id);
+    assert_eq!(lost.node().sessions(ada).await.expect("a list").len(), 2);
+    lost.finds(id.0, ada, "session").await;
+    assert_eq!(lost.node().revoke_other_sessions(ada, id, &operator()).await.expect("the other one ends"), 1);
+    let ended = lost.node().verify_session(other.token.expose_secret()).await;
+    assert!(matches!(ended, Err(Error::Credentials)), "{ended:?}");
+    lost.node().verify_session(token).await.expect("this one does not");
+    lost.node().revoke_session(id, &operator()).await.expect("now it does");
+    assert!(matches!(lost.node().verify_session(token).await, Err(Error::Credentials)));
+}
+
+async fn a_lost_node_keeps_accounts_and_tasks(lost: &Lost, ada: UserId) {
+    let new = NewAccount::new(ada, Provider::Claude, AccountType::Api, "work");
+    let account = lost.node().tasks().create_account(new).await.expect("an account").account_id;
+    assert_eq!(lost.node().tasks().account(account).await.expect("the account").label, "work");
+    let marked = lost.node().tasks().set_default_account(ada, account).await.expect("the default one");
+    assert!(marked.is_default);
+    assert_eq!(lost.node().tasks().accounts(ada).await.expect("a list").len(), 1);
+    lost.finds(account.0, ada, "account").await;
+    lost.node().tasks().remove_account(account, &operator()).await.expect("removed");
+    let removed = lost.node().tasks().account(account).await;
+    assert!(matches!(removed, Err(Error::NotFound { .. })), "{removed:?}");
+
+    let new = NewTask::new(ada, TaskType::Analysis, serde_json::json!({ "text": "hello" }));
+    let task = lost.node().tasks().create_task(new).await.expect("a task").task_id;
+    assert_eq!(lost.node().tasks().task(task).await.expect("the task").status, TaskStatus::Pending);
+    assert_eq!(lost.node().tasks().tasks(ada, None, None, 9).await.expect("a list").len(), 1);
+    lost.finds(task.0, ada, "task").await;
+    let cancelled = lost.node().tasks().cancel_task(task, &operator()).await.expect("cancelled");
+    assert_eq!(cancelled.status, TaskStatus::Cancelled);
+    assert_eq!(lost.node().tasks().task_log(task).await.expect("its log").len(), 2);
+}
+
+async fn a_lost_node_writes_and_reads(lost: &Lost, ada: UserId, bob: UserId) {
+    let open = thread(lost.node(), ada, "Found").await.thread_id;
+    let new = NewPost::new(bob, open, "a reply");
+    let reply = lost.node().create_post(new).await.expect("a post").post_id;
+    let under = lost.node().reply(ada, reply, "under it").await.expect("an answer").post_id;
+    let change = ThreadChange { title: Some("Found again".into()), ..ThreadChange::default() };
+    let changed = lost.node().change_thread(open, change, &operator()).await.expect("a change");
+    assert_eq!((changed.title.as_str(), changed.post_count), ("Found again", 2));
+    let change = PostChange { body: Some("a better reply".into()), ..PostChange::default() };
+    lost.node().change_post(reply, change, &Actor::User(bob)).await.expect("a change");
+
+    assert_eq!(lost.node().thread(open).await.expect("the thread").title, "Found again");
+    assert_eq!(lost.node().post(reply).await.expect("the post").body.as_deref(), Some("a better reply"));
+    let page = lost.node().thread_page(open, None, 9).await.expect("the page");
+    let shown: Vec<_> = page.posts.iter().map(|item| item.post.post_id).collect();
+    assert_eq!((page.partial, shown), (false, vec![reply, under]));
+    assert_eq!(lost.node().posts_by_author(bob, None, 1).await.expect("his posts")[0].post_id, reply);
+    assert_eq!(lost.node().posts_by_author(ada, None, 9).await.expect("her posts").len(), 1);
+    let listed = lost.node().threads(ThreadOrder::ByAuthor(ada), None, 9, Some(&changed.seen)).await.expect("the list");
+    assert_eq!(listed.items.iter().map(|card| card.thread_id).collect::<Vec<_>>(), [open]);
+    for (id, owner, what) in [(open.0, ada, "thread"), (reply.0, bob, "post"), (under.0, ada, "post")] {
+        lost.finds(id, owner, what).await;
+    }
+}
+
+/// `ada` has a thread and a post from before.
+async fn a_lost_node_deletes(lost: &Lost, ada: UserId, cy: UserId) {
+    let open = thread(lost.node(), cy, "Not for long").await.thread_id;
+    let reply = lost.node().create_post(NewPost::new(ada, open, "likewise")).await.expect("a post").post_id;
+    let stays =
+        lost.node().create_post(NewPost::new(ada, open, "it stays until she goes")).await.expect("a post").post_id;
+    lost.node().delete_post(reply, &operator()).await.expect("the post goes");
+    assert_eq!(lost.node().post(reply).await.expect("its place").body, None);
+    let again = lost.node().delete_post(reply, &operator()).await;
+    assert!(matches!(again, Err(Error::Gone { .. })), "{again:?}");
+    assert_eq!(lost.node().thread(open).await.expect("the thread").post_count, 1);
+    lost.node().delete_thread(open, &operator()).await.expect("the thread goes");
+    assert!(matches!(lost.node().thread(open).await, Err(Error::Gone { .. })));
+    let late = lost.node().create_post(NewPost::new(ada, open, "too late")).await;
+    assert!(matches!(late, Err(Error::Gone { what: "thread", .. })), "{late:?}");
+
+    let name = lost.node().user(ada).await.expect("she is there").user_name;
+    let gone = lost.node().delete_user(ada, true, &operator()).await.expect("she goes with all that she wrote");
+    assert_eq!((gone.threads, gone.posts), (1, 2));
+    assert!(matches!(lost.node().user(ada).await, Err(Error::Gone { .. })));
+    assert_eq!(lost.node().user_named(&name).await.expect("an answer"), None);
+    assert_eq!(lost.node().users(&[ada, cy]).await.expect("the living").len(), 1);
+    assert_eq!(lost.node().post(stays).await.expect("its place").body, None);
+    assert!(!lost.node().where_id(ada.0).await.expect("it is placed all the same").exists);
 }
 
 /// Invariant 4.

@@ -4,13 +4,15 @@ use crate::things::{operator, post, thread, user_per_shard};
 use std::collections::BTreeSet;
 use testkit::TestCluster;
 use therev::{
-    AccountType, Actor, NewAccount, NewSession, NewTask, NewUser, PostId, Provider, SecretString, TaskType, Therev,
-    ThreadId, UserId,
+    AccountType, Actor, NewAccount, NewSession, NewTask, NewUser, PostId, Provider, SecretString, SessionId, TaskType,
+    Therev, ThreadId, UserId,
 };
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
+use uuid::Uuid;
 
-async fn refused(client: &Client, sql: &str, code: &str) {
+/// Runs SQL that must be refused with this code.
+pub(crate) async fn refused(client: &Client, sql: &str, code: &str) {
     match client.batch_execute(sql).await {
         Ok(()) => panic!("this was let through: {sql}"),
         Err(error) => assert_eq!(error.code().map(SqlState::code), Some(code), "{sql}: {error:?}"),
@@ -19,11 +21,15 @@ async fn refused(client: &Client, sql: &str, code: &str) {
 }
 
 /// A bucket that is not owned here.
-const NOT_OWNED: &str = "TR001";
+pub(crate) const NOT_OWNED: &str = "TR001";
 /// An isolation that would miss a mark.
 const ISOLATION: &str = "TR002";
 /// TRUNCATE.
 const TRUNCATE: &str = "TR003";
+/// Something that no row may hold.
+const CHECK: &str = "23514";
+/// What a role may not do.
+pub(crate) const NO_RIGHT: &str = "42501";
 
 /// Invariants 2 and 3.
 #[tokio::test]
@@ -165,6 +171,9 @@ async fn are_refused_above_read_committed_and_never_truncate() {
     refused(&client, "TRUNCATE posts", TRUNCATE).await;
     refused(&client, "TRUNCATE users CASCADE", TRUNCATE).await;
     refused(&client, "TRUNCATE audit_log", TRUNCATE).await;
+    for machinery in ["ownership", "pins", "fence", "outbox", "relocation_parts", "sentinels"] {
+        refused(&client, &format!("TRUNCATE therev.{machinery}"), TRUNCATE).await;
+    }
     let month = client
         .query_one(
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_log'::regclass LIMIT 1",
@@ -204,6 +213,74 @@ async fn write_rows_that_count_like_any_other() {
     cluster.finish().await;
 }
 
+/// What the library cannot read would break every list that it is in.
+#[tokio::test]
+async fn are_refused_times_that_nobody_can_read() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "On shard 0").await;
+    post(&node, ada, &open, "a post").await;
+    node.relay_once().await.expect("the relay runs");
+    let client = cluster.stranger("shard_0").await;
+    let columns = [
+        ("users", "created_at"),
+        ("threads", "created_at"),
+        ("posts", "created_at"),
+        ("therev.thread_contributions", "last_post_at"),
+    ];
+    for (table, column) in columns {
+        for time in ["infinity", "-infinity", "1600-01-01", "9950-01-01"] {
+            refused(&client, &format!("UPDATE {table} SET {column} = '{time}'"), CHECK).await;
+        }
+    }
+    let endless = format!(
+        "INSERT INTO user_sessions (user_id, session_id, token_hash, expires_at)
+         VALUES ('{ada}', '{}', sha256('x'), 'infinity')",
+        SessionId::new(ada)
+    );
+    refused(&client, &endless, CHECK).await;
+    let long_ago = format!("UPDATE users SET created_at = '1999-12-31 23:59:59+00' WHERE user_id = '{ada}'");
+    client.batch_execute(&long_ago).await.expect("a time like any other");
+    let directory = cluster.stranger("directory").await;
+    refused(&directory, "UPDATE user_directory SET created_at = 'infinity'", CHECK).await;
+    for column in ["created_at", "last_activity_at"] {
+        refused(&directory, &format!("UPDATE thread_directory SET {column} = '-infinity'"), CHECK).await;
+    }
+    drop((client, directory, node));
+    cluster.finish().await;
+}
+
+/// Nobody would find such a row by its id; the route is on whichever shard its hash says.
+#[tokio::test]
+async fn whose_ids_carry_no_bucket_need_routes() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let client = cluster.stranger("shard_0").await;
+    // Of version 8, but of no variant that is known.
+    let mut bytes = *ThreadId::new(ada).0.as_bytes();
+    bytes[8] &= 0x3f;
+    let ids = [Uuid::new_v4(), Uuid::from_bytes(bytes)];
+    for id in ids {
+        let insert = "INSERT INTO threads (author_id, thread_id, title, body) VALUES ($1, $2, 'migrated', 'text')";
+        client.execute(insert, &[&ada.0, &id]).await.expect("the row is written");
+    }
+    node.relay_once().await.expect("the relay runs");
+    let report = node.check().await.expect("check runs");
+    let wrong: Vec<(&str, u64)> =
+        report.checks.iter().filter(|check| check.wrong > 0).map(|check| (check.name.as_str(), check.wrong)).collect();
+    assert_eq!(wrong, [("ids that route", 2)]);
+    for id in ids {
+        let home = cluster.stranger(&format!("shard_{}", therev::bucket_of(id).number() % 4)).await;
+        let route = "INSERT INTO therev.id_routes (id, owner_id) VALUES ($1, $2)";
+        home.execute(route, &[&id, &ada.0]).await.expect("the route is written");
+        assert_eq!(node.thread(id.into()).await.expect("it is found by its route").title, "migrated");
+    }
+    drop((client, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn a_reader_sees_no_secret() {
     let cluster = TestCluster::colocated().await;
@@ -218,6 +295,11 @@ async fn a_reader_sees_no_secret() {
             let refused = reader.query(&format!("SELECT t::text FROM {table} AS t"), &[]).await.expect_err("not whole");
             assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{table}: {refused}");
         }
+        // Nor can an address be tried against what is made of it: a claim's key and bucket.
+        for column in ["claim_key", "bucket", "user_id"] {
+            refused(&reader, &format!("SELECT {column} FROM therev.claims"), NO_RIGHT).await;
+        }
+        refused(&reader, "SELECT ids FROM therev.outbox", NO_RIGHT).await;
         for table in ["threads", "posts", "ai_tasks"] {
             reader.query(&format!("SELECT t::text FROM {table} AS t"), &[]).await.expect("what everybody may see");
         }

@@ -1,0 +1,45 @@
+//! Posts and threads, created again and deleted by the hundred.
+
+use crate::things::{operator, post, thread, user_per_shard};
+use futures_util::future::join_all;
+use testkit::TestCluster;
+use therev::{NewPost, NewThread, PostId, ThreadId};
+
+/// Of two unique indexes the older one is looked at first: which that is, a REINDEX changes.
+#[tokio::test]
+async fn a_create_again_is_the_same_whichever_index_refuses_it() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let opened = NewThread { thread_id: Some(ThreadId::new(ada)), ..NewThread::new(ada, "Once", "body") };
+    let open = node.create_thread(opened.clone()).await.expect("a thread");
+    let written = NewPost { post_id: Some(PostId::new(ada)), ..NewPost::new(ada, open.thread_id, "once") };
+    let first = node.create_post(written.clone()).await.expect("a post");
+    let shard = cluster.stranger("shard_0").await;
+    for index in ["posts_pkey", "threads_pkey"] {
+        shard.batch_execute(&format!("REINDEX INDEX CONCURRENTLY {index}")).await.expect("a new index");
+    }
+    assert_eq!(node.create_post(written).await.expect("the same post"), first);
+    assert_eq!(node.create_thread(opened).await.expect("the same thread").thread_id, open.thread_id);
+    drop((shard, node));
+    cluster.finish().await;
+}
+
+/// More than one look at an author's content shows.
+#[tokio::test]
+async fn a_user_goes_with_hundreds_of_posts() {
+    const POSTS: usize = 520;
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, bob, ..] = user_per_shard(&node).await;
+    let open = thread(&node, ada, "Flooded").await;
+    for _ in 0..POSTS / 40 {
+        join_all((0..40).map(|_| post(&node, bob, &open, "text"))).await;
+    }
+    post(&node, ada, &open, "stays").await;
+    let gone = node.delete_user(bob, true, &operator()).await.expect("deleted");
+    assert_eq!((gone.posts, gone.threads), (520, 0));
+    assert_eq!(node.posts_by_author(bob, None, 9).await.expect("a list"), []);
+    drop(node);
+    cluster.finish().await;
+}
