@@ -73,17 +73,20 @@ impl App {
         outcome: Result<T>,
         after: impl FnOnce(&T) -> Value,
     ) -> Result<T> {
-        let operator = self.operator();
-        match &outcome {
-            Ok(done) => therev.note_operator(&operator, action, target, after(done)).await?,
-            Err(error) => {
-                let stopped = serde_json::json!({ "stopped": error.json() });
-                if let Err(unnoted) = therev.note_operator(&operator, action, target, stopped).await {
-                    tracing::warn!(error = %unnoted, "it could not be noted in the control database");
-                }
-            }
-        }
+        let after = match &outcome {
+            Ok(done) => after(done),
+            Err(error) => serde_json::json!({ "stopped": error.json() }),
+        };
+        self.note(therev, action, target, after).await;
         outcome
+    }
+
+    /// Notes in the control database what an operator did. It is done whether or not that can be noted: where it cannot, a
+    /// warning says so.
+    pub(crate) async fn note(&self, therev: &Therev, action: &str, target: &str, after: Value) {
+        if let Err(unnoted) = therev.note_operator(&self.operator(), action, target, after).await {
+            tracing::warn!(error = %unnoted, "it could not be noted in the control database");
+        }
     }
 
     /// After a write: what follows from it in other databases is there when the command ends, if they answer.

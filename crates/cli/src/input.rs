@@ -55,7 +55,7 @@ pub(crate) async fn user(therev: &Therev, text: &str) -> Result<UserId> {
 #[derive(Debug, Args)]
 pub(crate) struct Body {
     /// The text; without it, standard input is read
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     body: Option<String>,
 }
 

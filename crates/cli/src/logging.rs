@@ -11,7 +11,7 @@ use tracing_subscriber::{Layer, fmt, registry};
 const OURS: [&str; 7] = ["therev", "community", "shards", "schema", "tasks", "relocation", "local"];
 
 /// Begins to write the log.
-pub(crate) fn start(global: &Global) {
+pub(crate) fn start(global: &Global, no_color: bool) {
     let level = match global.verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
@@ -22,7 +22,7 @@ pub(crate) fn start(global: &Global) {
     let lines = fmt::layer().with_writer(stderr).with_target(false);
     let lines = match global.log_format {
         LogFormat::Json => lines.json().boxed(),
-        LogFormat::Text => lines.without_time().with_ansi(crate::output::stderr_is_terminal()).boxed(),
+        LogFormat::Text => lines.without_time().with_ansi(crate::output::stderr_is_terminal() && !no_color).boxed(),
     };
     registry().with(lines.with_filter(filter)).init();
 }

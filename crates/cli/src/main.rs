@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Err(usage) => return error::report_usage(&usage),
     };
     let json = cli.global.json;
-    logging::start(&cli.global);
+    logging::start(&cli.global, env.no_color);
     match run(cli, env) {
         Ok(code) => code,
         Err(error) => error.report(json),

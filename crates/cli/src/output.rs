@@ -1,6 +1,7 @@
 //! The way out: data on stdout, talk on stderr, never wider than the terminal or 100 columns.
 
 use crate::error::Result;
+use crate::readable;
 use serde::Serialize;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
@@ -32,9 +33,27 @@ impl Output {
     }
 
     /// What is well, and what is not, as a word that can be seen.
+    ///
+    /// A sentence is laid out in lines, each with its own colour.
     pub(crate) fn word(&self, word: &str, is_well: bool) -> String {
         let color = if is_well { 32 } else { 31 };
-        if self.colors { format!("\x1b[{color}m{word}\x1b[0m") } else { word.to_owned() }
+        let fitted = self.fitted(word);
+        if !self.colors {
+            return fitted;
+        }
+        fitted.lines().map(|line| format!("\x1b[{color}m{line}\x1b[0m")).collect::<Vec<_>>().join("\n")
+    }
+
+    /// A text in lines that fit.
+    pub(crate) fn fitted(&self, text: &str) -> String {
+        readable::plain(text, self.width)
+    }
+
+    /// A text behind its first words or blanks, in lines that fit: the later ones stand below the first one's text.
+    pub(crate) fn indented(&self, first: &str, text: &str) -> String {
+        let indent = first.chars().count();
+        let fitted = readable::plain(text, self.width.saturating_sub(indent));
+        format!("{first}{}", fitted.replace('\n', &format!("\n{}", " ".repeat(indent))))
     }
 
     /// A heading.

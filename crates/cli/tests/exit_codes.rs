@@ -35,6 +35,8 @@ fn what_cannot_be_understood_is_2() {
     assert_exit(&["simulate", "--users", "few"], 2, "--users");
     assert_exit(&["simulate", "--by", "name"], 2, "--by");
     assert_exit(&["--log-format", "xml", "status"], 2, "json");
+    assert_exit(&["shard", "add", "--local", "--weight", "0"], 2, "from 0.001 to 1000");
+    assert_exit(&["shard", "weight", "2", "0.0005"], 2, "from 0.001 to 1000");
 }
 
 #[test]
@@ -45,6 +47,8 @@ fn whatever_else_is_1() {
     assert_exit(&["--control", NOWHERE, "where", "nonsense"], 1, "`nonsense` is not the id");
     assert_exit(&["--control", NOWHERE, "thread", "show", "12"], 1, "`12` is not the id of a thread");
     assert_exit(&["--control", NOWHERE, "thread", "show", ID, "--after", "x"], 1, "--after `x`");
+    let dashes = ["thread", "add", "--author", ID, "--title", "-5 °C", "--body", "- one"];
+    assert_exit(&[&["--control", NOWHERE][..], &dashes].concat(), 1, "control database is down");
     assert_exit(&["cluster", "down"], 1, "no local cluster");
     assert_exit(&["cluster", "env", "--dir", "elsewhere"], 1, "elsewhere");
 }

@@ -68,6 +68,15 @@ async fn a_journey_for_programs() {
         assert!(log.contains(&format!("\"{action}\"")) && log.contains(&target), "{action} is not in {log}");
     }
 
+    // What is written is written, whether or not it can be noted.
+    let control = cluster.stranger("control").await;
+    control.batch_execute("REVOKE INSERT ON therev.operator_log FROM therev").await.unwrap();
+    let unnoted = on(&cluster, &["post", "add", "--author", "@ada", "--thread", id, "--body", "- one"]);
+    let warning = String::from_utf8(unnoted.stderr).unwrap();
+    assert!(unnoted.status.success() && warning.contains("could not be noted"), "{warning}");
+    control.batch_execute("GRANT INSERT ON therev.operator_log TO therev").await.unwrap();
+    drop(control);
+
     json_of(&cluster, &["user", "delete", "@ada", "--with-content"]);
     assert_eq!(failure(&cluster, &["thread", "show", id]), ("gone".into(), 1));
     cluster.finish().await;

@@ -64,6 +64,25 @@ fn a_standby_takes_the_place_of_a_server_that_died() {
     let unknown: Value = serde_json::from_slice(&unknown.stderr).unwrap();
     assert!(unknown["error"]["message"].as_str().unwrap().contains('7'), "{unknown}");
     assert_eq!(desk.json_of(&["check"])["ok"], true);
+
+    // A standby that does not follow is no good, though all databases answer.
+    assert_eq!(desk.json_of(&["status"])["shards"][1]["standbys"].as_array().unwrap().len(), 1);
+    Cluster::open(&desk.dir()).unwrap().stop_server(ServerId::Standby(1, 1)).unwrap();
+    let (status, code) = desk.said(&["status"]);
+    assert_eq!((&status["shards"][1]["standbys"], code), (&json!([{ "lag_ms": null }]), Some(1)), "{status}");
+}
+
+#[test]
+fn a_lost_passfile_and_a_wrong_layout_do_not_block_a_cluster() {
+    let desk = Desk::new();
+    desk.json_of(&["cluster", "up", "--shards", "2", "--replicas", "0"]);
+    std::fs::remove_file(desk.dir().join("passfile")).unwrap();
+    std::fs::write(desk.dir().join("layout"), "split").unwrap();
+    let up = desk.json_of(&["cluster", "up"]);
+    assert_eq!((&up["layout"], &up["initialized"]), (&json!("colocated"), &json!(false)), "{up}");
+    assert_eq!(std::fs::read_to_string(desk.dir().join("layout")).unwrap(), "colocated");
+    desk.json_of(&["user", "add", "ada"]);
+    assert_eq!(desk.json_of(&["check"])["ok"], true);
 }
 
 /// A replica that answers and follows nobody gets older and older, and does not know by how much.

@@ -52,7 +52,7 @@ pub struct ShardStatus {
     pub tasks: Option<i64>,
     /// The database on disk.
     pub bytes: Option<i64>,
-    /// Servers that follow this one.
+    /// Servers that follow this one, and those that should and do not; nobody knows of them while it is down.
     pub standbys: Vec<Standby>,
 }
 
@@ -127,6 +127,7 @@ impl Overview {
         self.control == State::Up
             && self.directory.state == State::Up
             && self.shards.iter().all(|shard| shard.state == State::Up)
+            && self.shards.iter().flat_map(|shard| &shard.standbys).all(|standby| standby.lag_ms.is_some())
             && self.directory.replicas.iter().all(|replica| replica.lag_ms.is_some())
     }
 }
@@ -142,12 +143,28 @@ impl Community {
         let pending = (!rows.is_empty()).then(|| rows.iter().map(|row| row.get::<_, i64>("pending")).sum());
         let oldest_ms = rows.iter().map(|row| row.get("oldest_ms")).reduce(f64::max);
         let control = self.shards().control(&CONTROL, &[]).await;
+        let directory = self.directory_status().await;
+        let status = |(shard, answer): &(ShardNo, _)| shard_status(*shard, answer, self.followers(*shard, &directory));
         Ok(Overview {
-            shards: answers.iter().map(|(shard, answer)| shard_status(*shard, answer)).collect(),
-            directory: self.directory_status().await,
+            shards: answers.iter().map(status).collect(),
+            directory,
             outbox: OutboxStatus { pending, oldest_ms },
             control: if control.is_ok() { State::Up } else { State::Down },
         })
+    }
+
+    /// How many servers should follow a shard's: the standbys that its address names after the first host. On the directory's
+    /// server its replicas that follow come on top, or they would be taken for standbys.
+    fn followers(&self, shard: ShardNo, directory: &DirectoryStatus) -> usize {
+        let catalog = self.shards().catalog();
+        let Some(entry) = catalog.shards.iter().find(|entry| entry.shard == shard) else { return 0 };
+        let standbys = entry.at.hosts.split(',').count() - 1;
+        if entry.at.hosts != catalog.directory.hosts {
+            return standbys;
+        }
+        let is_extra = |hosts: &str| !entry.at.hosts.split(',').any(|host| host == hosts);
+        let replicas = catalog.replicas.iter().zip(&directory.replicas);
+        standbys + replicas.filter(|(at, replica)| replica.lag_ms.is_some() && is_extra(&at.hosts)).count()
     }
 
     async fn directory_status(&self) -> DirectoryStatus {
@@ -180,9 +197,11 @@ fn in_words(error: &shards::Error) -> String {
     words
 }
 
-fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>) -> ShardStatus {
+fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>, followers: usize) -> ShardStatus {
     let row = answer.as_ref().ok().and_then(|rows| rows.first());
     let lags: Vec<f64> = row.and_then(|row| row.get::<_, Option<_>>("standbys")).unwrap_or_default();
+    let missing = if row.is_some() { followers.saturating_sub(lags.len()) } else { 0 };
+    let missing = std::iter::repeat_n(Standby { lag_ms: None }, missing);
     ShardStatus {
         shard,
         state: if row.is_some() { State::Up } else { State::Down },
@@ -193,6 +212,6 @@ fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>) 
         posts: row.map(|row| row.get("posts")),
         tasks: row.map(|row| row.get("tasks")),
         bytes: row.map(|row| row.get("bytes")),
-        standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).collect(),
+        standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).chain(missing).collect(),
     }
 }

@@ -38,6 +38,7 @@ impl Cluster {
             None => Self::anew(dir, options, say)?,
         };
         cluster.place.make(cluster.account)?;
+        cluster.check_data()?;
         cluster.state.synchronous = options.synchronous;
         cluster.settle_replicas(options.replicas, say)?;
         cluster.settle_standbys(options.standbys, say)?;
@@ -53,18 +54,57 @@ impl Cluster {
         }
     }
 
-    fn start_all(&self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+    fn start_all(&mut self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
         let (followers, primaries): (Vec<_>, Vec<_>) =
             self.state.servers().into_iter().partition(|it| self.state.source(*it).is_some());
+        let made = side_by_side(&primaries, say, |id, to| self.server(id).make(to));
+        self.remember_made()?;
+        made?;
         side_by_side(&primaries, say, |id, to| {
             let server = self.server(id);
-            server.make(to)?;
             server.start(to)?;
             replica::promote(&server, to)?;
             server.make_databases()
         })?;
         side_by_side(&followers, say, |id, to| replica::raise(&self.server(id), to))?;
         self.settle_waits()
+    }
+
+    /// Remembers which shards have data by now.
+    fn remember_made(&mut self) -> Result<(), Error> {
+        for shard in self.state.shards().collect::<Vec<_>>() {
+            if self.server(self.state.primary(shard)).data().exists() {
+                self.state.set_made(shard, true);
+            }
+        }
+        self.state.save(&self.place.dir)
+    }
+
+    /// Stops where a shard's data was made and is gone: an empty server in its place would have all copies thrown away that
+    /// do not fit it.
+    fn check_data(&self) -> Result<(), Error> {
+        let has_data = |id: &ServerId| self.server(*id).data().exists();
+        let is_lost = |shard: &u16| self.state.is_made(*shard) && !has_data(&self.state.primary(*shard));
+        let Some(shard) = self.state.shards().find(is_lost) else { return Ok(()) };
+        let replicas = self.state.servers().into_iter().filter(|id| shard == 0 && matches!(id, ServerId::Replica(_)));
+        Err(Error::DataGone {
+            shard,
+            data: self.server(self.state.primary(shard)).data(),
+            standby: self.state.members(shard).find(has_data),
+            copy: replicas.map(|id| self.server(id).data()).find(|data| data.exists()),
+        })
+    }
+
+    /// Takes the right to change the cluster, and reads what others have made of it meanwhile.
+    fn lock(&self, say: &mut dyn FnMut(&str)) -> Result<(Lock, State), Error> {
+        let lock = Lock::take(&self.place.dir, say)?;
+        let state = State::load(&self.place.dir)?.ok_or_else(|| Error::NoCluster { dir: self.place.dir.clone() })?;
+        Ok((lock, state))
+    }
+
+    /// The same cluster with what is remembered of it now.
+    fn with(&self, state: State) -> Self {
+        Self { place: self.place.clone(), state, account: self.account }
     }
 
     /// Lets commits wait for the standbys that run by now, where they are to wait.
@@ -86,27 +126,35 @@ impl Cluster {
 
     /// The second half of [`Cluster::promote`]: all other servers of the shard follow its primary.
     pub fn follow(&self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        let _lock = Lock::take(&self.place.dir, say)?;
-        let primary = self.state.primary(shard);
+        let (_lock, state) = self.lock(say)?;
+        let now = self.with(state);
+        let primary = now.state.primary(shard);
         let of_first = |id: &ServerId| shard == 0 && matches!(id, ServerId::Replica(_));
-        let followers: Vec<ServerId> = self
+        let followers: Vec<ServerId> = now
             .state
             .servers()
             .into_iter()
-            .filter(|id| *id != primary && (self.state.members(shard).any(|member| member == *id) || of_first(id)))
+            .filter(|id| *id != primary && (now.state.members(shard).any(|member| member == *id) || of_first(id)))
             .collect();
-        side_by_side(&followers, say, |id, to| replica::raise(&self.server(id), to))?;
-        self.settle_waits()
+        side_by_side(&followers, say, |id, to| replica::raise(&now.server(id), to))?;
+        now.settle_waits()
     }
 
     /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet. Says so where acknowledged writes
     /// may be lost by that.
     pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
+        let (_lock, state) = self.lock(say)?;
+        self.state = state;
         self.port(ServerId::Shard(shard))?;
-        let _lock = Lock::take(&self.place.dir, say)?;
         let old = self.state.primary(shard);
-        let standbys = self.state.members(shard).filter(|it| *it != old);
-        let running: Vec<ServerId> = standbys.filter(|it| self.server(*it).running().postmaster().is_some()).collect();
+        let mut standbys: Vec<ServerId> = self.state.members(shard).filter(|it| *it != old).collect();
+        standbys.retain(|it| self.server(*it).data().exists());
+        // `up` starts nothing that follows lost data.
+        if self.state.is_made(shard) && !self.server(old).data().exists() {
+            side_by_side(&standbys, say, |id, to| self.server(id).start(to)).ok();
+        }
+        let is_running = |it: &ServerId| self.server(*it).running().postmaster().is_some();
+        let running: Vec<ServerId> = standbys.into_iter().filter(is_running).collect();
         if running.is_empty() {
             return Err(Error::NoStandby { shard });
         }
@@ -132,10 +180,12 @@ impl Cluster {
     /// Adds servers for shards until there are so many, each with as many standbys as the others have, and starts what is
     /// down. Killed in between, the same call or [`Cluster::up`] goes on.
     pub fn grow(&mut self, shards: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        let _lock = Lock::take(&self.place.dir, say)?;
+        let (_lock, state) = self.lock(say)?;
+        self.state = state;
         let standbys = u16::try_from(self.standbys()).unwrap_or(u16::MAX);
         Options { shards, standbys, ..Options::new(&self.place.dir) }.check()?;
         self.place.make(self.account)?;
+        self.check_data()?;
         let missing = usize::from(shards).saturating_sub(self.state.shard_ports.len());
         self.state.shard_ports.extend(ports::free(missing)?);
         self.settle_standbys(standbys, say)?;
@@ -146,10 +196,14 @@ impl Cluster {
 
     /// Stops the servers of the last shard, and removes them with their data. Does nothing where it is not there any more.
     pub fn shrink(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
-        let _lock = Lock::take(&self.place.dir, say)?;
+        let (_lock, state) = self.lock(say)?;
+        self.state = state;
         if usize::from(shard) + 1 != self.state.shard_ports.len() || shard == 0 {
             return Ok(());
         }
+        // First, so that what an interrupted removal has removed is not taken for lost.
+        self.state.set_made(shard, false);
+        self.state.save(&self.place.dir)?;
         let members: Vec<ServerId> = self.state.members(shard).collect();
         side_by_side(&members, say, |id, to| {
             tell(to, id, "removing it");
@@ -202,16 +256,18 @@ impl Cluster {
 
     /// Stops one server, in order.
     pub fn stop_server(&self, server: ServerId) -> Result<(), Error> {
-        self.port(server)?;
-        let _lock = Lock::take(&self.place.dir, &mut |_| {})?;
-        self.server(server).running().stop()?;
-        self.settle_waits()
+        let (_lock, state) = self.lock(&mut |_| {})?;
+        let now = self.with(state);
+        now.port(server)?;
+        now.server(server).running().stop()?;
+        now.settle_waits()
     }
 
     /// Starts one server, also after a crash; its port may be another one afterwards.
     pub fn start_server(&mut self, server: ServerId, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let (_lock, state) = self.lock(say)?;
+        self.state = state;
         self.port(server)?;
-        let _lock = Lock::take(&self.place.dir, say)?;
         self.place.make(self.account)?;
         self.settle_port(server, say)?;
         self.state.save(&self.place.dir)?;
@@ -220,6 +276,21 @@ impl Cluster {
             Some(_) => replica::raise(&self.server(id), to),
         })?;
         self.settle_waits()
+    }
+
+    /// Gives roles these passwords on every shard's server that has the role: names, each with a password.
+    pub fn set_passwords(&self, roles: &[(&str, &str)], say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        let (_lock, state) = self.lock(say)?;
+        let now = self.with(state);
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let one = |(role, password): &(&str, &str)| format!("({}, {})", quoted(role), quoted(password));
+        let sql = format!(
+            "SELECT format('ALTER ROLE %I PASSWORD %L', role_name, secret) FROM (VALUES {}) AS given (role_name, secret) \
+             WHERE EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) \\gexec\n",
+            roles.iter().map(one).collect::<Vec<_>>().join(", ")
+        );
+        let primaries: Vec<ServerId> = now.state.shards().map(|shard| now.state.primary(shard)).collect();
+        side_by_side(&primaries, say, |id, _| crate::sql::run(&now, id, &sql).map(drop))
     }
 
     /// Ends a server as a crash would, with SIGKILL, and returns when its first process is gone.
@@ -237,9 +308,15 @@ impl Cluster {
         self.state.primary(shard)
     }
 
-    /// How many standbys each shard has.
+    /// How many standbys each shard is to have. One that was promoted stays, even if there are to be fewer.
     pub fn standbys(&self) -> usize {
-        self.state.standby_ports.first().map_or(0, Vec::len)
+        let has = || self.state.standby_ports.first().map_or(0, Vec::len);
+        self.state.standbys_wanted.map_or_else(has, usize::from)
+    }
+
+    /// How many replicas of shard 0's server there are to be.
+    pub fn replicas(&self) -> usize {
+        self.state.replicas_wanted.map_or(self.state.replica_ports.len(), usize::from)
     }
 
     /// Whether commits wait for a standby.
@@ -363,12 +440,17 @@ impl Cluster {
         let outside = (place.home != inside.home).then(|| place.home.clone());
         let mut state = State::new(major, bin, outside, options.durable);
         state.shard_ports = ports::free(usize::from(options.shards))?;
+        // Cut off after this, the next `up` still knows what was asked for.
+        state.standbys_wanted = Some(options.standbys);
+        state.replicas_wanted = Some(options.replicas);
+        state.synchronous = options.synchronous;
         state.save(&place.dir)?;
         Ok(Self { place, state, account })
     }
 
     /// Gives new replicas their ports, and removes those that are too many.
     fn settle_replicas(&mut self, wanted: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.state.replicas_wanted = Some(wanted);
         let (has, wanted) = (self.state.replica_ports.len(), usize::from(wanted));
         if has > wanted {
             let surplus: Vec<_> = (1_u16..).map(ServerId::Replica).take(has).skip(wanted).collect();
@@ -383,6 +465,7 @@ impl Cluster {
 
     /// Gives new standbys their ports, and removes those that are too many. A promoted one stays.
     fn settle_standbys(&mut self, wanted: u16, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.state.standbys_wanted = Some(wanted);
         self.state.standby_ports.resize(self.state.shard_ports.len(), Vec::new());
         for shard in self.state.shards().collect::<Vec<_>>() {
             let at = usize::from(shard);

@@ -106,6 +106,18 @@ pub enum Error {
         /// The shard.
         shard: u16,
     },
+    /// A shard's data was made and is there no more. Nothing is made in its place: that would cost the last copy of it.
+    #[error("shard {shard}'s data in {} is gone; {}", data.display(), after_loss(*shard, *standby, copy.as_deref()))]
+    DataGone {
+        /// The shard.
+        shard: u16,
+        /// Where its data was.
+        data: PathBuf,
+        /// A standby that has a copy, and can take its place.
+        standby: Option<ServerId>,
+        /// Where a replica has a copy.
+        copy: Option<PathBuf>,
+    },
     /// A standby did not become the primary.
     #[error("{server} did not end its recovery; look into its log at {}, then promote again", log.display())]
     NotPromoted {
@@ -206,11 +218,13 @@ pub enum Error {
         /// One of its processes.
         pid: i32,
     },
-    /// A replica runs and receives nothing.
-    #[error("{server} does not receive from shard 0, not even made anew; its log is {}", log.display())]
+    /// A replica or a standby runs and receives nothing.
+    #[error("{server} does not receive from {source_server}, not even made anew; its log is {}", log.display())]
     NotStreaming {
-        /// The replica.
+        /// The replica or standby.
         server: ServerId,
+        /// The server that it should receive from.
+        source_server: ServerId,
         /// Where the reason is.
         log: PathBuf,
     },
@@ -220,6 +234,16 @@ pub enum Error {
         /// What is wrong with them.
         source: serde_json::Error,
     },
+}
+
+/// What to do about data that is gone.
+fn after_loss(shard: u16, standby: Option<ServerId>, copy: Option<&Path>) -> String {
+    let otherwise = "restore it, or remove the cluster with `therev cluster destroy`";
+    match (standby, copy) {
+        (Some(standby), _) => format!("`therev cluster promote {shard}` puts {standby} in its place"),
+        (None, Some(copy)) => format!("{otherwise} (a replica's copy is in {})", copy.display()),
+        (None, None) => otherwise.to_owned(),
+    }
 }
 
 impl Error {

@@ -37,7 +37,9 @@ pub(crate) fn raise(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
     let Some(source) = replica.cluster.state.source(replica.id) else { return Ok(()) };
     if replica.data().exists() {
         let follows = replica.data().join(STANDBY_SIGNAL).exists();
-        if follows && slot_is_usable(replica, source, &slot)? && replica.start(to).is_ok() && receives(replica) {
+        // Asked whatever it was: nothing is removed here while there is nobody to copy from.
+        let is_usable = slot_is_usable(replica, source, &slot)?;
+        if follows && is_usable && replica.start(to).is_ok() && receives(replica) {
             return Ok(());
         }
         tell(to, replica.id, "too far behind or broken, making it anew");
@@ -46,7 +48,10 @@ pub(crate) fn raise(replica: &Server<'_>, to: &Tell) -> Result<(), Error> {
     }
     copy(replica, source, &slot, to)?;
     replica.start(to)?;
-    if receives(replica) { Ok(()) } else { Err(Error::NotStreaming { server: replica.id, log: replica.log() }) }
+    if receives(replica) {
+        return Ok(());
+    }
+    Err(Error::NotStreaming { server: replica.id, source_server: source, log: replica.log() })
 }
 
 /// Removes a replica that is no longer wanted, with its slot.

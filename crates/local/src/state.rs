@@ -44,6 +44,14 @@ pub(crate) struct State {
     /// By shard: the number of the standby that was promoted, 0 while it is the first server.
     #[serde(default)]
     pub(crate) promoted: Vec<u16>,
+    /// By shard: whether its data has been made. Where it has, a missing folder is a loss and not a beginning.
+    #[serde(default)]
+    pub(crate) made: Vec<bool>,
+    /// How many standbys each shard is to have, and how many replicas there are to be. A promoted standby stays beyond that.
+    #[serde(default)]
+    pub(crate) standbys_wanted: Option<u16>,
+    #[serde(default)]
+    pub(crate) replicas_wanted: Option<u16>,
 }
 
 impl State {
@@ -63,6 +71,9 @@ impl State {
             standby_ports: Vec::new(),
             replica_ports: Vec::new(),
             promoted: Vec::new(),
+            made: Vec::new(),
+            standbys_wanted: None,
+            replicas_wanted: None,
         }
     }
 
@@ -114,6 +125,20 @@ impl State {
         self.shard_ports.pop();
         self.standby_ports.truncate(self.shard_ports.len());
         self.promoted.truncate(self.shard_ports.len());
+        self.made.truncate(self.shard_ports.len());
+    }
+
+    /// Whether a shard's data has been made.
+    pub(crate) fn is_made(&self, shard: u16) -> bool {
+        self.made.get(usize::from(shard)).copied().unwrap_or(false)
+    }
+
+    /// Remembers whether a shard's data has been made.
+    pub(crate) fn set_made(&mut self, shard: u16, is_made: bool) {
+        self.made.resize(self.shard_ports.len(), false);
+        if let Some(made) = self.made.get_mut(usize::from(shard)) {
+            *made = is_made;
+        }
     }
 
     /// The shards' numbers.
@@ -268,6 +293,7 @@ mod tests {
         state.shard_ports = vec![5001, 5002];
         state.replica_ports = vec![5003];
         state.set_port(ServerId::Replica(1), 5004);
+        state.set_made(1, true);
         state.save(dir.path()).unwrap();
         let again = State::load(dir.path()).unwrap().unwrap();
         assert_eq!(again.password, state.password);
@@ -275,6 +301,9 @@ mod tests {
         assert_eq!(again.port(ServerId::Shard(1)), Some(5002));
         assert_eq!(again.port(ServerId::Replica(1)), Some(5004));
         assert_eq!(again.port(ServerId::Replica(0)), None);
+        assert!(again.is_made(1) && !again.is_made(0) && !again.is_made(2));
+        state.forget_last();
+        assert!(!state.is_made(1), "a shard that is gone is not missed");
         assert_eq!(fs::metadata(file_in(dir.path())).unwrap().mode() & 0o777, 0o600);
 
         fs::write(file_in(dir.path()), "{\"format\": 99}").unwrap();

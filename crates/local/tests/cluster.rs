@@ -327,6 +327,53 @@ fn a_standby_takes_its_primarys_place_and_gives_it_back() {
     let told = "shard 0 was down and had not waited for standby 0-1: what it acknowledged last may be lost";
     assert!(said.iter().any(|line| line == told), "{said:?}");
 
+    // A promoted server is needed, and stays; how many were asked for is remembered all the same.
+    let options = Options { standbys: 0, ..options };
+    Cluster::up(&options, &mut quiet).expect("up");
+    let found = Cluster::open(&ground.dir()).expect("the cluster");
+    assert_eq!((found.standbys(), found.primary(0)), (0, ServerId::Standby(0, 1)));
+    let options = Options { standbys: 1, ..options };
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+
     let none = cluster.stop_server(ServerId::Standby(1, 1)).and_then(|()| cluster.promote(1, &mut quiet).map(drop));
     assert!(matches!(none, Err(Error::NoStandby { shard: 1 })), "{none:?}");
+}
+
+#[test]
+fn data_that_is_gone_costs_no_copy_of_it() {
+    let ground = Ground::new();
+    let options = Options { standbys: 1, ..ground.options(2, 1) };
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+    let mut other = Cluster::open(&ground.dir()).expect("the cluster");
+    let url = cluster.shard_url(1).expect("an address");
+    ask(&cluster, &url, "CREATE TABLE kept AS SELECT 42 AS answer").expect("a table");
+    let data = |cluster: &Cluster, server| {
+        cluster.status().into_iter().find(|it| it.server == server).expect("a server").data.clone()
+    };
+
+    cluster.down(&mut quiet).expect("down");
+    fs::remove_dir_all(data(&cluster, ServerId::Shard(1))).expect("lost");
+    let error = Cluster::up(&options, &mut quiet).map(drop).expect_err("it is gone");
+    let standby = Some(ServerId::Standby(1, 1));
+    assert!(matches!(&error, Error::DataGone { shard: 1, standby: found, .. } if *found == standby), "{error}");
+    assert!(error.to_string().contains("`therev cluster promote 1`"), "{error}");
+    assert_eq!(cluster.promote(1, &mut quiet).expect("promoted"), ServerId::Standby(1, 1));
+    let cluster = Cluster::up(&options, &mut quiet).expect("up");
+    assert_eq!(ask(&cluster, &url, "SELECT answer FROM kept").expect("the table"), "42");
+    assert_all_run(&cluster);
+
+    // Who opened the cluster before that promotion does not undo it.
+    other.start_server(ServerId::Shard(0), &mut quiet).expect("it runs");
+    assert_eq!(other.primary(1), ServerId::Standby(1, 1));
+    other.shrink(1, &mut quiet).expect("one shard less");
+
+    // Without a standby a replica's copy is left alone, too.
+    let options = Options { shards: 1, standbys: 0, ..options };
+    let cluster = Cluster::up(&options, &mut quiet).expect("up");
+    cluster.down(&mut quiet).expect("down");
+    fs::remove_dir_all(data(&cluster, ServerId::Shard(0))).expect("lost");
+    let error = Cluster::up(&options, &mut quiet).map(drop).expect_err("it is gone");
+    let replica = data(&cluster, ServerId::Replica(1));
+    assert!(matches!(&error, Error::DataGone { standby: None, copy: Some(copy), .. } if *copy == replica), "{error}");
+    assert!(replica.join("PG_VERSION").exists());
 }

@@ -106,7 +106,7 @@ impl Config {
 
     /// Reads the text of a `therev.toml`; relative paths in it are relative to `folder`.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Config, Error> {
-        let mut config: Config = toml::from_str(text).map_err(|e| Error::Config(e.to_string().trim().to_owned()))?;
+        let mut config: Config = toml::from_str(text).map_err(|error| Error::Config(unreadable(text, &error)))?;
         for path in [&mut config.passfile, &mut config.state_file].into_iter().flatten() {
             *path = folder.join(&*path);
         }
@@ -131,6 +131,22 @@ impl Config {
     }
 }
 
+/// Where a file cannot be understood, and why, in one sentence. Never a value or a line of it: that may be a password.
+fn unreadable(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+    let message = match message.split_once(", expected ") {
+        // `invalid type: integer `1234`, expected a string`
+        Some((found, expected)) if found.starts_with("invalid ") => {
+            let kind = found.split(['`', '"']).next().unwrap_or_default().trim_end();
+            format!("{kind}, expected {expected}")
+        }
+        _ => message,
+    };
+    let Some(span) = error.span() else { return message };
+    let line = text.bytes().take(span.start).filter(|byte| *byte == b'\n').count() + 1;
+    format!("line {line}: {message}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +157,17 @@ mod tests {
         let config = Config::parse("control = 'postgresql://h/d'\npassfile = 'pass'", Path::new("/etc/x")).unwrap();
         assert_eq!(config.passfile, Some(PathBuf::from("/etc/x/pass")));
         assert_eq!(config.deadline_ms, 5_000);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_by_its_line_and_never_repeated() {
+        for wrong in ["password = 's3cret", "password = s3cret", "password = 53627", "password = ['s3cret']"] {
+            let error = Config::parse(&format!("control = 'x'\n{wrong}\n"), Path::new("/")).unwrap_err().to_string();
+            assert!(error.contains("line 2: ") && error.lines().count() == 1, "{error}");
+            assert!(!error.contains("s3cret") && !error.contains("53627"), "{error}");
+        }
+        let error = Config::parse("control = 'x'\ndeadline_ms = 's3cret'", Path::new("/")).unwrap_err().to_string();
+        assert!(error.ends_with("line 2: invalid type: string, expected u64"), "{error}");
     }
 
     #[test]

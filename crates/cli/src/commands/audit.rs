@@ -57,7 +57,8 @@ fn said(entries: &[AuditEntry], out: &Output) -> String {
         // `change user` of `user 018f…`: the word once.
         let what = target.split(' ').next().unwrap_or_default();
         let did = format!("{} {target}", action.strip_suffix(what).unwrap_or(&action).trim_end());
-        let mut lines = vec![format!("{}  {}: {did}", minute(entry.created_at), readable::line(&entry.actor))];
+        let who = format!("{}: {did}", readable::line(&entry.actor));
+        let mut lines = vec![out.indented(&format!("{}  ", minute(entry.created_at)), &who)];
         let changes = changes(entry).join(", ");
         let wrapped = readable::plain(&changes, out.width - INDENT.len());
         lines.extend(wrapped.lines().filter(|line| !line.is_empty()).map(|line| format!("{INDENT}{line}")));

@@ -52,7 +52,7 @@ fn said(report: &Report, out: &Output) -> String {
         let rows = done.iter().map(|one| vec![one.name.to_owned(), one.repaired.to_string()]);
         lines.push(table(out.width, &["repaired for", "count"], &["count"], rows));
         for one in done {
-            lines.extend(named(one.name, &one.examples, one.repaired));
+            lines.extend(named(one.name, &one.examples, one.repaired, out));
         }
     }
     lines.push(String::new());
@@ -67,7 +67,7 @@ fn proved(checks: &[Check], ok: bool, out: &Output) -> Vec<String> {
     });
     let mut lines = vec![table(out.width, &["check", "checked", "wrong"], &["checked", "wrong"], rows)];
     for check in checks.iter().filter(|check| check.wrong > 0) {
-        lines.extend(named(&check.name, &check.examples, check.wrong));
+        lines.extend(named(&check.name, &check.examples, check.wrong, out));
     }
     lines.push(String::new());
     lines.push(if ok {
@@ -80,11 +80,11 @@ fn proved(checks: &[Check], ok: bool, out: &Output) -> Vec<String> {
 }
 
 /// Some of the keys of a check.
-fn named(name: &str, examples: &[String], all: u64) -> Vec<String> {
+fn named(name: &str, examples: &[String], all: u64, out: &Output) -> Vec<String> {
     let mut lines = Vec::new();
     if !examples.is_empty() {
-        lines.extend([String::new(), format!("{name}:")]);
-        lines.extend(examples.iter().map(|example| format!("  {}", readable::line(example))));
+        lines.extend([String::new(), out.fitted(&format!("{name}:"))]);
+        lines.extend(examples.iter().map(|example| out.indented("  ", &readable::line(example))));
         let named = u64::try_from(examples.len()).unwrap_or(0);
         if all > named {
             lines.push(format!("  and {} more", all - named));

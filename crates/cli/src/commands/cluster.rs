@@ -137,6 +137,8 @@ fn destroy(app: &App, dir: &Path, yes: bool) -> Result<()> {
             return Err(CliError::new("not_confirmed", "nothing was destroyed", "type yes, or give --yes"));
         }
     }
+    // While a server runs, the passwords are needed.
+    cluster.down(&mut |line| talk(line))?;
     up::forget(dir)?;
     cluster.destroy(&mut |line| talk(line))?;
     app.out.fact(&serde_json::json!({ "destroyed": dir }), || format!("{} is gone.", dir.display()))

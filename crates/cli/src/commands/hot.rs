@@ -4,11 +4,12 @@ use crate::app::App;
 use crate::error::Result;
 use crate::output::Output;
 use crate::tables::table;
+use futures_util::future::join_all;
 use serde::Serialize;
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use therev::planner::{self, Isolation};
 use therev::relocation::{Mover, Options};
-use therev::{Group, ShardNo, UserId};
+use therev::{Group, ShardNo, Therev, User, UserId};
 
 /// Show the users whose rows are asked for most, on all nodes, in the last minute
 ///
@@ -50,15 +51,16 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let therev = app.open().await?;
     let told = therev.shards().hot_users(usize::from(args.top)).await.map_err(therev::Error::from)?;
     let ids: Vec<UserId> = told.users.iter().map(|user| UserId(user.user_id)).collect();
-    let known = therev.users(&ids).await?;
     let map = therev.shards().map();
+    let shard_of = |id: UserId| map.place_of(Group::Account, id.into()).shard;
+    let known = known(&therev, &ids, shard_of).await;
     let users = told.users.iter().map(|user| {
         let id = UserId(user.user_id);
         HotUser {
             user_id: id,
             user_name: known.iter().find(|known| known.user_id == id).map(|known| known.user_name.clone()),
             bucket: id.bucket().number(),
-            shard: map.place_of(Group::Account, id.into()).shard,
+            shard: shard_of(id),
             operations_per_s: user.operations_per_s,
             share: user.operations_per_s / told.operations_per_s.max(f64::MIN_POSITIVE),
         }
@@ -70,6 +72,16 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     };
     let hot = Hot { nodes: told.nodes, operations_per_s: told.operations_per_s, users: users.collect(), isolate };
     app.out.fact(&hot, || said(&hot, &app.out))
+}
+
+/// The users that the shards know, without those of a shard that is down: names are a courtesy.
+async fn known(therev: &Therev, ids: &[UserId], shard_of: impl Fn(UserId) -> ShardNo) -> Vec<User> {
+    let mut by_shard: BTreeMap<ShardNo, Vec<UserId>> = BTreeMap::new();
+    for id in ids {
+        by_shard.entry(shard_of(*id)).or_default().push(*id);
+    }
+    let asked = by_shard.values().map(async |ids| therev.users(ids).await.unwrap_or_default());
+    join_all(asked).await.concat()
 }
 
 fn said(hot: &Hot, out: &Output) -> String {
@@ -88,10 +100,11 @@ fn said(hot: &Hot, out: &Output) -> String {
     });
     let header = ["id", "name", "bucket", "shard", "operations/s", "share"];
     let table = table(out.width, &header, &["bucket", "shard", "operations/s", "share"], rows);
-    let mut text = format!("{table}\n\n{:.1} operations/s on {} nodes.", hot.operations_per_s, hot.nodes);
+    let mut lines =
+        vec![table, String::new(), format!("{:.1} operations/s on {} nodes.", hot.operations_per_s, hot.nodes)];
     for Isolation { user, from, to, .. } in &hot.isolate {
-        let _ =
-            write!(text, "\nToo much for shard {from}: `therev move user {user} --to {to}` places this user apart.");
+        let advice = format!("Too much for shard {from}: `therev move user {user} --to {to}` places this user apart.");
+        lines.push(out.fitted(&advice));
     }
-    text
+    lines.join("\n")
 }

@@ -74,9 +74,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         mover_password: passwords.mover.clone(),
     };
     // Before the roles get them: a run that is cut off here is run again with the same ones.
-    if passwords.are_new {
-        Passwords::add_lines(&passfile, &plan.passfile())?;
-    }
+    passwords.keep(&passfile)?;
     let made = therev::init(&plan).await.map_err(therev::Error::from)?;
     let control = library_address(&plan.control);
     let file = app.folder.join(FILE);

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::commands::rebalance::Pace;
-use crate::commands::relocation::{Shown, driven};
+use crate::commands::relocation::{Shown, driven, reached};
 use crate::error::{CliError, Result};
 use crate::output::{Output, talk};
 use crate::tables::{bytes, count, table};
@@ -187,9 +187,7 @@ pub(crate) async fn carry_out(
     for plan in &plans {
         let begun = mover.begin(plan, goal, &app.operator().to_string()).await?;
         let to = format!("relocation {} of {}", begun.relocation, what_moves(plan));
-        therev
-            .note_operator(&app.operator(), "move", &to, serde_json::json!({ "from": plan.source, "to": plan.target }))
-            .await?;
+        app.note(therev, "move", &to, serde_json::json!({ "from": plan.source, "to": plan.target })).await;
         talk(&format!(
             "Relocation {} began: {} from shard {} to {}.",
             begun.relocation,
@@ -197,7 +195,7 @@ pub(crate) async fn carry_out(
             plan.source,
             plan.target
         ));
-        ended.push(driven(mover, begun.relocation, &mut Shown::new()).await?);
+        ended.push(reached(driven(mover, begun.relocation, &mut Shown::new()).await?, goal)?);
     }
     app.out.fact(&ended, || crate::commands::relocation::said_all(&ended, &app.out))
 }
@@ -209,9 +207,9 @@ async fn gone_on(app: &App, therev: &Therev, mover: &Mover, left: &Relocation, g
         mover.want(number, goal).await?;
     }
     let target = format!("relocation {number}");
-    therev.note_operator(&app.operator(), "resume", &target, serde_json::json!({ "state": state })).await?;
+    app.note(therev, "resume", &target, serde_json::json!({ "state": state })).await;
     talk(&format!("Relocation {number} of the same is {state}, and nobody works at it: it goes on."));
-    driven(mover, number, &mut Shown::new()).await
+    reached(driven(mover, number, &mut Shown::new()).await?, goal)
 }
 
 /// One request for each shard that the buckets are on now; of those that an open relocation has brought to the target already,

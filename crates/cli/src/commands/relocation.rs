@@ -70,10 +70,17 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         }
         Command::Show(which) => {
             let found = mover.show(which.relocation).await?;
-            return app.out.fact(&found, || said(&found));
+            return app.out.fact(&found, || said(&found, &app.out));
         }
         Command::Verify { which, repair } => {
-            let compared = mover.verify(which.relocation, repair).await?;
+            let outcome = mover.verify(which.relocation, repair).await.map_err(CliError::from);
+            let compared = if repair {
+                let target = format!("relocation {}", which.relocation);
+                let after = |rows: &i64| serde_json::json!({ "rows": rows });
+                app.noted(&therev, "repair", &target, outcome, after).await?
+            } else {
+                outcome?
+            };
             return app.out.fact(&serde_json::json!({ "rows": compared }), || {
                 format!("Both sides hold the same {compared} rows.")
             });
@@ -92,9 +99,44 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         _ => mover.pause(which.relocation, false).await?,
     };
     let target = format!("relocation {}", which.relocation);
-    therev.note_operator(&app.operator(), what, &target, serde_json::json!({ "state": wanted.state.name() })).await?;
-    let ended = if wanted.is_paused { wanted } else { driven(&mover, which.relocation, &mut Shown::new()).await? };
-    app.out.fact(&ended, || said(&ended))
+    app.note(&therev, what, &target, serde_json::json!({ "state": wanted.state.name() })).await;
+    let goal = wanted.goal;
+    let ended = if wanted.is_paused {
+        wanted
+    } else {
+        reached(driven(&mover, which.relocation, &mut Shown::new()).await?, goal)?
+    };
+    app.out.fact(&ended, || said(&ended, &app.out))
+}
+
+/// A relocation that rests where a command wanted it. Meanwhile somebody else may have wanted something else of it: then that is
+/// where it rests, and the command has not done what it was for.
+pub(crate) fn reached(ended: Relocation, goal: Goal) -> Result<Relocation> {
+    missed(ended.relocation, ended.state, ended.is_paused, goal).map_or(Ok(ended), Err)
+}
+
+/// Why a relocation that rests has not reached a goal, and what to do; nothing where it has.
+fn missed(number: i64, state: State, is_paused: bool, goal: Goal) -> Option<CliError> {
+    let is_reached = match goal {
+        Goal::Done => state == State::Done,
+        Goal::Switched => matches!(state, State::Switched | State::Done),
+        Goal::Aborted => state == State::Aborted,
+        Goal::Reversed => state == State::Reversed,
+    };
+    if is_reached {
+        return None;
+    }
+    let (how, next) = if state.is_over() {
+        (format!("ended as {}, not as {}", state.name(), goal.name()), "`therev move` moves what is to be moved".into())
+    } else if is_paused {
+        let next = format!("`therev relocation resume {number}` goes on");
+        (format!("was paused meanwhile, it is {}", state.name()), next)
+    } else {
+        let next =
+            format!("`therev relocation finish {number}` ends it, `therev relocation reverse {number}` goes back");
+        (format!("rests, it is {}", state.name()), next)
+    };
+    Some(CliError::new("stopped", format!("relocation {number} {how}"), next))
 }
 
 /// Carries a relocation on and shows how far it is. Where another process works at it, looks on.
@@ -173,32 +215,34 @@ fn listed(found: &[Relocation], out: &Output) -> String {
 
 /// What became of several.
 pub(crate) fn said_all(ended: &[Relocation], out: &Output) -> String {
-    if let [one] = ended { said(one) } else { listed(ended, out) }
+    if let [one] = ended { said(one, out) } else { listed(ended, out) }
 }
 
-fn said(one: &Relocation) -> String {
+fn said(one: &Relocation, out: &Output) -> String {
     let groups: Vec<&str> = one.groups.iter().map(|group| group.name()).collect();
     let mut lines = vec![
         format!("relocation  {}", one.relocation),
         format!("state       {}", one.state.name()),
         format!("goal        {}{}", one.goal.name(), if one.is_paused { ", paused" } else { "" }),
-        format!("moves       {} of {} from shard {} to {}", spans(one), groups.join(" and "), one.source, one.target),
+        out.indented(
+            "moves       ",
+            &format!("{} of {} from shard {} to {}", spans(one), groups.join(" and "), one.source, one.target),
+        ),
         format!("copied      {} of {} rows, {}", one.rows_copied, one.rows_total, bytes(Some(one.bytes_copied))),
     ];
     if let Some(pause) = one.pause_ms {
         lines.push(format!("switch      writes waited {pause:.1} ms, at try {}", one.attempts));
     }
     if !one.note.is_empty() {
-        lines.push(format!("note        {}", one.note));
+        lines.push(out.indented("note        ", &one.note));
     }
     if one.has_worker {
         lines.push("worker      a process is at it".to_owned());
     }
     if one.state == State::Switched {
-        lines.push(format!(
-            "next        `therev relocation finish {0}`, or back with `therev relocation reverse {0}`",
-            one.relocation
-        ));
+        let number = one.relocation;
+        let next = format!("`therev relocation finish {number}`, or back with `therev relocation reverse {number}`");
+        lines.push(out.indented("next        ", &next));
     }
     lines.join("\n")
 }
@@ -221,4 +265,29 @@ fn spans(one: &Relocation) -> String {
         return format!("{} buckets ({} …)", one.buckets.len(), first.join(", "));
     }
     format!("buckets {}", spans.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wanted_meanwhile_is_no_success() {
+        let said = |state, is_paused, goal| missed(3, state, is_paused, goal).map(|error| error.to_string());
+        for (state, goal) in [
+            (State::Done, Goal::Done),
+            (State::Switched, Goal::Switched),
+            (State::Done, Goal::Switched),
+            (State::Aborted, Goal::Aborted),
+            (State::Reversed, Goal::Reversed),
+        ] {
+            assert_eq!(said(state, false, goal), None);
+        }
+        let aborted = said(State::Aborted, false, Goal::Done).unwrap();
+        assert!(aborted.contains("ended as aborted, not as done"), "{aborted}");
+        let paused = said(State::Copying, true, Goal::Done).unwrap();
+        assert!(paused.contains("it is copying") && paused.contains("`therev relocation resume 3`"), "{paused}");
+        let held = said(State::Switched, false, Goal::Done).unwrap();
+        assert!(held.contains("`therev relocation finish 3`"), "{held}");
+    }
 }

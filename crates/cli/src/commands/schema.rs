@@ -77,7 +77,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     let applied: usize = databases.iter().map(|one| one.applied.len()).sum();
     if applied > 0 {
         let after = serde_json::to_value(&databases)?;
-        therev.note_operator(&app.operator(), "schema apply", "cluster", after).await?;
+        app.note(&therev, "schema apply", "cluster", after).await;
     }
     let versions = Versions { ok: databases.iter().all(SchemaOf::is_current), databases };
     app.out.fact(&versions, || said(&versions, applies, &app.out))?;

@@ -75,7 +75,7 @@ struct Add {
     #[arg(long)]
     local: bool,
     /// How much it should hold beside the others
-    #[arg(long, default_value_t = 1.0, value_parser = weight)]
+    #[arg(long, default_value_t = 1.0, value_parser = first_weight)]
     weight: f32,
     /// Only say which number it would get, and what stands in the way
     #[arg(long)]
@@ -88,9 +88,18 @@ fn shard(text: &str) -> std::result::Result<ShardNo, String> {
 }
 
 fn weight(text: &str) -> std::result::Result<f32, String> {
-    let weight = text.parse::<f32>().ok().filter(|weight| (0.0..=1_000.0).contains(weight));
-    weight.ok_or_else(|| format!("`{text}` is no weight: it goes from 0 to 1000"))
+    let weight = text.parse::<f32>().ok().filter(|weight| *weight == 0.0 || WEIGHTS.contains(weight));
+    weight.ok_or_else(|| format!("`{text}` is no weight: it is 0, or goes from 0.001 to 1000"))
 }
+
+/// A shard that comes is to hold something.
+fn first_weight(text: &str) -> std::result::Result<f32, String> {
+    let weight = text.parse::<f32>().ok().filter(|weight| WEIGHTS.contains(weight));
+    weight.ok_or_else(|| format!("`{text}` is no weight for a new shard: it goes from 0.001 to 1000"))
+}
+
+/// What the cluster takes for a shard that is to hold something.
+const WEIGHTS: std::ops::RangeInclusive<f32> = 0.001..=1_000.0;
 
 pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     match args.command {
@@ -104,7 +113,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         Command::Weight { shard, weight } => {
             let therev = app.open().await?;
             therev::set_weight(therev.shards(), shard, weight).await?;
-            note(app, &therev, "shard weight", shard, serde_json::json!({ "weight": weight })).await?;
+            note(app, &therev, "shard weight", shard, serde_json::json!({ "weight": weight })).await;
             app.out.fact(&serde_json::json!({ "shard": shard, "weight": weight }), || {
                 format!("Shard {shard} has weight {weight} now.\nNext: therev rebalance --plan")
             })
@@ -112,9 +121,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     }
 }
 
-async fn note(app: &App, therev: &Therev, action: &str, shard: ShardNo, after: serde_json::Value) -> Result<()> {
-    therev.note_operator(&app.operator(), action, &format!("shard {shard}"), after).await?;
-    Ok(())
+async fn note(app: &App, therev: &Therev, action: &str, shard: ShardNo, after: serde_json::Value) {
+    app.note(therev, action, &format!("shard {shard}"), after).await;
 }
 
 /// The passwords that the other servers' roles have.
@@ -132,7 +140,7 @@ fn passwords(app: &App) -> Result<RolePasswords> {
         )
     };
     let passwords = Passwords::read_or_make(&config.passfile.ok_or_else(lacking)?)?;
-    if passwords.are_new {
+    if passwords.made().next().is_some() {
         return Err(lacking());
     }
     Ok(RolePasswords { library: passwords.library, admin: passwords.admin, mover: passwords.mover })
@@ -165,7 +173,7 @@ async fn add(app: &App, args: Add) -> Result<()> {
     let added = therev::add_shard(therev.shards(), &plan).await.map_err(|error| {
         CliError::from(error).also("the cluster is as it was, and the same command goes on from there")
     })?;
-    note(app, &therev, "shard add", added.shard, serde_json::to_value(&added)?).await?;
+    note(app, &therev, "shard add", added.shard, serde_json::to_value(&added)?).await;
     app.out.fact(&added, || said(&added))
 }
 
@@ -196,7 +204,7 @@ async fn remove(app: &App, shard: ShardNo) -> Result<()> {
         // What it has to tell others is told before it goes.
         app.settle(&therev).await;
         let removed = therev::remove_shard(therev.shards(), shard).await?;
-        note(app, &therev, "shard remove", shard, serde_json::json!({})).await?;
+        note(app, &therev, "shard remove", shard, serde_json::json!({})).await;
         empty_for = removed.empty_for;
     }
     let is_server_removed = server.is_some();
@@ -241,8 +249,10 @@ mod tests {
         for wrong in ["-1", "x", "99999", ""] {
             assert!(shard(wrong).is_err(), "{wrong}");
         }
-        for wrong in ["-1", "nan", "inf", "1001", "x"] {
-            assert!(weight(wrong).is_err(), "{wrong}");
+        assert_eq!((weight("0"), weight("0.001"), first_weight("0.001")), (Ok(0.0), Ok(0.001), Ok(0.001)));
+        for wrong in ["-1", "nan", "inf", "1001", "x", "0.0005"] {
+            assert!(weight(wrong).is_err() && first_weight(wrong).is_err(), "{wrong}");
         }
+        assert!(first_weight("0").is_err());
     }
 }

@@ -81,11 +81,12 @@ fn said(overview: &Overview, found_by: &str, from_file: bool, out: &Output) -> S
             format!("{} to be delivered, the oldest for {oldest_s:.1} s.", waiting(n))
         }
     });
-    lines.push(format!("Found by {found_by}."));
+    lines.push(out.fitted(&format!("Found by {found_by}.")));
     if from_file {
         lines.push("The placement is the last known one: the control database gave no answer.".to_owned());
     }
-    lines.extend(overview.shards.iter().filter_map(|shard| shard.reason.as_deref()).map(readable::line));
+    let reasons = overview.shards.iter().filter_map(|shard| shard.reason.as_deref());
+    lines.extend(reasons.map(|reason| out.fitted(&readable::line(reason))));
     lines.push(if overview.is_up() {
         out.word("Everything is up.", true)
     } else {
@@ -104,12 +105,28 @@ fn state(state: impl Serialize) -> String {
     word.as_str().unwrap_or("unknown").to_owned()
 }
 
-/// `2 (0, 13 ms)`: how many follow, and how far they are behind.
+/// `3 (0, 13 ms, 1 down)`: how many are to follow, and how far they are behind.
 fn lags(lags_ms: impl Iterator<Item = Option<f64>>) -> String {
-    let all: Vec<String> = lags_ms.map(|lag| lag.map_or_else(|| "down".to_owned(), |ms| format!("{ms:.0}"))).collect();
-    match all.as_slice() {
-        [] => "-".to_owned(),
-        down if down.iter().all(|lag| lag == "down") => format!("{} (down)", down.len()),
-        some => format!("{} ({} ms)", some.len(), some.join(", ")),
+    let (up, down): (Vec<_>, Vec<_>) = lags_ms.partition(Option::is_some);
+    let lags: Vec<String> = up.iter().flatten().map(|ms| format!("{ms:.0}")).collect();
+    match (up.len(), down.len()) {
+        (0, 0) => "-".to_owned(),
+        (0, all) => format!("{all} (down)"),
+        (all, 0) => format!("{all} ({} ms)", lags.join(", ")),
+        (some, down) => format!("{} ({} ms, {down} down)", some + down, lags.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn followers_are_told_in_a_few_words() {
+        let said = |lags_ms: &[Option<f64>]| lags(lags_ms.iter().copied());
+        assert_eq!(said(&[]), "-");
+        assert_eq!(said(&[Some(0.2), Some(13.0)]), "2 (0, 13 ms)");
+        assert_eq!(said(&[None, None]), "2 (down)");
+        assert_eq!(said(&[Some(0.0), None]), "2 (0 ms, 1 down)");
     }
 }

@@ -118,7 +118,7 @@ struct Add {
     #[arg(long, value_name = "ID|@NAME")]
     author: String,
     /// What it is about
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     title: String,
     #[command(flatten)]
     body: Body,
@@ -135,7 +135,7 @@ struct Edit {
     #[command(flatten)]
     which: One,
     /// Another title; the text stays unless --body is given too
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     title: Option<String>,
     #[command(flatten)]
     body: Body,
@@ -234,7 +234,8 @@ async fn add(app: &App, new: Add) -> Result<()> {
     app.settle(&therev).await;
     app.out.fact(&thread, || format!("Opened thread {}.", thread.thread_id))?;
     let (target, after) = (format!("thread {}", thread.thread_id), serde_json::json!({ "author": author }));
-    Ok(therev.note_operator(&app.operator(), "thread add", &target, after).await?)
+    app.note(&therev, "thread add", &target, after).await;
+    Ok(())
 }
 
 async fn change(app: &App, which: &One, change: ThreadChange, done: &str) -> Result<()> {

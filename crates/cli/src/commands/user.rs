@@ -97,19 +97,19 @@ struct List {
 #[derive(Debug, clap::Args)]
 struct Profile {
     /// First name, or the whole display name
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     first_name: Option<String>,
     /// Last name
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     last_name: Option<String>,
     /// E-mail address, unique in the community
     #[arg(long, value_name = "ADDRESS")]
     email: Option<String>,
     /// What the person says of itself
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     bio: Option<String>,
     /// What the person stands for
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     ideology: Option<String>,
     /// Address of a picture
     #[arg(long, value_name = "URL")]
@@ -166,6 +166,7 @@ async fn unpin(app: &App, user: &str, how: &How) -> Result<()> {
     let user = input::user(&therev, user).await?;
     let mover = how.pace.mover(&therev);
     if !how.is_plan() && mover.release(user).await? {
+        app.note(&therev, "user unpin", &format!("user {user}"), serde_json::json!({ "moved": false })).await;
         return app
             .out
             .fact(&[(); 0], || "The bucket is here: this person is with it again, nothing had to move.".to_owned());

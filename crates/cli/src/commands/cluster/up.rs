@@ -45,23 +45,39 @@ pub(super) async fn run(app: &App, dir: &Path, wanted: &Up) -> Result<()> {
     let asked = wanted.layout.map(Layout::from);
     let layout = first_layout(dir, existing.is_some(), asked)?;
     let options = options(app, dir, wanted, existing.as_ref());
-    if layout == Layout::Split && options.shards < 2 {
+    // What is only remembered may be another `up`'s that came to nothing: the control database says it below.
+    if asked == Some(Layout::Split) && options.shards < 2 {
         return Err(CliError::usage("the split layout takes 2 shards or more", "give another --shards or --layout"));
     }
     write(dir, LAYOUT_FILE, layout.name())?;
     let cluster = Cluster::up(&options, &mut |line| talk(line))?;
-    let passwords = Passwords::read_or_make(&dir.join(PASSFILE))?;
+    // Another first `up` may have asked for another one meanwhile: all go by what is written last.
+    let layout = first_layout(dir, true, asked)?;
+    let passwords = passwords(dir, &cluster)?;
     let mut plan = plan(&cluster, layout, &passwords)?;
-    if passwords.are_new {
-        Passwords::add_lines(&dir.join(PASSFILE), &plan.passfile())?;
-    }
-    let initialized = !is_current(dir, &mut plan).await?;
+    let initialized = !is_current(dir, &mut plan, asked).await?;
     if initialized {
         talk("Setting the cluster up: roles, schemas, addresses");
+        // It may be the passwords by which nobody got in: of a run that was cut off, or of a passfile that was changed.
+        cluster.set_passwords(&passwords.all(), &mut |line| talk(line))?;
         therev::init(&plan).await.map_err(therev::Error::from)?;
     }
     write_config(dir, &library_address(&plan.control))?;
-    tell(app, dir, &cluster, layout, initialized)
+    tell(app, dir, &cluster, plan.layout, initialized)
+}
+
+/// The passwords of the passfile. Where it lacks some, roles that are there get the new ones.
+fn passwords(dir: &Path, cluster: &Cluster) -> Result<Passwords> {
+    let path = dir.join(PASSFILE);
+    let found = Passwords::read_or_make(&path)?;
+    if found.made().next().is_none() {
+        return Ok(found);
+    }
+    found.keep(&path)?;
+    // Of two that made some at once, the first one's count: they stand first.
+    let passwords = Passwords::read_or_make(&path)?;
+    cluster.set_passwords(&passwords.all(), &mut |line| talk(line))?;
+    Ok(passwords)
 }
 
 /// Removes what [`run`] wrote beside the servers.
@@ -100,7 +116,7 @@ fn options(app: &App, dir: &Path, wanted: &Up, existing: Option<&Cluster>) -> Op
     let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
     let mut options = Options::new(dir);
     options.shards = wanted.shards.or(existing.map(|it| count(it.shards()))).unwrap_or(options.shards);
-    let replicas = existing.map(|it| count(it.directory_replica_urls().len()));
+    let replicas = existing.map(|it| count(it.replicas()));
     options.replicas = wanted.replicas.or(replicas).unwrap_or(options.replicas);
     let standbys = existing.map(|it| count(it.standbys()));
     options.standbys = wanted.standbys.or(standbys).unwrap_or(options.standbys);
@@ -126,8 +142,9 @@ fn plan(cluster: &Cluster, layout: Layout, passwords: &Passwords) -> Result<Init
 /// Whether the cluster on these servers is whole: the control database has the servers' addresses, and every schema is
 /// this program's.
 ///
-/// A server that `shard add` has not made a shard yet is none: it leaves the plan.
-async fn is_current(dir: &Path, plan: &mut InitPlan) -> Result<bool> {
+/// A server that `shard add` has not made a shard yet is none: it leaves the plan. The layout that counts is the one that the
+/// control database says.
+async fn is_current(dir: &Path, plan: &mut InitPlan, asked: Option<Layout>) -> Result<bool> {
     let config =
         Config { passfile: Some(dir.join(PASSFILE)), relay_ms: 0, ..Config::new(library_address(&plan.control)) };
     let therev = match therev::connect(config).await {
@@ -138,7 +155,8 @@ async fn is_current(dir: &Path, plan: &mut InitPlan) -> Result<bool> {
         }
     };
     let catalog = therev.shards().catalog();
-    same_layout(dir, catalog.layout, plan.layout)?;
+    write(dir, LAYOUT_FILE, catalog.layout.name())?;
+    plan.layout = same_layout(dir, catalog.layout, asked.unwrap_or(catalog.layout))?;
     if plan.shards.len() > catalog.shards.len() {
         let number = catalog.shards.len();
         talk(&format!("shard-{number} is not part of the cluster yet: `therev shard add --local` goes on with it"));
