@@ -12,15 +12,15 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
-/// Connections with a statement prepared on each, one for each worker.
+/// Connections with a statement prepared on each, one for each worker, or one for several.
 struct Bare {
     clients: Vec<(Client, Statement)>,
 }
 
 impl Bare {
-    async fn new(ground: &Ground<'_>, sql: &str) -> Anyhow<Arc<Bare>> {
+    async fn new(ground: &Ground<'_>, sql: &str, connections: usize) -> Anyhow<Arc<Bare>> {
         let mut clients = Vec::new();
-        for _ in 0..WORKERS {
+        for _ in 0..connections {
             let client = ground.databases.bare(0).await?;
             let statement = client.prepare(sql).await?;
             clients.push((client, statement));
@@ -30,7 +30,7 @@ impl Bare {
 
     /// Runs the statement and reads what it says, as whoever asks must; says how many rows there are.
     async fn query(&self, worker: usize, params: &[&(dyn ToSql + Sync)]) -> Anyhow<usize> {
-        let (client, statement) = &self.clients[worker];
+        let (client, statement) = &self.clients[worker % self.clients.len()];
         let rows = client.query(statement, params).await?;
         for row in &rows {
             (0..row.len()).for_each(|at| read(row, at));
@@ -57,6 +57,17 @@ fn turn(users: &[UserId], worker: usize, number: u64) -> UserId {
     users[(worker * 7_919 + usize::try_from(number).unwrap_or(0) * 31) % users.len()]
 }
 
+/// A call beside its statement on bare connections.
+#[derive(Default)]
+struct Beside {
+    /// The library, beside a connection for each worker.
+    library: Pairs,
+    /// The library, beside two workers on each connection, as it has them itself.
+    shared: Pairs,
+    /// The statement with its fence, beside the one without.
+    fence: Pairs,
+}
+
 /// A call of the library beside its statement on bare connections, without its fence and with it. `params` and `least`:
 /// what the statement takes after bucket and owner, and how many rows it must answer with.
 async fn beside_bare<F>(
@@ -66,7 +77,7 @@ async fn beside_bare<F>(
     params: &'static [&'static (dyn ToSql + Sync)],
     least: usize,
     call: impl Fn(Therev, UserId) -> F + Clone + Send + 'static,
-) -> Anyhow<(Pairs, Pairs)>
+) -> Anyhow<Beside>
 where
     F: Future<Output = Anyhow<()>> + Send,
 {
@@ -75,7 +86,8 @@ where
     }
     let node = ground.node(WORKERS).await?;
     let (plain, fenced) = bare_statement(statement)?;
-    let (plain, fenced) = (Bare::new(ground, &plain).await?, Bare::new(ground, &fenced).await?);
+    let half = Bare::new(ground, &plain, WORKERS / 2).await?;
+    let (plain, fenced) = (Bare::new(ground, &plain, WORKERS).await?, Bare::new(ground, &fenced, WORKERS).await?);
     let by_bare = |bare: &Arc<Bare>| {
         let (bare, owners) = (bare.clone(), owners.clone());
         move |worker, number| {
@@ -88,31 +100,35 @@ where
             }
         }
     };
-    let (mut library, mut fence) = (Pairs::default(), Pairs::default());
+    let mut beside = Beside::default();
     for run in 0..=ground.runs {
         let (node, owners, call) = (node.clone(), owners.clone(), call.clone());
         let by_library = move |worker, number| call(node.clone(), turn(&owners, worker, number));
         let ours = throughput(WORKERS, PERIOD, by_library).await?;
         let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
         let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
+        let shared = throughput(WORKERS, PERIOD, by_bare(&half)).await?;
         // The first run warms both sides up.
         if run > 0 {
-            library.add(ours, without);
-            fence.add(with, without);
+            beside.library.add(ours, without);
+            beside.shared.add(ours, shared);
+            beside.fence.add(with, without);
         }
     }
-    Ok((library, fence))
+    Ok(beside)
 }
 
 const FENCE_NOTE: &str = "the same statement with and without fence, no library";
+const SHARED_NOTE: &str = "bare: two workers on each of four connections, which is how the library sends them";
 
 /// A user by key.
 pub(crate) async fn point_read(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
     let users = ground.users_of_shard_0().await?;
     let call = |node: Therev, user| async move { Ok(node.user(user).await.map(|_| ())?) };
-    let (library, fence) = beside_bare(ground, "users::GET", &users, &[], 1, call).await?;
+    let Beside { library, shared, fence } = beside_bare(ground, "users::GET", &users, &[], 1, call).await?;
     Ok(vec![
         library.rate("point_read", Some(0.88), "reads/s").note("a user by key, 8 workers, one shard"),
+        shared.rate("point_read_shared", None, "reads/s").note(SHARED_NOTE),
         fence.rate("point_read_fence", None, "reads/s").note(FENCE_NOTE),
     ])
 }
@@ -123,9 +139,10 @@ pub(crate) async fn author_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
     static REST: [&(dyn ToSql + Sync); 2] = [&Uuid::max(), &LIMIT];
     let authors = ground.busy_authors_of_shard_0(LIMIT).await?;
     let call = |node: Therev, author| async move { Ok(node.posts_by_author(author, None, LIMIT).await.map(|_| ())?) };
-    let (library, fence) = beside_bare(ground, "posts::BY_AUTHOR", &authors, &REST, 50, call).await?;
+    let Beside { library, shared, fence } = beside_bare(ground, "posts::BY_AUTHOR", &authors, &REST, 50, call).await?;
     Ok(vec![
         library.rate("author_page", Some(0.93), "pages/s").note("50 posts of one author, 8 workers, one shard"),
+        shared.rate("author_page_shared", None, "pages/s").note(SHARED_NOTE),
         fence.rate("author_page_fence", None, "pages/s").note(FENCE_NOTE),
     ])
 }

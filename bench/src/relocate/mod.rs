@@ -156,6 +156,8 @@ impl Waits {
             let ended = one.ended();
             if one.backed_out.is_some() {
                 self.tries_given_up += 1;
+                // Who waited for one that came to nothing has waited all the same.
+                self.writes.extend(one.at("late").into_iter().flat_map(|late| done.writers.met(late, ended)));
             } else if let Some(ready) = one.at("ready") {
                 self.switches += 1;
                 // Nobody writes between draining and the end: whoever is under way so late has waited or will.

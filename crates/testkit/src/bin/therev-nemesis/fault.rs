@@ -37,6 +37,24 @@ pub(crate) enum Fault {
     FillDisk,
 }
 
+impl Fault {
+    /// What it is counted as.
+    pub(crate) fn kind(self) -> &'static str {
+        match self {
+            Fault::KillWriter { .. } => "writer_killed",
+            Fault::KillMover { .. } => "mover_killed",
+            Fault::SleepMover { .. } => "mover_asleep",
+            Fault::Quiet { .. } => "quiet",
+            Fault::KillServer { .. } => "server_killed",
+            Fault::Promote { .. } => "promoted",
+            Fault::LoseControl { .. } => "control_away",
+            Fault::Network { .. } => "network",
+            Fault::Freeze { .. } => "server_frozen",
+            Fault::FillDisk => "disk_full",
+        }
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -16,6 +16,7 @@ mod verify;
 mod world;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -76,6 +77,8 @@ struct Run {
 struct Summary {
     seed: u64,
     faults: u64,
+    /// Of which kinds.
+    kinds: BTreeMap<&'static str, u64>,
     acknowledged: u64,
     reads: u64,
     lost: usize,
@@ -184,27 +187,7 @@ async fn torment(
         tokio::spawn(reader::read(node, is_stale, failures, users, threads, end.clone()))
     });
     saboteur.all_begin().await?;
-    let begin = Instant::now();
-    let enough = |faults: u64| match (run.faults, run.minutes) {
-        (Some(wanted), _) => faults >= wanted,
-        (None, minutes) => begin.elapsed() >= Duration::from_secs(60 * minutes.unwrap_or(1)),
-    };
-    let mut faults = 0;
-    for fault in Schedule::new(seed, saboteur.writers(), MOVERS) {
-        if enough(faults) || *told_enough.borrow() {
-            break;
-        }
-        faults += 1;
-        let struck = Instant::now();
-        if let Err(error) = saboteur.strike(fault).await {
-            saboteur.fails(&fault, error.as_ref());
-        }
-        eprintln!("therev-nemesis: {faults}: {fault}, over after {:.1?}", struck.elapsed());
-        // What does not go on now will not do so after the next fault.
-        if !saboteur.stuck.is_empty() {
-            break;
-        }
-    }
+    let (faults, kinds) = strike_all(&mut saboteur, run, seed, told_enough).await;
     let outcome = saboteur.end_writers().await?;
     tell_end.send_replace(true);
     let mut seen = Seen::default();
@@ -216,7 +199,7 @@ async fn torment(
     eprintln!("therev-nemesis: movers' relocations: {:?}", journals.brought);
     world.raise()?;
     let verdict = verify::verify(world, &journals).await?;
-    let Outcome { disturbed, crashed, stuck, skipped } = outcome;
+    let Outcome { disturbed, crashed, stuck, wrong, skipped } = outcome;
     let Verdict { acknowledged, lost, doubled, check, left_over, relocations, switches, stuck: open } = verdict;
     seen.judge(&journals);
     let never_refused = (journals.refused == 0).then(|| "no row was ever refused".to_owned());
@@ -226,11 +209,12 @@ async fn torment(
         + named("ended", &crashed)
         + named("stuck", &[stuck, open].concat())
         + named("failed with nothing broken", &disturbed)
-        + named("wrong", &check)
+        + named("wrong", &[wrong, check].concat())
         + named("wrong", never_refused.as_slice());
     Ok(Summary {
         seed,
         faults: faults - skipped.len() as u64,
+        kinds,
         acknowledged,
         reads: seen.reads,
         lost: named("lost", &lost),
@@ -242,6 +226,40 @@ async fn torment(
         skipped: named("skipped", &skipped),
         wrong,
     })
+}
+
+/// Fault after fault, until there were enough, or something stands still. Says how many, and of which kinds.
+async fn strike_all(
+    saboteur: &mut Saboteur<'_>,
+    run: &Run,
+    seed: u64,
+    told_enough: &watch::Receiver<bool>,
+) -> (u64, BTreeMap<&'static str, u64>) {
+    let begin = Instant::now();
+    let enough = |faults: u64| match (run.faults, run.minutes) {
+        (Some(wanted), _) => faults >= wanted,
+        (None, minutes) => begin.elapsed() >= Duration::from_secs(60 * minutes.unwrap_or(1)),
+    };
+    let (mut faults, mut kinds) = (0, BTreeMap::<_, u64>::new());
+    for fault in Schedule::new(seed, saboteur.writers(), MOVERS) {
+        if enough(faults) || *told_enough.borrow() {
+            break;
+        }
+        faults += 1;
+        let (struck, skipped) = (Instant::now(), saboteur.skipped.len());
+        if let Err(error) = saboteur.strike(fault).await {
+            saboteur.fails(&fault, error.as_ref());
+        }
+        if saboteur.skipped.len() == skipped {
+            *kinds.entry(fault.kind()).or_default() += 1;
+        }
+        eprintln!("therev-nemesis: {faults}: {fault}, over after {:.1?}", struck.elapsed());
+        // What does not go on now will not do so after the next fault.
+        if !saboteur.stuck.is_empty() {
+            break;
+        }
+    }
+    (faults, kinds)
 }
 
 /// Tells some of what was found, and says how much it is.

@@ -15,6 +15,8 @@ use crate::writer::{HANGS, failed, number_in};
 
 /// How many posts a read takes.
 const PAGE: usize = 40;
+/// How many pages of threads are read in a round of all histories.
+const THREADS_A_ROUND: usize = 4;
 /// Between two reads.
 const PACE: Duration = Duration::from_millis(15);
 /// How often a stale reader's placement is wrong again.
@@ -41,7 +43,7 @@ struct Window {
     post_count: i64,
 }
 
-/// Reads histories and threads in turn until the end. A stale reader asks wrong shards first.
+/// Reads histories, the newest post of each by its id, and threads in turn until the end. A stale reader asks wrong shards first.
 pub(crate) async fn read(
     node: Therev,
     is_stale: bool,
@@ -61,25 +63,26 @@ pub(crate) async fn read(
         if is_stale && turn.is_multiple_of(FORGETS_EVERY) {
             node.shards().forget_placement(Map::first(Layout::Colocated, if turn % 2 == 0 { 1 } else { 2 }));
         }
-        let user = histories[turn % histories.len()];
-        let thread = threads[turn % threads.len()];
-        // A thread now and then: its pages are asked of all shards.
+        // Rounds of all histories, and a thread between two of them now and then: its pages are asked of all shards.
+        let (round, at) = (turn / (histories.len() + THREADS_A_ROUND), turn % (histories.len() + THREADS_A_ROUND));
+        let thread = threads[(round * THREADS_A_ROUND + at) % threads.len()];
+        let user = histories.get(at);
         let read = async {
-            if turn.is_multiple_of(4) {
-                seen.read_thread(&node, thread).await
-            } else {
-                seen.read_history(&node, user).await
+            match user {
+                Some(user) => seen.read_history(&node, *user).await.map(|()| true),
+                None => seen.read_thread(&node, thread).await,
             }
         };
         match tokio::time::timeout(HANGS, read).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => drop(failures.fetch_add(1, Ordering::Relaxed)),
             Ok(Err(error)) => {
                 failures.fetch_add(1, Ordering::Relaxed);
                 if let Event::Odd { what } = failed(&error) {
                     seen.odd.push(format!("a reader: {what}"));
                 }
             }
-            Err(_) => seen.hung.push(format!("a read of user {user} or thread {thread}")),
+            Err(_) => seen.hung.push(format!("a read of user {user:?} or thread {thread}")),
         }
     }
     seen
@@ -99,6 +102,8 @@ impl Seen {
 
     /// Whether what all readers saw of each history can have happened one after the other.
     pub(crate) fn judge(&mut self, journals: &Journals) {
+        let unread = journals.appends.keys().filter(|user| !self.histories.contains_key(user));
+        self.odd.extend(unread.map(|user| format!("nobody has read the history of user {user}")));
         for (user, reads) in &self.histories {
             let appends = journals.appends.get(user).map_or(&[][..], Vec::as_slice);
             let found = contradictions(appends, reads);
@@ -119,15 +124,20 @@ impl Seen {
         if !numbers.iter().copied().eq(expected) {
             self.back.push(format!("user {user}: not one after the other: {numbers:?}"));
         }
+        // What is there is found by its id, which names no more than a bucket: «not found» would be odd.
+        if let Some(newest) = posts.first() {
+            node.post(newest.post_id).await?;
+        }
         Ok(())
     }
 
-    /// A part of a thread: what a whole page showed, every later one shows too, and its count only grows.
-    async fn read_thread(&mut self, node: &Therev, thread: ThreadId) -> therev::Result<()> {
+    /// A part of a thread: what a whole page showed, every later one shows too, and its count only grows. `false`: the page
+    /// lacks a shard's posts.
+    async fn read_thread(&mut self, node: &Therev, thread: ThreadId) -> therev::Result<bool> {
         let after = self.windows.get(&thread).and_then(|window| window.after);
         let page = node.thread_page(thread, after, PAGE).await?;
         if page.partial {
-            return Ok(());
+            return Ok(false);
         }
         self.reads += 1;
         let window = self.windows.entry(thread).or_default();
@@ -148,7 +158,7 @@ impl Seen {
             window.after = window.posts.get(PAGE / 2).copied();
             window.posts.drain(..=PAGE / 2);
         }
-        Ok(())
+        Ok(true)
     }
 }
 

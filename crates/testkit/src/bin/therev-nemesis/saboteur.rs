@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::fault::Fault;
 use crate::journal::Journals;
+use crate::settle;
 use crate::world::{MOVERS, World};
 use crate::writer::History;
 
@@ -60,6 +61,8 @@ pub(crate) struct Saboteur<'a> {
     pub(crate) crashed: Vec<String>,
     /// Histories that did not go on after a fault was healed.
     pub(crate) stuck: Vec<String>,
+    /// What `check` named between two faults: a promotion later, a repair would have put it right.
+    pub(crate) wrong: Vec<String>,
     /// Faults that could not be brought about here, and why.
     pub(crate) skipped: Vec<String>,
 }
@@ -76,6 +79,7 @@ impl<'a> Saboteur<'a> {
             disturbed: Vec::new(),
             crashed: Vec::new(),
             stuck: Vec::new(),
+            wrong: Vec::new(),
             skipped: Vec::new(),
         };
         for number in 0..saboteur.world.specs.len() {
@@ -252,6 +256,14 @@ impl<'a> Saboteur<'a> {
         let after = self.failures()?;
         let more = after.iter().filter(|(kind, count)| **count > before.get(*kind).copied().unwrap_or(0));
         self.disturbed.extend(more.map(|(kind, count)| format!("{kind}: {count} after {:?}", before.get(kind))));
+        self.prove().await
+    }
+
+    /// All databases agree, beside writers and movers.
+    async fn prove(&mut self) -> Result<(), Box<dyn Error>> {
+        let node = self.world.node().await?;
+        self.stuck.extend(settle::lives(self.world, &node).await?);
+        self.wrong.extend(settle::check(&node).await?);
         Ok(())
     }
 
@@ -328,7 +340,8 @@ impl<'a> Saboteur<'a> {
                 self.crashed.push(format!("writer {number} ended by itself: {status}"));
             }
         }
-        Ok(Outcome { disturbed: self.disturbed, crashed: self.crashed, stuck: self.stuck, skipped: self.skipped })
+        let Saboteur { disturbed, crashed, stuck, wrong, skipped, .. } = self;
+        Ok(Outcome { disturbed, crashed, stuck, wrong, skipped })
     }
 }
 
@@ -338,6 +351,7 @@ pub(crate) struct Outcome {
     pub(crate) disturbed: Vec<String>,
     pub(crate) crashed: Vec<String>,
     pub(crate) stuck: Vec<String>,
+    pub(crate) wrong: Vec<String>,
     pub(crate) skipped: Vec<String>,
 }
 

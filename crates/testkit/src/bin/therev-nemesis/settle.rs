@@ -80,16 +80,31 @@ async fn relay(node: &Therev) {
     }
 }
 
-/// Waits until what a promotion left is made to agree: a relay that was at it may have been killed.
-pub(crate) async fn lives(world: &World, node: &Therev) -> Result<(), Box<dyn Error>> {
+/// Waits until what a promotion left is made to agree: a relay that was at it may have been killed. Says what is not.
+pub(crate) async fn lives(world: &World, node: &Therev) -> Result<Option<String>, Box<dyn Error>> {
     let client = connect(&world.cluster()?.control_url()?).await;
-    let unsettled = "SELECT count(*) FROM therev.incarnations WHERE NOT is_settled";
+    let unsettled = "SELECT string_agg(to_jsonb(i)::text, ', ') FROM therev.incarnations AS i WHERE NOT i.is_settled";
     let begin = Instant::now();
-    while client.query_one(unsettled, &[]).await?.get::<_, i64>(0) > 0 && begin.elapsed() < ENDS_WITHIN {
+    loop {
+        let left: Option<String> = client.query_one(unsettled, &[]).await?.get(0);
+        if left.is_none() || begin.elapsed() > ENDS_WITHIN {
+            return Ok(left.map(|left| format!("what a promotion left is not made to agree: {left}")));
+        }
         node.relay_once().await.ok();
         tokio::time::sleep(RELAY_EVERY).await;
     }
-    Ok(())
+}
+
+/// What `check` finds wrong.
+pub(crate) async fn check(node: &Therev) -> therev::Result<Vec<String>> {
+    let report = node.check().await?;
+    let wrong = report.checks.iter().filter(|check| check.wrong > 0);
+    let mut said: Vec<String> =
+        wrong.map(|check| format!("check: {} {}: {:?}", check.wrong, check.name, check.examples)).collect();
+    if !report.ok && said.is_empty() {
+        said.push("check is not clean, and does not say why".into());
+    }
+    Ok(said)
 }
 
 /// Whatever a relocation had on the servers, and places that nobody owns or two do.

@@ -1,19 +1,22 @@
 //! After everything is healed: what is in the databases is what was acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::time::Duration;
 
 use testkit::connect;
-use therev::{PostId, Therev, UserId};
+use therev::{Cursor, PostId, Therev, ThreadId, UserId};
 
 use crate::journal::Journals;
+use crate::reader;
 use crate::settle::{self, Switches};
 use crate::world::{SHARDS, World};
 use crate::writer::{self, number_in};
 
 /// How long the relay may take for what was left undelivered.
 const RELAY_WITHIN: Duration = Duration::from_secs(120);
+/// How many posts of a thread are asked for at once.
+const PAGE: usize = 200;
 /// How long the servers may take to notice that a writer is gone.
 const SESSIONS_END_WITHIN: Duration = Duration::from_secs(15);
 
@@ -47,7 +50,7 @@ pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict
     if let Err(unfinished) = relay(&node).await {
         verdict.stuck.push(unfinished.to_string());
     }
-    settle::lives(world, &node).await?;
+    verdict.stuck.extend(settle::lives(world, &node).await?);
     verdict.left_over.extend(settle::left_overs(world).await?);
     let mut stored = histories(world).await?;
     let_in(journals, &mut stored, &mut verdict);
@@ -74,12 +77,9 @@ pub(crate) async fn verify(world: &World, journals: &Journals) -> Result<Verdict
             verdict.lost.push(format!("user {user} was registered as {name}, which is the name of {found:?}"));
         }
     }
-    let report = node.check().await?;
-    let wrong = report.checks.iter().filter(|check| check.wrong > 0);
-    verdict.check = wrong.map(|check| format!("check: {} {}: {:?}", check.wrong, check.name, check.examples)).collect();
-    if !report.ok && verdict.check.is_empty() {
-        verdict.check.push("check is not clean, and does not say why".into());
-    }
+    verdict.check = settle::check(&node).await?;
+    verdict.check.extend(pending_names(world).await?);
+    verdict.check.extend(pages(world).await?);
     Ok(verdict)
 }
 
@@ -147,6 +147,55 @@ async fn histories(world: &World) -> Result<BTreeMap<UserId, Vec<Stored>>, Box<d
         }
     }
     Ok(all)
+}
+
+/// Names of which nobody knows whether they are taken: with no registration under way each has been settled.
+async fn pending_names(world: &World) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut pending = Vec::new();
+    for shard in 0..SHARDS {
+        let client = connect(&world.cluster()?.shard_url(shard)?).await;
+        let rows =
+            client.query("SELECT to_jsonb(c)::text FROM therev.claims AS c WHERE c.state = 'pending'", &[]).await?;
+        pending.extend(rows.iter().map(|row| format!("shard {shard}: a name still waits: {}", row.get::<_, &str>(0))));
+    }
+    Ok(pending)
+}
+
+/// The pages of each thread, one after the other, beside the posts that the servers have of it: as a node sees them that
+/// knows nothing, and then once more with what it has learned.
+async fn pages(world: &World) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut stored: BTreeMap<ThreadId, BTreeSet<PostId>> = BTreeMap::new();
+    for shard in 0..SHARDS {
+        let client = connect(&world.cluster()?.shard_url(shard)?).await;
+        for row in client.query("SELECT thread_id, post_id FROM posts", &[]).await? {
+            stored.entry(ThreadId(row.get(0))).or_default().insert(PostId(row.get(1)));
+        }
+    }
+    let (_, threads) = reader::what(world);
+    let mut wrong = Vec::new();
+    let node = world.node().await?;
+    for thread in threads.into_iter().flat_map(|thread| [thread, thread]) {
+        let there = stored.get(&thread).cloned().unwrap_or_default();
+        let (mut shown, mut after) = (Vec::new(), None);
+        loop {
+            let page = node.thread_page(thread, after, PAGE).await?;
+            if page.partial {
+                wrong.push(format!("thread {thread}: a page lacks a shard's posts"));
+            }
+            let Some(last) = page.posts.last() else { break };
+            after = Some(Cursor::from(&last.post));
+            shown.extend(page.posts.iter().map(|item| item.post.post_id));
+        }
+        let whole: BTreeSet<PostId> = shown.iter().copied().collect();
+        if whole != there || whole.len() != shown.len() {
+            let (pages, once) = (shown.len(), whole.len());
+            wrong.push(format!(
+                "thread {thread}: pages show {pages} posts, {once} of them once, there are {}",
+                there.len()
+            ));
+        }
+    }
+    Ok(wrong)
 }
 
 /// Delivers what writers left behind, until nothing waits.

@@ -273,7 +273,7 @@ impl Writer {
                 (self.history.shard, *client) = ((shard + 1) % self.shards.len(), None);
                 return Event::Refused;
             }
-            Event::Failed { kind: error.code().map_or("connection".into(), |code| format!("stranger {}", code.code())) }
+            failed_sql(&error)
         })
     }
 
@@ -309,7 +309,12 @@ impl Writer {
                 Ok(Ok(())) => self.note(&Event::LetIn { user, post })?,
                 Ok(Err(error)) if is_refusal(&error) => self.note(&Event::Refused)?,
                 // Whatever is broken; nothing is expected of it meanwhile.
-                _ => {}
+                Ok(Err(error)) => {
+                    if let odd @ Event::Odd { .. } = failed_sql(&error) {
+                        self.note(&odd)?;
+                    }
+                }
+                Err(_) => self.note(&Event::Hung { what: format!("an intruder's row of {user}") })?,
             }
             self.rest(4 * PACE).await;
         }
@@ -351,16 +356,33 @@ async fn later_id(user: UserId, last: Option<PostId>) -> PostId {
     }
 }
 
+/// Whether a server refuses statements with this because something is broken: it ends or begins, a statement took too long,
+/// the disk is full, connections are used up, it is a standby. Anything else would be a fault of the store.
+fn is_of_a_fault(code: &str) -> bool {
+    matches!(code, "57014" | "57P01" | "57P02" | "57P03" | "25006") || code.starts_with("53") || code.starts_with("08")
+}
+
+/// What became of a statement of somebody who has no library.
+fn failed_sql(error: &tokio_postgres::Error) -> Event {
+    match error.code().map(tokio_postgres::error::SqlState::code) {
+        None => Event::Failed { kind: "connection".into() },
+        Some(code) if is_of_a_fault(code) => Event::Failed { kind: format!("stranger {code}") },
+        Some(code) => Event::Odd { what: format!("stranger {code}: {error:?}") },
+    }
+}
+
 /// Whether an error is one that calls may end with while something is broken.
 pub(crate) fn failed(error: &therev::Error) -> Event {
     let kind = error.kind();
-    if !["down", "closed", "outcome_unknown", "deadline", "sql", "changed"].contains(&kind) {
+    let refused = match error {
+        therev::Error::Store(error) => error.sql_error(),
+        _ => None,
+    };
+    let code = refused.map(|refused| refused.code().code());
+    let is_expected = ["down", "closed", "outcome_unknown", "deadline", "sql", "changed"].contains(&kind);
+    if !is_expected || !code.is_none_or(is_of_a_fault) {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
         return Event::Odd { what: format!("{kind}: {error}{cause}") };
     }
-    let code = match error {
-        therev::Error::Store(error) => error.sql_error().map(|refused| refused.code().code().to_owned()),
-        _ => None,
-    };
     Event::Failed { kind: code.map_or(kind.to_owned(), |code| format!("{kind} {code}")) }
 }
