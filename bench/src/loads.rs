@@ -75,7 +75,21 @@ pub(crate) async fn generate(servers: &Servers, runs: usize) -> Anyhow<Vec<Figur
         Ok(())
     };
     rates.measure(servers, runs, fill).await?;
-    Ok(rates.figures("generate"))
+    let mut figures = rates.figures("generate");
+    figures.push(generate_million(servers).await?);
+    Ok(figures)
+}
+
+/// A community of a million posts, from empty tables to the last of it told.
+async fn generate_million(servers: &Servers) -> Anyhow<Figure> {
+    let databases = servers.databases("million", 4).await?;
+    let node = therev::connect(databases.config()).await?;
+    let started = Instant::now();
+    therev::generate::generate(&node, plan(1_000_000), &mut |_| {}).await?;
+    let seconds = started.elapsed().as_secs_f64();
+    drop(node);
+    databases.remove().await?;
+    Ok(Figure::at_most("generate_million", seconds, Some(180.0), "s", 1).note("1,000,000 posts"))
 }
 
 /// The whole cluster, proved.

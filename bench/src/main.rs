@@ -6,6 +6,7 @@
 mod bare;
 mod chart;
 mod cluster;
+mod commands;
 mod figure;
 mod ground;
 mod growth;
@@ -33,7 +34,7 @@ const PERIOD: Duration = Duration::from_secs(2);
 type Anyhow<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What is measured, by the name that `--only` takes.
-const NAMES: [(&str, &str); 11] = [
+const NAMES: [(&str, &str); 12] = [
     ("point_read", "a user by key ÷ the same statement without fence and library"),
     ("author_page", "50 posts of one author ÷ the same statement without fence and library"),
     ("thread_page", "50 posts of a thread on 4 shards ÷ the slowest shard's own query"),
@@ -44,7 +45,8 @@ const NAMES: [(&str, &str); 11] = [
     ("waits", "register, reply, own writes seen: what one person waits for"),
     ("check", "check of the whole cluster"),
     ("import", "an import ÷ COPY of the same rows (with --dump)"),
-    ("generate", "a generation ÷ COPY of the same rows"),
+    ("generate", "a generation ÷ COPY of the same rows, and one of 1,000,000 posts"),
+    ("commands", "what somebody at a terminal waits for: cluster up, check, thread show"),
 ];
 
 /// Measures therev beside bare PostgreSQL; exit code 1 unless every goal is reached
@@ -183,6 +185,10 @@ async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>
     if wanted("generate") {
         eprintln!("measuring generate");
         figures.extend(loads::generate(servers, runs).await?);
+    }
+    if wanted("commands") {
+        eprintln!("measuring commands");
+        figures.extend(commands::commands(runs, arguments.dump.as_deref()).await?);
     }
     Ok(figures)
 }

@@ -187,6 +187,8 @@ CREATE TABLE audit_log (
     after      jsonb       NOT NULL DEFAULT '{}',
     PRIMARY KEY (bucket, user_id, created_at, audit_id)
 ) PARTITION BY RANGE (created_at);
+-- Query: the newest entries of everybody.
+CREATE INDEX audit_log_newest ON audit_log (created_at);
 
 -- Globally unique names, each sharded by the hash of its normalized value. Written by community/names.rs,
 -- community/bulk/ and community/repair/.

@@ -180,6 +180,17 @@ BEGIN
                   FROM new_threads AS n) AS s
          GROUP BY s.part;
     END IF;
+    IF TG_OP = 'INSERT' THEN
+        -- Posts were here first (somebody restores in that order, or a promotion lost the thread and it is made again): what they
+        -- told was of a thread that is nowhere.
+        INSERT INTO therev.outbox (colocation_group, bucket, kind, facts)
+        SELECT 'content', therev.common_bucket(min(n.bucket), max(n.bucket)), 'totals',
+               jsonb_agg(jsonb_build_object('thread_id', n.thread_id, 'author_id', n.author_id))
+          FROM new_threads AS n
+         WHERE EXISTS (SELECT FROM therev.thread_participants AS p
+                        WHERE p.bucket = n.bucket AND p.author_id = n.author_id AND p.thread_id = n.thread_id)
+        HAVING count(*) > 0;
+    END IF;
     RETURN NULL;
 END
 $$;

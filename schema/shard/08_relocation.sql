@@ -435,7 +435,8 @@ END;
 
 -- Whether every standby that follows this server has its log up to there, one that is catching up among them. What a switch counts
 -- on must survive a promotion; and a commit whose wait for a synchronous standby was cut short is seen here without being there.
--- Archivers and base backups receive the log too, and never say that they have replayed any of it.
+-- Archivers and base backups receive the log too, and never say that they have replayed any of it; they count where commits wait for
+-- them.
 CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
     LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
@@ -444,7 +445,7 @@ BEGIN
                    AND (current_setting('synchronous_standby_names') = ''
                         OR coalesce(bool_or(r.sync_state <> 'async'), false))
               FROM pg_stat_replication AS r
-             WHERE r.state IN ('streaming', 'catchup') AND r.replay_lsn IS NOT NULL
+             WHERE r.state IN ('streaming', 'catchup') AND (r.replay_lsn IS NOT NULL OR r.sync_state <> 'async')
                AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
 END

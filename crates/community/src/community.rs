@@ -3,6 +3,7 @@
 use crate::delivery::Acks;
 use crate::eager::Eager;
 use crate::error::{Error, Result};
+use crate::names::ClaimsLookedAt;
 use crate::page::KnownBuckets;
 use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
@@ -24,6 +25,7 @@ pub(crate) struct Inner {
     pub(crate) acks: Acks,
     pub(crate) eager: Eager,
     pub(crate) known_buckets: KnownBuckets,
+    pub(crate) claims_looked_at: ClaimsLookedAt,
 }
 
 /// A value, and what a reader must have seen to find it in the directory.
@@ -91,8 +93,14 @@ impl Community {
     /// Opens the community of a cluster. With `relay_ms` in the configuration this node also delivers what others left
     /// behind, for as long as a clone of the handle lives.
     pub fn new(shards: Shards) -> Community {
-        let (acks, eager, known_buckets) = (Acks::default(), Eager::default(), KnownBuckets::default());
-        let community = Community { inner: Arc::new(Inner { shards, acks, eager, known_buckets }) };
+        let inner = Inner {
+            shards,
+            acks: Acks::default(),
+            eager: Eager::default(),
+            known_buckets: KnownBuckets::default(),
+            claims_looked_at: ClaimsLookedAt::default(),
+        };
+        let community = Community { inner: Arc::new(inner) };
         community.start_relay();
         community
     }

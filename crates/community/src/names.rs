@@ -15,7 +15,8 @@ use placement::{Bucket, Group, ShardNo, UserId, bucket_of};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shards::{Item, Read, ReadMany, Unfenced, Write, WriteMany};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio_postgres::Row;
 use unicode_normalization::UnicodeNormalization;
 use uuid::Uuid;
@@ -212,6 +213,17 @@ macro_rules! pending {
     };
 }
 
+/// How far the stale claims of each shard have been looked at, where there are more of them than are looked at together: when they
+/// were made, and their keys.
+#[derive(Default)]
+pub(crate) struct ClaimsLookedAt(Mutex<BTreeMap<ShardNo, (DateTime<Utc>, Uuid)>>);
+
+impl ClaimsLookedAt {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<ShardNo, (DateTime<Utc>, Uuid)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How many of them are looked at together.
 const STALE_AT_ONCE: u16 = 1_000;
 
@@ -311,8 +323,8 @@ impl Community {
         Ok(Some(user))
     }
 
-    /// Settles the claims whose user's write did not come within `older_than_s` seconds. Says how many. What is on a
-    /// shard that is down, or belongs to a user there, waits.
+    /// Settles the claims whose user's write did not come within `older_than_s` seconds, some of each shard at a time: events wait
+    /// meanwhile. Says how many. What is on a shard that is down, or belongs to a user there, waits.
     pub(crate) async fn settle_claims(&self, older_than_s: f64) -> u64 {
         let mut settled = 0;
         for shard in self.shards().numbers() {
@@ -323,20 +335,20 @@ impl Community {
         settled
     }
 
-    /// Those of one shard, to the end of the list: many that cannot be settled now keep no later ones back.
+    /// Those of one shard, from where the last look ended, and at the end of the list from its beginning: many that cannot be settled
+    /// now keep no later ones back.
     async fn settle_claims_of(&self, shard: ShardNo, older_than_s: f64, settled: &mut u64) -> Result<()> {
-        let mut after = (DateTime::<Utc>::UNIX_EPOCH, Uuid::nil());
-        loop {
-            let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
-                [&older_than_s, &after.0, &after.1, &i64::from(STALE_AT_ONCE)];
-            let stale = self.shards().unfenced(shard, &STALE, &params).await?;
-            let Some(last) = stale.last() else { return Ok(()) };
-            after = (last.get("created_at"), last.get("claim_key"));
-            *settled += self.settle_rows(&stale).await;
-            if stale.len() < usize::from(STALE_AT_ONCE) {
-                return Ok(());
-            }
+        let begin = (DateTime::<Utc>::UNIX_EPOCH, Uuid::nil());
+        let after = self.inner.claims_looked_at.all().remove(&shard).unwrap_or(begin);
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+            [&older_than_s, &after.0, &after.1, &i64::from(STALE_AT_ONCE)];
+        let stale = self.shards().unfenced(shard, &STALE, &params).await?;
+        if let Some(last) = stale.last().filter(|_| stale.len() == usize::from(STALE_AT_ONCE)) {
+            let last = (last.get("created_at"), last.get("claim_key"));
+            self.inner.claims_looked_at.all().insert(shard, last);
         }
+        *settled += self.settle_rows(&stale).await;
+        Ok(())
     }
 
     /// Settles what is pending of some users' claims on some shards: a relay has doubted them while the users' rows were on

@@ -31,7 +31,8 @@ pub enum State {
     Down,
 }
 
-/// One shard. Rows are counted where their bucket is owned; absent while it is down.
+/// One shard. Rows are counted where their bucket is owned; absent while it is down, and where to count them takes longer than a
+/// call may.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ShardStatus {
     /// Its number.
@@ -85,27 +86,33 @@ pub struct OutboxStatus {
     pub oldest_ms: Option<f64>,
 }
 
-static SHARD: Unfenced = Unfenced::read(
-    "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS bytes,
-            (SELECT count(*) FROM users AS u WHERE u.deleted_at IS NULL AND therev.may_read(a, u.bucket, u.user_id))
+/// Apart from the rest: a shard may hold more than can be counted in a call's time, and is well all the same.
+static COUNTS: Unfenced = Unfenced::read(
+    "SELECT (SELECT count(*) FROM users AS u WHERE u.deleted_at IS NULL AND therev.may_read(a, u.bucket, u.user_id))
                 AS users,
             (SELECT count(*) FROM threads AS t WHERE t.deleted_at IS NULL AND therev.may_read(c, t.bucket, t.author_id))
                 AS threads,
             (SELECT count(*) FROM posts AS p WHERE p.deleted_at IS NULL AND therev.may_read(c, p.bucket, p.author_id))
                 AS posts,
-            (SELECT count(*) FROM ai_tasks AS t WHERE therev.may_read(a, t.bucket, t.user_id)) AS tasks,
+            (SELECT count(*) FROM ai_tasks AS t WHERE therev.may_read(a, t.bucket, t.user_id)) AS tasks
+       FROM therev.fence AS a, therev.fence AS c
+      WHERE a.colocation_group = 'account' AND c.colocation_group = 'content'",
+);
+
+static SHARD: Unfenced = Unfenced::read(
+    "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS bytes,
             (SELECT array_agg(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::float8)
                FROM pg_stat_replication AS r
               WHERE NOT EXISTS (SELECT FROM pg_replication_slots AS s
                                  WHERE s.active_pid = r.pid AND s.slot_type = 'logical')) AS standbys,
             (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS pending,
             (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)) * 1000, 0)::float8
-               FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS oldest_ms
-       FROM therev.fence AS a, therev.fence AS c
-      WHERE a.colocation_group = 'account' AND c.colocation_group = 'content'",
+               FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS oldest_ms",
 );
 
-static DIRECTORY: Unfenced = Unfenced::read(
+static DIRECTORY: Unfenced = Unfenced::read("SELECT FROM therev.identity");
+
+static DIRECTORY_COUNTS: Unfenced = Unfenced::read(
     "SELECT (SELECT count(*) FROM user_directory AS u WHERE NOT u.is_deleted) AS users,
             (SELECT count(*) FROM thread_directory AS t WHERE NOT t.is_deleted) AS threads",
 );
@@ -136,15 +143,20 @@ impl Community {
     /// Asks every database how it is.
     pub async fn overview(&self) -> Result<Overview> {
         let asked = self.shards().numbers().into_iter().map(|shard| async move {
-            (shard, self.shards().unfenced(shard, &SHARD, &[]).await.map_err(|error| in_words(&error)))
+            let answer = match self.shards().unfenced(shard, &SHARD, &[]).await {
+                Ok(rows) => Ok((rows, self.shards().unfenced(shard, &COUNTS, &[]).await.unwrap_or_default())),
+                Err(error) => Err(in_words(&error)),
+            };
+            (shard, answer)
         });
         let answers = join_all(asked).await;
-        let rows: Vec<&Row> = answers.iter().flat_map(|(_, rows)| rows).flatten().collect();
+        let rows: Vec<&Row> = answers.iter().flat_map(|(_, answer)| answer).flat_map(|(rows, _)| rows).collect();
         let pending = (!rows.is_empty()).then(|| rows.iter().map(|row| row.get::<_, i64>("pending")).sum());
         let oldest_ms = rows.iter().map(|row| row.get("oldest_ms")).reduce(f64::max);
         let control = self.shards().control(&CONTROL, &[]).await;
         let directory = self.directory_status().await;
-        let status = |(shard, answer): &(ShardNo, _)| shard_status(*shard, answer, self.followers(*shard, &directory));
+        let status =
+            |(shard, answer): &(ShardNo, Answer)| shard_status(*shard, answer, self.followers(*shard, &directory));
         Ok(Overview {
             shards: answers.iter().map(status).collect(),
             directory,
@@ -169,7 +181,8 @@ impl Community {
 
     async fn directory_status(&self) -> DirectoryStatus {
         let directory = self.shards().directory();
-        let counted = directory.writer(&DIRECTORY, &[]).await.ok();
+        let is_up = directory.writer(&DIRECTORY, &[]).await.is_ok();
+        let counted = if is_up { directory.writer(&DIRECTORY_COUNTS, &[]).await.ok() } else { None };
         let row = counted.as_ref().and_then(|rows| rows.first());
         let mut replicas = Vec::new();
         for at in 0..directory.replica_count() {
@@ -178,7 +191,7 @@ impl Community {
             replicas.push(Standby { lag_ms });
         }
         DirectoryStatus {
-            state: if row.is_some() { State::Up } else { State::Down },
+            state: if is_up { State::Up } else { State::Down },
             users: row.map(|row| row.get("users")),
             threads: row.map(|row| row.get("threads")),
             replicas,
@@ -197,8 +210,12 @@ fn in_words(error: &shards::Error) -> String {
     words
 }
 
-fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>, followers: usize) -> ShardStatus {
-    let row = answer.as_ref().ok().and_then(|rows| rows.first());
+/// How a shard is, and its rows' counts if they came in time; or why it does not answer.
+type Answer = std::result::Result<(Vec<Row>, Vec<Row>), String>;
+
+fn shard_status(shard: ShardNo, answer: &Answer, followers: usize) -> ShardStatus {
+    let (row, counts) = answer.as_ref().map_or((None, None), |(row, counts)| (row.first(), counts.first()));
+    let count = |of: &str| counts.map(|row| row.get::<_, i64>(of));
     let lags: Vec<f64> = row.and_then(|row| row.get::<_, Option<_>>("standbys")).unwrap_or_default();
     let missing = if row.is_some() { followers.saturating_sub(lags.len()) } else { 0 };
     let missing = std::iter::repeat_n(Standby { lag_ms: None }, missing);
@@ -207,10 +224,10 @@ fn shard_status(shard: ShardNo, answer: &std::result::Result<Vec<Row>, String>, 
         state: if row.is_some() { State::Up } else { State::Down },
         reason: answer.as_ref().err().cloned(),
         version: row.map(|row| row.get::<_, &str>("version").split(' ').next().unwrap_or_default().to_owned()),
-        users: row.map(|row| row.get("users")),
-        threads: row.map(|row| row.get("threads")),
-        posts: row.map(|row| row.get("posts")),
-        tasks: row.map(|row| row.get("tasks")),
+        users: count("users"),
+        threads: count("threads"),
+        posts: count("posts"),
+        tasks: count("tasks"),
         bytes: row.map(|row| row.get("bytes")),
         standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).chain(missing).collect(),
     }

@@ -83,14 +83,14 @@ impl Cluster {
     /// Stops where a shard's data was made and is gone: an empty server in its place would have all copies thrown away that
     /// do not fit it.
     fn check_data(&self) -> Result<(), Error> {
-        let has_data = |id: &ServerId| self.server(*id).data().exists();
-        let is_lost = |shard: &u16| self.state.is_made(*shard) && !has_data(&self.state.primary(*shard));
+        let is_lost =
+            |shard: &u16| self.state.is_made(*shard) && !self.server(self.state.primary(*shard)).data().exists();
         let Some(shard) = self.state.shards().find(is_lost) else { return Ok(()) };
         let replicas = self.state.servers().into_iter().filter(|id| shard == 0 && matches!(id, ServerId::Replica(_)));
         Err(Error::DataGone {
             shard,
             data: self.server(self.state.primary(shard)).data(),
-            standby: self.state.members(shard).find(has_data),
+            standby: self.state.members(shard).find(|id| self.server(*id).is_standby()),
             copy: replicas.map(|id| self.server(id).data()).find(|data| data.exists()),
         })
     }
@@ -149,8 +149,9 @@ impl Cluster {
         let old = self.state.primary(shard);
         let mut standbys: Vec<ServerId> = self.state.members(shard).filter(|it| *it != old).collect();
         standbys.retain(|it| self.server(*it).data().exists());
-        // `up` starts nothing that follows lost data.
+        // `up` starts nothing that follows lost data. An old primary that was to become a standby, and is none yet, would take writes.
         if self.state.is_made(shard) && !self.server(old).data().exists() {
+            standbys.retain(|it| self.server(*it).is_standby());
             side_by_side(&standbys, say, |id, to| self.server(id).start(to)).ok();
         }
         let is_running = |it: &ServerId| self.server(*it).running().postmaster().is_some();
@@ -284,8 +285,11 @@ impl Cluster {
         let now = self.with(state);
         let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let one = |(role, password): &(&str, &str)| format!("({}, {})", quoted(role), quoted(password));
+        // Nothing keeps the statements: who may read what was run, or a log, is not to read them.
         let sql = format!(
-            "SELECT format('ALTER ROLE %I PASSWORD %L', role_name, secret) FROM (VALUES {}) AS given (role_name, secret) \
+            "SET pg_stat_statements.track = 'none'; SET log_statement = 'none'; SET log_min_duration_statement = -1; \
+             SET log_min_error_statement = 'panic';\n\
+             SELECT format('ALTER ROLE %I PASSWORD %L', role_name, secret) FROM (VALUES {}) AS given (role_name, secret) \
              WHERE EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) \\gexec\n",
             roles.iter().map(one).collect::<Vec<_>>().join(", ")
         );

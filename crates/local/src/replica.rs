@@ -87,7 +87,7 @@ pub(crate) fn received(standby: &Server<'_>) -> Option<u64> {
 }
 
 /// What makes a server a standby when it starts.
-const STANDBY_SIGNAL: &str = "standby.signal";
+pub(crate) const STANDBY_SIGNAL: &str = "standby.signal";
 
 fn slot_is_usable(replica: &Server<'_>, source: ServerId, slot: &str) -> Result<bool, Error> {
     let usable =

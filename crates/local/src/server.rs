@@ -76,6 +76,11 @@ impl Server<'_> {
         self.cluster.place.data(self.id)
     }
 
+    /// Whether it has data, and takes no writes when it starts.
+    pub(crate) fn is_standby(&self) -> bool {
+        self.data().join(replica::STANDBY_SIGNAL).exists()
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.cluster.place.logs().join(format!("{}.log", self.id.file_name()))
     }

@@ -7,7 +7,7 @@ use crate::record::{Goal, Relocation, State};
 use crate::side::{Pair, Part, PartState, Side, Which};
 use crate::switch::{HAVE, hands};
 use crate::throttle::Progress;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, try_join_all};
 use placement::{ShardNo, UserId};
 use shards::{Admin, Database};
 use std::collections::BTreeSet;
@@ -16,6 +16,8 @@ use std::time::Duration;
 /// How often the outbox is looked at while it is waited for.
 const OUTBOX_LOOK: Duration = Duration::from_millis(100);
 
+/// How long shards have to learn where a user is who was placed apart, where nobody depends on it yet.
+const HOME_WITHIN: Duration = Duration::from_secs(1);
 /// How often a standby is asked whether it has what it must.
 const STANDBY_LOOK: Duration = Duration::from_millis(20);
 
@@ -47,7 +49,7 @@ async fn owned(relocation: &Relocation, owner: &Side) -> Result<Owned> {
 /// Tells the control database what the shards have decided.
 pub(crate) async fn record_placement(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<()> {
     let (_, owner) = hands(relocation, pair);
-    record(relocation.pin, &owned(relocation, owner).await?, owner.shard, admin).await
+    record(relocation, &owned(relocation, owner).await?, owner.shard, admin).await
 }
 
 /// Tells the control database where a user has stayed: with the bucket again, where that has come to the same shard.
@@ -56,20 +58,44 @@ pub(crate) async fn record_undone(relocation: &Relocation, admin: &Admin) -> Res
         return Ok(());
     }
     let source = Side::connect(admin, Which::Source, relocation.source).await?;
-    record(relocation.pin, &owned(relocation, &source).await?, source.shard, admin).await
+    record_end(relocation, &source, admin).await
 }
 
-async fn record(pin: Option<UserId>, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
+/// What the control database is told of a user in the end: of one who is with the bucket again, nothing, whatever a worker that slept
+/// has written there meanwhile.
+async fn record_end(relocation: &Relocation, owner: &Side, admin: &Admin) -> Result<()> {
+    let Some(user) = relocation.pin else { return Ok(()) };
+    record(relocation, &owned(relocation, owner).await?, owner.shard, admin).await?;
+    let at_home = "SELECT coalesce(array_agg(g.name), '{}') FROM unnest($2::text[]) AS g (name)
+                    WHERE NOT EXISTS (SELECT FROM therev.pins AS p
+                                       WHERE p.user_id = $1 AND p.colocation_group::text = g.name)";
+    let at_home: Vec<String> = owner.one(at_home, &[&user.0, &relocation.group_names()]).await?.get(0);
+    let forget = format!(
+        "SELECT therev.forget_pins(array_agg(p.colocation_group), array_agg(p.user_id), array_agg(p.shard),
+                                   array_agg(p.epoch))
+           FROM therev.pins AS p
+          WHERE p.user_id = $1 AND p.colocation_group = ANY ($2) AND {IS_OPEN}"
+    );
+    let control = admin.connect(Database::Control).await?;
+    let forgotten = control.query(&forget, &[&user.0, &at_home, &relocation.relocation]).await;
+    forgotten.map(drop).map_err(|source| Error::Sql { database: Database::Control, source })
+}
+
+/// Whether the relocation `$3` is under way: a worker that slept past its end tells nothing of it.
+const IS_OPEN: &str = "EXISTS (SELECT FROM therev.relocations AS r WHERE r.relocation = $3 AND r.ended_at IS NULL)";
+
+async fn record(relocation: &Relocation, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
     let control = admin.connect(Database::Control).await?;
     let Owned { groups, buckets, epochs } = owned;
-    let recorded = match pin {
+    let recorded = match relocation.pin {
         None => {
             let record = "SELECT therev.record_placement($1, $2, $3, $4)";
             control.query(record, &[groups, buckets, &owner.0, epochs]).await
         }
         Some(user) => {
-            let record = "SELECT therev.record_pin($1, $2, $3, $4, $5)";
-            control.query(record, &[groups, &user.0, &user.bucket().sql(), &owner.0, epochs]).await
+            let record = format!("SELECT therev.record_pin($1, $2, $4, $5, $6) WHERE {IS_OPEN}");
+            let (number, bucket) = (&relocation.relocation, &user.bucket().sql());
+            control.query(&record, &[groups, &user.0, number, bucket, &owner.0, epochs]).await
         }
     };
     recorded.map_err(|source| Error::Sql { database: Database::Control, source })?;
@@ -85,42 +111,66 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     fail::fail_point!("relocation.streams_dropped");
     wait_for_outbox(relocation, former, progress).await?;
     let round = round_of(relocation, former, 0).await?;
-    delete_rows(relocation, former, &["moved"], round).await?;
+    // The target may be left as somebody who slept made it, who meant to bring them there again.
+    let given = if former.shard == relocation.target { &["moved", "incoming", "ready"][..] } else { &["moved"] };
+    delete_rows(relocation, former, given, round).await?;
     fail::fail_point!("relocation.rows_deleted");
     match relocation.pin {
         None => teach_others(relocation, owner, admin).await,
         Some(user) => teach_home(relocation, user, owner, admin, progress).await?,
     }
-    former.query("SELECT therev.end_part($1, '{moved}')", &[&relocation.relocation]).await?;
+    former.query("SELECT therev.end_part($1, $2)", &[&relocation.relocation, &given]).await?;
     if former.part(relocation.relocation).await?.is_some() {
         // Somebody who slept has begun the way back meanwhile: that is called off first.
-        return Err(Error::OtherLife { database: former.database() });
+        return Err(Error::Taken(relocation.relocation));
     }
     fail::fail_point!("relocation.part_ended");
     owner.query("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
-    Ok(())
+    record_end(relocation, owner, admin).await
 }
 
-/// The former owner's rows are the only ones where a promotion has lost that the other side owns the buckets: they stay then. And a
-/// way back that somebody began who slept while it was called off is called off again.
+/// The former owner's rows may be the only ones: they stay where a promotion has lost that the other side took the buckets, whatever it
+/// has heard of since. And a way back that somebody began who slept while it was called off is called off again.
 async fn may_end(relocation: &Relocation, former: &Side, owner: &Side) -> Result<()> {
-    if owned(relocation, owner).await?.buckets.len() != relocation.groups.len() * relocation.buckets.len() {
-        let (number, owner, former) = (relocation.relocation, owner.shard, former.shard);
-        return Err(Error::refused(
-            format!("shard {owner} does not own what relocation {number} has brought there: a promotion lost it"),
-            format!("nothing is deleted on shard {former}, which has the rows; `therev check` says who owns what"),
-        ));
+    // A promoted server is waited for until it has begun its life.
+    let life = owner.life().await?;
+    if former.part(relocation.relocation).await?.is_none() {
+        // Nothing is deleted there any more.
+        return Ok(());
     }
-    call_off_return(relocation, former).await
+    call_off_return(relocation, former, owner).await?;
+    let noted = if owner.shard == relocation.target { relocation.target_life } else { relocation.source_life };
+    match owner.part(relocation.relocation).await?.map(|part| part.state) {
+        Some(PartState::Owned) => Ok(()),
+        // Somebody who slept is at a way back, which ends soon.
+        Some(_) => Err(Error::Taken(relocation.relocation)),
+        // Ended, and the end on the other side taken back by a promotion of that.
+        None if noted == Some(life) => Ok(()),
+        None => {
+            let (number, owner, former) = (relocation.relocation, owner.shard, former.shard);
+            Err(Error::refused(
+                format!("a promotion of shard {owner} has lost that relocation {number} brought rows there"),
+                format!("nothing is deleted on shard {former}, which has the rows; restore what shard {owner} lost"),
+            ))
+        }
+    }
 }
 
-/// Nobody is at a way back any more once it is to end: what is left of one is called off.
-async fn call_off_return(relocation: &Relocation, former: &Side) -> Result<()> {
-    let part = former.part(relocation.relocation).await?;
-    if let Some(part) = part.filter(|part| matches!(part.state, PartState::Incoming | PartState::Ready)) {
-        former.query("SELECT therev.call_off_return($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
-    }
-    Ok(())
+/// Nobody is at a way back any more once it is to end: what is left of one is called off, by the rule of the switch itself: the other
+/// side was looked at last.
+async fn call_off_return(relocation: &Relocation, former: &Side, owner: &Side) -> Result<()> {
+    let gives = former.part(relocation.relocation).await?;
+    let Some(gives) = gives.filter(|part| matches!(part.state, PartState::Incoming | PartState::Ready)) else {
+        return Ok(());
+    };
+    let tried = match owner.part(relocation.relocation).await? {
+        Some(takes) if takes.state != PartState::Owned => return Err(Error::Taken(relocation.relocation)),
+        Some(takes) if !takes.is_same_life => None,
+        Some(takes) if takes.attempt < gives.attempt => return Err(Error::Taken(relocation.relocation)),
+        // Without a part there nobody decides anything.
+        _ => Some(gives.attempt),
+    };
+    former.query("SELECT therev.call_off_return($1, $2)", &[&relocation.relocation, &tried]).await.map(drop)
 }
 
 /// The round of a side's part, after so many more; 0 where it has no part.
@@ -181,8 +231,10 @@ async fn teach_others(relocation: &Relocation, owner: &Side, admin: &Admin) {
 /// till then those who come by it go a longer way.
 pub(crate) async fn tell_home(relocation: &Relocation, pair: &Pair, admin: &Admin) {
     let (Some(user), (_, owner)) = (relocation.pin, hands(relocation, pair)) else { return };
-    if let Err(error) = taught_homes(relocation, user, owner, admin).await {
-        tracing::debug!(%error, "the home of a user who is placed apart did not hear where that is by now");
+    match tokio::time::timeout(HOME_WITHIN, taught_homes(relocation, user, owner, admin)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "the home of a user who is placed apart cannot hear where that is"),
+        Err(_) => tracing::debug!("the home of a user who is placed apart did not hear in time where that is"),
     }
 }
 
@@ -216,21 +268,16 @@ async fn taught_homes(relocation: &Relocation, user: UserId, owner: &Side, admin
     let homes = control.query(homes, &[&user.bucket().sql(), &owned.groups]).await;
     let homes = homes.map_err(|source| Error::Sql { database: Database::Control, source })?;
     let homes: BTreeSet<ShardNo> = homes.iter().map(|home| ShardNo(home.get(0))).collect();
-    let mut taught = Vec::new();
-    for shard in shards_of(admin) {
+    let learns = async |shard| {
+        let side = Side::connect(admin, Which::Source, shard).await?;
         let learn = "SELECT therev.learn_pin($1, $2, $3, $4)";
-        let learns = async {
-            let side = Side::connect(admin, Which::Source, shard).await?;
-            side.query(learn, &[&owned.groups, &user.0, &owner.shard.0, &owned.epochs]).await?;
-            Ok::<_, Error>(side)
-        };
-        match learns.await {
-            Ok(side) if homes.contains(&shard) => taught.push(side),
-            Err(error) if homes.contains(&shard) => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(taught)
+        side.query(learn, &[&owned.groups, &user.0, &owner.shard.0, &owned.epochs]).await?;
+        Ok::<_, Error>(side)
+    };
+    let others = shards_of(admin).filter(|shard| !homes.contains(shard));
+    let others = others.map(|shard| tokio::time::timeout(HOME_WITHIN, learns(shard)));
+    let (taught, _) = tokio::join!(try_join_all(homes.iter().map(|home| learns(*home))), join_all(others));
+    taught
 }
 
 async fn teach(shard: ShardNo, owned: &Owned, owner: ShardNo, admin: &Admin) -> Result<()> {
@@ -276,7 +323,7 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
         let owned = owned(relocation, owner).await?;
         if owned.buckets.len() == all {
             objects::drop_all(relocation, pair).await?;
-            record(relocation.pin, &owned, owner.shard, admin).await?;
+            record(relocation, &owned, owner.shard, admin).await?;
             return Ok(Some(match (state, relocation.goal) {
                 // Undone, and nobody could say so any more: what is wanted begins anew.
                 (State::Aborted, Goal::Done | Goal::Switched) => State::Planned,
@@ -362,7 +409,7 @@ async fn clear_done(relocation: &Relocation, pair: &Pair) -> Result<()> {
 /// rows may be there again, and no other relocation of these buckets can begin while a part is left.
 async fn end_again(relocation: &Relocation, pair: &Pair) -> Result<()> {
     let (former, owner) = hands(relocation, pair);
-    call_off_return(relocation, former).await?;
+    call_off_return(relocation, former, owner).await?;
     let part = former.part(relocation.relocation).await?;
     if part.is_some_and(|part| part.state == PartState::Moved) {
         let last = former.one(LAST_EVENT, &[]).await?.get(0);

@@ -63,7 +63,7 @@ pub(crate) async fn find(shards: &Shards) -> Result<()> {
             let relocation = Records(&control).get(number).await?;
             // Its other shard may be down, or be no more: the others are looked at all the same.
             if let Err(error) = finish::clear(&relocation, &admin).await {
-                tracing::warn!(relocation = number, error = %chain(&error), "that is not taken back yet");
+                tracing::debug!(relocation = number, error = %chain(&error), "that is not taken back yet");
             }
         }
         remove_strays(&side, &control).await?;

@@ -186,8 +186,10 @@ impl<'a> Switch<'a> {
         let began = tried.began;
         let is_late = || began.elapsed() > self.budget * DECIDE / 5;
         let decides = self.lay_ready(self.giver, &self.decide, attempt);
-        // A disk or a standby that stands still must not hold writers up for longer than what lies ready would.
-        let ready = tokio::time::timeout(self.budget + GRACE, try_join(decides, self.wait_for_stream(attempt, began)));
+        // A disk or a standby that stands still must not hold writers up for longer than what lies ready would; sooner than that, so that
+        // this session is there to give it up.
+        let ready =
+            tokio::time::timeout(self.budget + GRACE / 2, try_join(decides, self.wait_for_stream(attempt, began)));
         let (is_decided, standbys) = ready.await.map_err(|_| self.is_late())??;
         let reason = match standbys {
             Some(standbys) if self.have(1, &standbys, &is_late).await? => {
@@ -219,7 +221,7 @@ impl<'a> Switch<'a> {
     /// What a step of a try that never comes back is to its worker: tried again later, on connections of its own.
     fn is_late(&self) -> Error {
         let waiting_for = format!("an answer from {}, while writers wait", self.taker.database());
-        shards::Error::Deadline { limit_ms: (self.budget + GRACE).as_millis(), waiting_for }.into()
+        shards::Error::Deadline { limit_ms: (self.budget + GRACE / 2).as_millis(), waiting_for }.into()
     }
 
     /// The same, and where it fails writers go on at once, as far as its connection serves.

@@ -362,9 +362,9 @@ impl Mover {
         progress.say("");
         self.note_switch(relocation, &done).await?;
         finish::record_placement(relocation, pair, admin).await?;
-        finish::tell_home(relocation, pair, admin).await;
         fail::fail_point!("relocation.recorded");
         switch::turn_streams(relocation, pair).await?;
+        finish::tell_home(relocation, pair, admin).await;
         fail::fail_point!("relocation.streams_turned");
         Ok(Some(if relocation.goal == Goal::Reversed { State::Finishing } else { State::Switched }))
     }

@@ -384,6 +384,39 @@ async fn an_end_that_promotions_have_taken_back_is_ended_again() {
     cluster.finish().await;
 }
 
+/// A server takes the target's place that was so far behind that it knows nothing of the relocation, and hears from the others what it
+/// owns: the source's rows are the only ones, and stay.
+/// Invariant 16.
+#[tokio::test]
+async fn rows_stay_where_a_promotion_has_lost_that_they_were_brought() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+    let (giver, taker) = (cluster.stranger("shard_0").await, cluster.stranger("shard_2").await);
+    let part = "DELETE FROM therev.relocation_parts AS p WHERE p.relocation = $1 RETURNING to_jsonb(p)";
+    let took: serde_json::Value = taker.query_one(part, &[&number]).await.expect("a part").get(0);
+    let control = cluster.stranger("control").await;
+    let other_life = "UPDATE therev.relocations SET target_life = gen_random_uuid() WHERE relocation = $1";
+    control.execute(other_life, &[&number]).await.expect("the relocation");
+    mover.want(number, Goal::Done).await.expect("it goes on");
+    let refused = Box::pin(mover.drive(number, &|_| {})).await;
+    assert!(matches!(refused, Err(therev::relocation::Error::Refused { .. })), "{refused:?}");
+    let posts = "SELECT count(*) FROM posts AS p WHERE p.author_id = $1";
+    assert_eq!(giver.query_one(posts, &[&authors[0].0]).await.expect("an answer").get::<_, i64>(0), 4);
+
+    // Restored, it can be ended.
+    let again = "INSERT INTO therev.relocation_parts
+                 SELECT * FROM jsonb_populate_record(NULL::therev.relocation_parts, $1)";
+    taker.execute(again, &[&took]).await.expect("the part is back");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    nothing_left(&cluster).await;
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    drop((mover, node, giver, taker, control));
+    cluster.finish().await;
+}
+
 /// Invariants 19 and 20.
 #[tokio::test]
 async fn what_a_sleeper_begins_of_what_was_done_is_taken_back() {

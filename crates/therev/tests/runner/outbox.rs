@@ -5,7 +5,7 @@ use crate::things::{operator, post, thread, user, user_per_shard};
 use futures_util::future::join_all;
 use std::time::Duration;
 use testkit::TestCluster;
-use therev::{Config, PostId, Seen, ThreadId, ThreadOrder, UserChange};
+use therev::{Config, NewThread, PostId, Seen, ThreadId, ThreadOrder, UserChange};
 
 /// The oldest event of everything that single events are about.
 const FIRST_OF_EACH: &str = "outbox_id IN (
@@ -242,6 +242,11 @@ async fn totals_of_a_thread_that_is_nowhere_are_delivered() {
     shard.execute(by_hand, &[&bob.0, &id.0, &nowhere.0, &ada.0]).await.expect("a post");
     let relayed = node.relay_once().await.expect("the relay runs");
     assert_eq!((relayed.waiting, relayed.delivered.get("totals")), (0, Some(&1)), "{relayed:?}");
+    // Should it come to be after all (somebody restores posts before threads), the directory hears what it has.
+    let open = NewThread { thread_id: Some(nowhere), ..NewThread::new(ada, "late", "here by now") };
+    node.create_thread(open).await.expect("a thread");
+    node.relay_once().await.expect("the relay runs");
+    assert_eq!(node.thread(nowhere).await.expect("the thread").post_count, 1);
     drop((shard, node));
     cluster.finish().await;
 }

@@ -293,6 +293,28 @@ async fn a_pin_goes_back_and_is_undone_like_any_relocation() {
     cluster.finish().await;
 }
 
+/// A worker that slept tells the control database of a place where the user is no more; the end of the relocation does so last.
+/// Invariant 22.
+#[tokio::test]
+async fn what_a_sleeper_noted_of_a_user_who_went_home_is_forgotten() {
+    let scene = Scene::new().await;
+    scene.moved(Some(scene.pinned), 0, 3).await;
+    let control = scene.cluster.stranger("control").await;
+    let home = scene.move_it(Some(scene.pinned), 3, 0, Goal::Switched).await;
+    assert_eq!(Box::pin(scene.drive(home)).await.state, State::Switched);
+    let late = "INSERT INTO therev.pins (colocation_group, user_id, bucket, shard, epoch)
+                SELECT g, $1, $2, 3, 1000 FROM unnest(ARRAY['account', 'content']) AS g";
+    let noted = control.execute(late, &[&scene.pinned.0, &scene.pinned.bucket().sql()]).await.expect("a note");
+    assert_eq!(noted, 2, "the user was at home by the word of the control database");
+    scene.mover.want(home, Goal::Done).await.expect("it goes on");
+    assert_eq!(Box::pin(scene.drive(home)).await.state, State::Done);
+    scene.prove(0, 0).await;
+    drop(control);
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
 /// What is taken back of a part that was begun too late is what the part would have brought: the user who was placed apart on its
 /// shard since is there for good.
 /// Invariants 19 and 22.
