@@ -64,6 +64,11 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
 /// decided, and the target has no sentinel, so that it does not get ready.
 async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
     pair.target.must_have_part(relocation.relocation).await?;
+    // Whoever has slept while another round began leaves the source alone.
+    let is_last = "SELECT FROM therev.relocation_parts WHERE relocation = $1 AND copy_round <= $2";
+    if pair.target.query(is_last, &[&relocation.relocation, &relocation.copy_round]).await?.is_empty() {
+        return Err(Error::Taken(relocation.relocation));
+    }
     let gives = pair.source.must_have_part(relocation.relocation).await?;
     if gives.state == PartState::Draining {
         pair.source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &gives.attempt]).await?;

@@ -80,8 +80,8 @@ const HELD_LOG_BYTES: i64 = 4 << 30;
 /// Others are at work if so many of the last eight looks have seen them there: a relay that clears up comes and goes.
 const COMPANY_LOOKS: u32 = 3;
 
-/// The standby that lacks most of the log (one that replays it late has it all the same), and whether others are at work in this database at the moment: one alone may be a relay, or whoever
-/// refreshes a view. Movers may log in as anybody, so they say by name who they are.
+/// The standby that lacks most of the log (one that replays it late has it all the same), and whether others are at work in this
+/// database at the moment: one alone may be a relay, or whoever refreshes a view. Movers may log in as anybody, so they say by name who they are.
 const BEHIND: &str = "
     SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn))
                        FROM pg_stat_replication AS r
