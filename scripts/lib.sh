@@ -50,6 +50,12 @@ need_cargo() {
         [ -x "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin/cargo" ] || fail "cargo is missing; install Rust from https://rustup.rs"
         PATH="${CARGO_HOME:-${HOME:-/root}/.cargo}/bin:$PATH"
     fi
+    local needed found
+    needed=$(sed -n 's/^rust-version = "\(.*\)".*/\1/p' Cargo.toml)
+    # By a manifest that it is too old for, cargo would not be asked.
+    found=$(cd / && cargo --version | cut -d ' ' -f 2)
+    [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] \
+        || fail "cargo $found is too old, therev needs $needed; install it from https://rustup.rs, or run \`rustup update\`"
 }
 
 # Some libraries that therev is built from need a C compiler, and Rust a linker.

@@ -130,6 +130,8 @@ CREATE TABLE therev.relocations (
     -- What the operator wants of it: to be done, to stop at switched, to be undone before the switch, to go back after it.
     goal         text        NOT NULL DEFAULT 'done' CHECK (goal IN ('done', 'switched', 'aborted', 'reversed')),
     is_paused    boolean     NOT NULL DEFAULT false,
+    -- How long writers may be kept waiting by one try of the switch, whoever makes it.
+    budget_ms    integer     NOT NULL DEFAULT 25 CHECK (budget_ms > 0),
     -- The lives of the two servers that it counts on. A promotion before the switch makes it begin anew.
     source_life  uuid,
     target_life  uuid,

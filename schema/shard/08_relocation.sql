@@ -433,21 +433,24 @@ BEGIN ATOMIC
        AND p.drained_at < clock_timestamp() - make_interval(secs => late_ms / 1000.0);
 END;
 
--- Whether every standby that follows this server has its log up to there, one that is catching up among them. What a switch counts
--- on must survive a promotion; and a commit whose wait for a synchronous standby was cut short is seen here without being there.
--- Archivers and base backups receive the log too, and never say that they have replayed any of it; they count where commits wait for
--- them.
+-- The standbys that follow this server, those that are catching up among them. Archivers and base backups receive the log too, and
+-- never say that they have replayed any of it; they count where commits wait for them.
+CREATE VIEW therev.standbys AS
+SELECT r.pid, r.sync_state, r.replay_lag, pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn) AS bytes_behind, r.flush_lsn
+  FROM pg_stat_replication AS r
+ WHERE r.state IN ('streaming', 'catchup') AND (r.replay_lsn IS NOT NULL OR r.sync_state <> 'async')
+   AND NOT EXISTS (SELECT FROM pg_replication_slots AS s WHERE s.active_pid = r.pid AND s.slot_type = 'logical');
+
+-- Whether every standby has the log up to there. What a switch counts on must survive a promotion; and a commit whose wait for a
+-- synchronous standby was cut short is seen here without being there.
 CREATE FUNCTION therev.standbys_have(lsn pg_lsn) RETURNS boolean
     LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS
 $$
 BEGIN
-    RETURN (SELECT coalesce(bool_and(r.flush_lsn >= lsn), true)
+    RETURN (SELECT coalesce(bool_and(s.flush_lsn >= lsn), true)
                    AND (current_setting('synchronous_standby_names') = ''
-                        OR coalesce(bool_or(r.sync_state <> 'async'), false))
-              FROM pg_stat_replication AS r
-             WHERE r.state IN ('streaming', 'catchup') AND (r.replay_lsn IS NOT NULL OR r.sync_state <> 'async')
-               AND NOT EXISTS (SELECT FROM pg_replication_slots AS s
-                                WHERE s.active_pid = r.pid AND s.slot_type = 'logical'));
+                        OR coalesce(bool_or(s.sync_state <> 'async'), false))
+              FROM therev.standbys AS s);
 END
 $$;
 

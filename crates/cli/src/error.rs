@@ -1,6 +1,6 @@
 //! What went wrong, for people and for programs: one sentence, and the next step.
 
-use crate::output::talk;
+use crate::output::complain;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -54,6 +54,16 @@ impl CliError {
         self
     }
 
+    /// An error of a create. Where nobody knows what became of it, the same id makes the same command the same create.
+    pub(crate) fn of_create(error: therev::Error, id: impl fmt::Display) -> CliError {
+        let is_open = matches!(&error, therev::Error::Store(e) if matches!(e.kind(), "outcome_unknown" | "deadline"));
+        let error = CliError::from(error);
+        if !is_open {
+            return error;
+        }
+        CliError { next: format!("run the same command again with --id {id}: it writes nothing twice"), ..error }
+    }
+
     /// The object that programs read.
     pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::json!({ "error": { "kind": self.kind, "message": self.message, "next": self.next } })
@@ -65,9 +75,9 @@ impl CliError {
             return ExitCode::SUCCESS;
         }
         if json {
-            talk(&self.json().to_string());
+            complain(&self.json().to_string());
         } else {
-            talk(&self.to_string());
+            complain(&self.to_string());
         }
         if self.kind == USAGE { ExitCode::from(2) } else { ExitCode::FAILURE }
     }
@@ -90,7 +100,7 @@ pub(crate) fn report_usage(usage: &clap::Error) -> ExitCode {
     if std::env::args_os().any(|arg| arg == "--json") {
         let text = usage.render().to_string();
         let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ").trim();
-        talk(&CliError::usage(message, "`--help` shows what can be said").json().to_string());
+        complain(&CliError::usage(message, "`--help` shows what can be said").json().to_string());
     } else {
         let _ = usage.print();
     }

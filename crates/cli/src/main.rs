@@ -30,6 +30,9 @@ fn main() -> ExitCode {
         Err(usage) => return error::report_usage(&usage),
     };
     let json = cli.global.json;
+    if json {
+        output::only_errors();
+    }
     logging::start(&cli.global, env.no_color);
     match run(cli, env) {
         Ok(code) => code,

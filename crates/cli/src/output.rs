@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::readable;
 use serde::Serialize;
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The widest that anything is written.
 const WIDTH_MAX: usize = 100;
@@ -80,8 +81,23 @@ pub(crate) fn document(value: &impl Serialize) -> Result<()> {
     write_line(&serde_json::to_string_pretty(value)?)
 }
 
+/// Whether programs read stderr too: set once, as the command line is read.
+static IS_READ: AtomicBool = AtomicBool::new(false);
+
+/// From now on stderr is for errors alone, unless somebody sees it.
+pub(crate) fn only_errors() {
+    IS_READ.store(!stderr_is_terminal(), Ordering::Relaxed);
+}
+
 /// Talks to whoever watches.
 pub(crate) fn talk(line: &str) {
+    if !IS_READ.load(Ordering::Relaxed) {
+        complain(line);
+    }
+}
+
+/// Says what went wrong.
+pub(crate) fn complain(line: &str) {
     // Nobody watching is no reason to stop.
     let _ = writeln!(stderr(), "{line}");
 }

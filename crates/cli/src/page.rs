@@ -5,12 +5,18 @@ use crate::readable;
 use crate::tables::{count, minute};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use therev::{Author, Format, Moderation, PagePost, Post, PostId, ThreadPage};
+use therev::{Author, Format, Moderation, PagePost, Post, PostId, ShardNo, ThreadPage};
 
 /// A reply stands this much further to the right than its parent.
 const STEP: usize = 4;
 /// Deeper replies stand no further to the right: the text needs room.
 const DEPTH_MAX: usize = 6;
+
+/// Which shards gave no answer, as a sentence.
+pub(crate) fn silent(missing: &[ShardNo]) -> String {
+    let shards: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    format!("{} {} gave no answer.", if shards.len() == 1 { "shard" } else { "shards" }, shards.join(", "))
+}
 
 /// A page as text, no line wider than the output. `next` is the command that shows the next page.
 pub(crate) fn render(page: &ThreadPage, out: &Output, next: &str) -> String {
@@ -20,12 +26,7 @@ pub(crate) fn render(page: &ThreadPage, out: &Output, next: &str) -> String {
         text.push_str(&post(item, depth, page, out));
     }
     if page.partial {
-        let shards: Vec<String> = page.missing.iter().map(ToString::to_string).collect();
-        let word = if shards.len() == 1 { "shard" } else { "shards" };
-        let missing = format!(
-            "This page is not whole: {word} {} gave no answer. What their users wrote is missing.",
-            shards.join(", ")
-        );
+        let missing = format!("This page is not whole: {} What their users wrote is missing.", silent(&page.missing));
         let _ = write!(text, "\n{}\n", readable::plain(&missing, out.width));
     }
     if page.next.is_some() {

@@ -146,14 +146,9 @@ static NOTE_OPERATOR: Unfenced = Unfenced::write(
 crate::fenced_list! { RECEIVE OF_USER }
 
 impl Community {
-    /// The newest entries of the shards that answer; see [`Community::list_audit`].
-    pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<Vec<AuditEntry>> {
-        Ok(self.list_audit(of, limit).await?.entries)
-    }
-
     /// The newest entries: of one user's account and content, or of everybody and the operators. A shard that is down leaves the
     /// list of everybody marked `partial`; of one user it is the error.
-    pub async fn list_audit(&self, of: Option<UserId>, limit: i64) -> Result<AuditList> {
+    pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<AuditList> {
         let (mut rows, mut missing) = (Vec::new(), Vec::new());
         if let Some(user) = of {
             rows.extend(self.shards().read(&OF_USER, user.bucket(), &[&user.0, &limit]).await?);

@@ -154,6 +154,11 @@ static HAS_NAME: Read = Read::of_owner(
     "SELECT u.user_id FROM users AS u WHERE u.bucket = $1 AND u.user_id = $2 AND u.user_name = $3",
 );
 
+/// Whom the directory knows by a name: more than one while it has not heard of all changes. The index of names by prefix serves
+/// equality, too.
+static KNOWN_AS: Unfenced =
+    Unfenced::read("SELECT d.user_id FROM user_directory AS d WHERE NOT d.is_deleted AND d.user_name = $1");
+
 /// Confirms and releases, as the users' outboxes say. A claim is never made here: it was taken before the user's row was
 /// written, so a late event cannot bring back a name that was given up since.
 pub(crate) static CONFIRM: WriteMany = WriteMany::new(
@@ -310,9 +315,18 @@ impl Community {
 
     /// The user who has a name; `None` also while a registration or a change of name is not done. What a bulk write has taken
     /// is its users' already.
+    ///
+    /// Where the claim's shard gives no answer, the user is found whose own row has the name. If none is, the claim could say
+    /// otherwise: the answer is the shard's error then, never `None`.
     pub async fn user_named(&self, user_name: &str) -> Result<Option<UserId>> {
+        use shards::Error::{Closed, Deadline, Down};
         let name = Name { kind: NameKind::UserName, value: normalized_user_name(user_name)? };
-        let rows = self.shards().read(&FIND, name.bucket(), &[&name.key()]).await?;
+        let rows = match self.shards().read(&FIND, name.bucket(), &[&name.key()]).await {
+            Err(silent @ (Down { .. } | Deadline { .. } | Closed { .. })) => {
+                return Box::pin(self.named_by_row(&name)).await.map(Some).ok_or(Error::Store(silent));
+            }
+            found => found?,
+        };
         let Some(claim) = rows.first() else { return Ok(None) };
         let user = UserId(claim.get("user_id"));
         // Taken and not confirmed: the user's row says whether it came to that.
@@ -321,6 +335,19 @@ impl Community {
             return Ok(None);
         }
         Ok(Some(user))
+    }
+
+    /// The user whose row has a user name, of those whom the directory knows by it. It may be late, so the row has the last
+    /// word: whoever was renamed or deleted since is not found.
+    async fn named_by_row(&self, name: &Name) -> Option<UserId> {
+        let known = self.shards().directory().read(&KNOWN_AS, &[&name.value], None).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a name is not found without its claim: the directory gave no answer");
+            Vec::new()
+        });
+        let keys = known.iter().map(|row| UserId(row.get("user_id"))).map(|user| (user.into(), user.0)).collect();
+        let answer = self.shards().read_many(&NAMES_OF, keys, &[]).await;
+        let is_meant = |row: &&Row| row.get::<_, Uuid>("claim_key") == name.key();
+        answer.rows().find(is_meant).map(|row| UserId(row.get("user_id")))
     }
 
     /// Settles the claims whose user's write did not come within `older_than_s` seconds, some of each shard at a time: events wait

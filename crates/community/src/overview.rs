@@ -101,10 +101,8 @@ static COUNTS: Unfenced = Unfenced::read(
 
 static SHARD: Unfenced = Unfenced::read(
     "SELECT current_setting('server_version') AS version, pg_database_size(current_database()) AS bytes,
-            (SELECT array_agg(coalesce(extract(epoch FROM r.replay_lag) * 1000, 0)::float8)
-               FROM pg_stat_replication AS r
-              WHERE NOT EXISTS (SELECT FROM pg_replication_slots AS s
-                                 WHERE s.active_pid = r.pid AND s.slot_type = 'logical')) AS standbys,
+            (SELECT array_agg(coalesce(extract(epoch FROM s.replay_lag) * 1000, 0)::float8)
+               FROM therev.standbys AS s) AS standbys,
             (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS pending,
             (SELECT coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)) * 1000, 0)::float8
                FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS oldest_ms",

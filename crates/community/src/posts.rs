@@ -345,6 +345,7 @@ impl Community {
         if post.thread_id != new.thread_id || differs {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
+        self.shards().confirm(Group::Content, post.author_id).await?;
         Ok(post)
     }
 

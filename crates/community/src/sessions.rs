@@ -224,7 +224,7 @@ impl Community {
     /// Opens a session for whoever knows the password of a user.
     ///
     /// Whether the name, the password or the state of the user stood in the way, is not said. A password that was changed meanwhile
-    /// is a wrong one.
+    /// is a wrong one. A name that is not found while the shard of its claim is down is answered with that: somebody may have it.
     pub async fn log_in(&self, user_name: &str, password: &SecretString, new: NewSession) -> Result<OpenSession> {
         let (user, password_hash) = self.authenticate(user_name, password).await?;
         self.open(user, Some(&password_hash), new).await.map_err(|error| match error {

@@ -496,7 +496,7 @@ impl Community {
     }
 
     /// The user whose name and password these are, and the hash that the password fits. It takes as long for a name that nobody
-    /// has.
+    /// has, unless the shard of its claim is down: that is the answer then.
     pub(crate) async fn authenticate(&self, user_name: &str, password: &SecretString) -> Result<(UserId, String)> {
         let user = match self.user_named(user_name).await {
             // A name that nobody can have.

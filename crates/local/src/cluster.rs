@@ -114,7 +114,8 @@ impl Cluster {
     }
 
     /// Makes a standby the primary of its shard, the one that has come furthest, and the old primary its standby. An old
-    /// primary that still runs is stopped first, in order, so that nothing is lost. Says which server it is now.
+    /// primary that still runs is stopped first, in order, so that nothing is lost; where none of its standbys receives what it writes,
+    /// that is refused. Says which server it is now.
     ///
     /// Returns when the new primary takes writes and the others follow it; killed in between, [`Cluster::up`] or another
     /// promotion goes on.
@@ -140,8 +141,8 @@ impl Cluster {
         now.settle_waits()
     }
 
-    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet. Says so where acknowledged writes
-    /// may be lost by that.
+    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet. Says since when acknowledged writes
+    /// are lost by that, where some may be.
     pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
         let (_lock, state) = self.lock(say)?;
         self.state = state;
@@ -155,18 +156,24 @@ impl Cluster {
             side_by_side(&standbys, say, |id, to| self.server(id).start(to)).ok();
         }
         let is_running = |it: &ServerId| self.server(*it).running().postmaster().is_some();
-        let running: Vec<ServerId> = standbys.into_iter().filter(is_running).collect();
+        let mut running: Vec<ServerId> = standbys.into_iter().filter(is_running).collect();
         if running.is_empty() {
             return Err(Error::NoStandby { shard });
         }
         // What it wrote last goes out to the standbys before it ends, if it still can.
         let was_down = self.server(old).running().postmaster().is_none();
+        let following = if was_down { None } else { replica::following(&self.server(old), &running) };
+        let is_left_in_order = following.is_some();
+        if let Some(following) = following {
+            running = following;
+        }
+        if running.is_empty() {
+            return Err(Error::NoneFollows { shard, primary: old });
+        }
         self.server(old).running().stop()?;
         let furthest = running.into_iter().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
         let (_, new) = furthest.ok_or(Error::NoStandby { shard })?;
-        if was_down && !self.server(old).waited_for(new) {
-            say(&format!("{old} was down and had not waited for {new}: what it acknowledged last may be lost"));
-        }
+        let since = replica::last_commit(&self.server(new)).map_or(" last".to_owned(), |at| format!(" after {at}"));
         // Remembered first: whatever happens now, the old primary does not come back as one.
         self.state.promote(new);
         self.state.save(&self.place.dir)?;
@@ -175,6 +182,9 @@ impl Cluster {
             server.start(to)?;
             replica::promote(&server, to)
         })?;
+        if !is_left_in_order && !self.server(old).waited_for(new) {
+            say(&format!("{old} was down and had not waited for {new}: what it acknowledged{since} may be lost"));
+        }
         Ok(new)
     }
 

@@ -106,6 +106,17 @@ pub enum Error {
         /// The shard.
         shard: u16,
     },
+    /// A promotion that would lose what a primary has which works.
+    #[error(
+        "{primary}, the primary of shard {shard}, works, and no standby receives what it writes: a promotion would lose that; \
+         `therev cluster up` brings its standbys up to date"
+    )]
+    NoneFollows {
+        /// The shard.
+        shard: u16,
+        /// Its primary.
+        primary: ServerId,
+    },
     /// A shard's data was made and is there no more. Nothing is made in its place: that would cost the last copy of it.
     #[error("shard {shard}'s data in {} is gone; {}", data.display(), after_loss(*shard, *standby, copy.as_deref()))]
     DataGone {

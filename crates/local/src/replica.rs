@@ -11,6 +11,8 @@ use crate::{Error, ServerId, sql};
 
 /// How long a replica may take from its start until it receives.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
+/// How long a standby that runs may take to be back at its primary.
+const FOLLOW_WAIT: Duration = Duration::from_secs(5);
 /// How long a standby may take to become the primary.
 const PROMOTION_WAIT: Duration = Duration::from_secs(60);
 
@@ -78,6 +80,28 @@ pub(crate) fn promote(standby: &Server<'_>, to: &Tell) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::NotPromoted { server: standby.id, log: standby.log() })
+}
+
+/// Which of these standbys receive what their primary writes; `None`: it does not answer.
+pub(crate) fn following(primary: &Server<'_>, standbys: &[ServerId]) -> Option<Vec<ServerId>> {
+    let sql = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'";
+    let ask = || sql::run(primary.cluster, primary.id, sql).ok();
+    let of = |names: String| -> Vec<ServerId> {
+        standbys.iter().copied().filter(|it| names.lines().any(|name| name == slot(*it))).collect()
+    };
+    let mut following = of(ask()?);
+    // One that has just lost its connection comes back at once.
+    wait_for(FOLLOW_WAIT, || {
+        following = ask().map(of).unwrap_or_default();
+        !following.is_empty()
+    });
+    Some(following)
+}
+
+/// When the last commit of its primary's was made that a standby has replayed, by the primary's clock; `None`: none since it started.
+pub(crate) fn last_commit(standby: &Server<'_>) -> Option<String> {
+    let at = "SELECT date_trunc('milliseconds', pg_last_xact_replay_timestamp())";
+    sql::run(standby.cluster, standby.id, at).ok().filter(|at| !at.is_empty())
 }
 
 /// How far a standby has come, as a number that grows.

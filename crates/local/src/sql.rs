@@ -16,6 +16,8 @@ pub(crate) fn run(cluster: &Cluster, server: ServerId, sql: &str) -> Result<Stri
         .args(["-X", "-A", "-t", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-d", "postgres"])
         .args(["-p", &cluster.port(server)?.to_string(), "-U", &cluster.state.superuser, "-f", "-"])
         .env("PGPASSWORD", &cluster.state.password)
+        // A server that stands still is no reason to do so.
+        .env("PGCONNECT_TIMEOUT", "10")
         // A slot or an empty database need not be on a standby, which may be what this is to make.
         .env("PGOPTIONS", "-c synchronous_commit=local")
         .stdin(Stdio::piped())

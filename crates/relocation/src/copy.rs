@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::objects;
 use crate::record::Relocation;
 use crate::side::{Pair, PartState, Side, Which};
-use crate::throttle::{self, Progress};
+use crate::throttle::{self, Progress, REST_MAX};
 use bytes::BytesMut;
 use futures_util::future::{try_join, try_join_all};
 use futures_util::{SinkExt, StreamExt};
@@ -22,7 +22,7 @@ const BUCKETS_A_DELETE: usize = 32;
 /// How many bytes go out at once: the driver hands over a message for each row.
 const PIECE: usize = 1 << 18;
 /// How many rows a batch of deletes takes.
-const DELETE_BATCH: i64 = 5_000;
+const DELETE_BATCH: u64 = 5_000;
 
 /// A table whose rows belong to owners, with its columns.
 struct Table {
@@ -123,6 +123,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
         let delete = side.prepare(&sql).await?;
         for buckets in relocation.bucket_numbers().chunks(BUCKETS_A_DELETE) {
             loop {
+                let began = Instant::now();
                 let gone = side
                     .client
                     .execute(&delete, &[&relocation.relocation, &states, &round, &buckets])
@@ -131,6 +132,9 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
                 fail::fail_point!("relocation.deleted_some");
                 if gone == 0 {
                     break;
+                }
+                if gone == DELETE_BATCH {
+                    throttle::rest_after(began.elapsed(), side).await?;
                 }
             }
         }
@@ -259,8 +263,6 @@ struct Lane {
 /// Where others are at work, a copy works so long at a time and rests three times as long after it: users come first, and the
 /// brake only looks now and then. Shorter, and a server would not notice: it had enough under way to go on with.
 const WORK: Duration = Duration::from_millis(100);
-/// The longest rest: a copy that was braked, or whose server did not answer, has not worked all the time.
-const REST_MAX: Duration = Duration::from_millis(400);
 
 /// When a lane has rested last.
 struct Pace(Instant);

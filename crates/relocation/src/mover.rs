@@ -25,7 +25,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// How long a try of the switch may have writes wait before it is given up: no less than twice what its steps take by
-    /// themselves.
+    /// themselves. Whoever carries a relocation on goes by what it began with.
     pub budget: Duration,
     /// How long the work is a worker's after it was last heard of: so long it takes until another one takes what a dead one
     /// left. It is heard of twice a second.
@@ -192,15 +192,25 @@ impl Mover {
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
         may_begin(&control, plan).await?;
         let pin = plan.pin.map(|user| user.0);
-        let params: [&(dyn ToSql + Sync); 8] =
-            [&groups, &buckets, &plan.source.0, &plan.target.0, &goal.name(), &actor, &plan.last_part, &pin];
+        let budget_ms = i32::try_from(self.options.budget.as_millis()).unwrap_or(i32::MAX).max(1);
+        let params: [&(dyn ToSql + Sync); 9] = [
+            &groups,
+            &buckets,
+            &plan.source.0,
+            &plan.target.0,
+            &goal.name(),
+            &actor,
+            &plan.last_part,
+            &pin,
+            &budget_ms,
+        ];
         let begun = control
             .query_opt(
-                "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor, pin)
+                "INSERT INTO therev.relocations (relocation, groups, buckets, source, target, goal, actor, pin, budget_ms)
                  OVERRIDING SYSTEM VALUE
                  SELECT greatest(nextval(pg_get_serial_sequence('therev.relocations', 'relocation')), $7::bigint + 1,
                                  (SELECT max(r.relocation) + 1 FROM therev.relocations AS r)),
-                        $1, $2, $3, $4, $5, $6, $8::uuid
+                        $1, $2, $3, $4, $5, $6, $8::uuid, $9
                   WHERE NOT EXISTS (SELECT FROM therev.relocations AS r
                                      WHERE r.ended_at IS NULL AND r.groups && $1 AND r.buckets && $2)
                  RETURNING relocation",

@@ -188,12 +188,15 @@ pub(crate) async fn start_behind(relocation: &Relocation, stream: Stream, pair: 
     to.batch(&sql).await
 }
 
-/// Stops a stream and waits until its worker is gone.
-pub(crate) async fn stop(relocation: &Relocation, stream: Stream, pair: &Pair) -> Result<()> {
-    let (_, to) = stream.ends(pair);
-    stop_at(to, &stream.name(relocation)).await
+/// Stops a stream, and removes it once its worker is gone: a slot that nobody reads would hold all the log of its server.
+pub(crate) async fn drop_stream(relocation: &Relocation, stream: Stream, pair: &Pair) -> Result<()> {
+    // Of the two, each side gives one and takes the other.
+    let (from, to) = stream.ends(pair);
+    unsubscribe(to, &relocation.tag).await?;
+    drop_slots(from, &relocation.tag).await
 }
 
+/// Stops a stream and waits until its worker is gone.
 async fn stop_at(to: &Side, name: &str) -> Result<()> {
     let known = "SELECT s.oid, s.subenabled FROM pg_subscription AS s JOIN pg_database AS d ON d.oid = s.subdbid
                   WHERE s.subname = $1 AND d.datname = current_database()";

@@ -90,10 +90,7 @@ const ROOM: &str = "
                - (SELECT count(*) FROM pg_stat_subscription WHERE pid IS NOT NULL) AS workers,
            (SELECT max(v.version) FROM therev.schema_versions AS v) AS schema_version,
            (SELECT i.cluster_id::text FROM therev.identity AS i) AS cluster_id,
-           coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn))
-                       FROM pg_stat_replication AS r
-                       LEFT JOIN pg_replication_slots AS s ON s.active_pid = r.pid
-                      WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.replay_lsn IS NOT NULL), 0)::bigint AS behind";
+           coalesce((SELECT max(s.bytes_behind) FROM therev.standbys AS s), 0)::bigint AS behind";
 
 /// The tables of these groups, how large they are and how many rows they hold by PostgreSQL's estimate.
 const HELD: &str = "

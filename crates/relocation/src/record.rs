@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use placement::{Bucket, Group, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
 use shards::Database;
+use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
@@ -134,6 +135,8 @@ pub struct Relocation {
     pub attempts: i32,
     /// How long writes to these buckets waited in the try that succeeded, in milliseconds.
     pub pause_ms: Option<f64>,
+    /// How long they may wait in a try, in milliseconds; see [`crate::Options::budget`].
+    pub budget_ms: i32,
     /// Whether a process works at it now.
     pub has_worker: bool,
     /// When it was asked for.
@@ -147,7 +150,7 @@ pub struct Relocation {
 const COLUMNS: &str = "
     r.relocation, r.tag, r.groups, r.buckets, r.pin, r.apart, r.source, r.target, r.state, r.goal, r.is_paused, r.source_life,
     r.target_life, r.copy_round, r.rows_total, r.rows_copied, r.bytes_copied, r.lag_bytes, r.note, r.attempts,
-    r.pause_ms, r.created_at, r.updated_at, r.ended_at, coalesce(r.leased_until > now(), false) AS has_worker";
+    r.pause_ms, r.budget_ms, r.created_at, r.updated_at, r.ended_at, coalesce(r.leased_until > now(), false) AS has_worker";
 
 impl Relocation {
     fn of(row: &Row) -> Result<Relocation> {
@@ -178,6 +181,7 @@ impl Relocation {
             note: row.get("note"),
             attempts: row.get("attempts"),
             pause_ms: row.get("pause_ms"),
+            budget_ms: row.get("budget_ms"),
             has_worker: row.get("has_worker"),
             created_at: row.get("created_at"),
             updated_at: row.get("updated_at"),
@@ -203,6 +207,17 @@ impl Relocation {
     /// Which shard is to own the buckets in the end.
     pub(crate) fn owner_wanted(&self) -> ShardNo {
         if matches!(self.goal, Goal::Aborted | Goal::Reversed) { self.source } else { self.target }
+    }
+
+    /// How long writers may be kept waiting by one try of the switch.
+    pub(crate) fn budget(&self) -> Duration {
+        Duration::from_millis(self.budget_ms.unsigned_abs().into())
+    }
+
+    /// What is wanted, as far as a step under way goes by it: who is to own the buckets, and whether only what was begun is to be
+    /// undone. Both go back, and to undo a way back is to stay.
+    pub(crate) fn aim(&self) -> (ShardNo, bool) {
+        (self.owner_wanted(), self.goal == Goal::Aborted)
     }
 
     /// Whether there is nothing to do for a worker now.

@@ -399,7 +399,7 @@ pub(crate) async fn run(
             }
             (PartState::Owned, PartState::Moved) => {
                 // Nobody takes it back who does not know of it: who cannot ask does not go on.
-                if mover.show(relocation.relocation).await?.owner_wanted() != relocation.owner_wanted() {
+                if mover.show(relocation.relocation).await?.aim() != relocation.aim() {
                     return Ok(None);
                 }
                 taker.query("SELECT therev.await_return($1)", &[&relocation.relocation]).await?;
@@ -475,7 +475,7 @@ pub(crate) async fn stay(relocation: &Relocation, pair: &Pair) -> Result<bool> {
 /// After the switch: the stream that fed the new owner ends; the other one begins behind it, where the way back is kept.
 pub(crate) async fn turn_streams(relocation: &Relocation, pair: &Pair) -> Result<()> {
     let (giver, taker) = hands(relocation, pair);
-    objects::stop(relocation, Stream::from(giver.which), pair).await?;
+    objects::drop_stream(relocation, Stream::from(giver.which), pair).await?;
     fail::fail_point!("relocation.forward_stopped");
     if giver.shard == relocation.target {
         return Ok(());

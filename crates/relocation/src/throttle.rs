@@ -67,6 +67,8 @@ impl Progress {
     }
 }
 
+/// The longest rest: what was braked, or whose server did not answer, has not worked all the time.
+pub(crate) const REST_MAX: Duration = Duration::from_millis(400);
 /// How often the servers are looked at; and at first, when nothing is known of them.
 const LOOK: Duration = Duration::from_millis(100);
 const FIRST_LOOK: Duration = Duration::from_millis(25);
@@ -83,10 +85,7 @@ const COMPANY_LOOKS: u32 = 3;
 /// The standby that lacks most of the log (one that replays it late has it all the same), and whether others are at work in this
 /// database at the moment: one alone may be a relay, or whoever refreshes a view. Movers may log in as anybody, so they say by name who they are.
 const BEHIND: &str = "
-    SELECT coalesce((SELECT max(pg_wal_lsn_diff(pg_current_wal_lsn(), r.flush_lsn))
-                       FROM pg_stat_replication AS r
-                       LEFT JOIN pg_replication_slots AS s ON s.active_pid = r.pid
-                      WHERE s.slot_type IS DISTINCT FROM 'logical' AND r.replay_lsn IS NOT NULL), 0)::bigint AS standby,
+    SELECT coalesce((SELECT max(s.bytes_behind) FROM therev.standbys AS s), 0)::bigint AS standby,
            (SELECT count(*) > 1 FROM pg_stat_activity AS a
              WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.state = 'active'
                AND a.application_name <> current_setting('application_name')) AS has_company";
@@ -142,6 +141,22 @@ fn own_in_danger(slots: &[Slot], own: &str) -> Option<String> {
         let left = spare.max(0) >> 20;
         format!("drops the log of this copy's stream after {left} MB more: raise max_slot_wal_keep_size there")
     })
+}
+
+/// Rests after some work on one server that nobody waits for: as long as its standbys are behind, and where others are at work three
+/// times as long as it has worked, like a copy.
+pub(crate) async fn rest_after(worked: Duration, side: &Side) -> Result<()> {
+    loop {
+        let row = side.one(BEHIND, &[]).await?;
+        if row.get::<_, i64>("standby") <= STANDBY_LAG_BYTES {
+            if row.get("has_company") {
+                tokio::time::sleep((worked * 3).min(REST_MAX)).await;
+            }
+            return Ok(());
+        }
+        tracing::info!("a standby of shard {} is behind: rows are removed when it has caught up", side.shard);
+        tokio::time::sleep(REST_MAX).await;
+    }
 }
 
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.

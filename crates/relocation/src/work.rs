@@ -28,19 +28,19 @@ const CAUGHT_UP_BYTES: i64 = 16 << 20;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     is_paused: bool,
-    owner: ShardNo,
+    aim: (ShardNo, bool),
 }
 
 impl Wanted {
     pub(crate) fn of(relocation: &Relocation) -> Wanted {
-        Wanted { is_paused: relocation.is_paused, owner: relocation.owner_wanted() }
+        Wanted { is_paused: relocation.is_paused, aim: relocation.aim() }
     }
 }
 
 /// Where a step hears of it that takes long.
 pub(crate) type Heard = watch::Receiver<Wanted>;
 
-/// What a step comes to. `None`: the relocation is to rest, or its buckets are to end elsewhere than where the step brings them.
+/// What a step comes to. `None`: the relocation is to rest, or something else is wanted of it than what the step does.
 ///
 /// The step ends where it is, as if its process had died: a transaction that is open ends with its connection, a statement that is
 /// under way is one of somebody who slept, and what was begun is found by whoever goes on. Not for a try of the switch: writers would
@@ -56,7 +56,7 @@ pub(crate) async fn unless_called_off<T>(
     let called_off = async {
         while heard.changed().await.is_ok() {
             let now = *heard.borrow();
-            if now.is_paused || now.owner != relocation.owner_wanted() {
+            if now.is_paused || now.aim != relocation.aim() {
                 return;
             }
         }
@@ -336,7 +336,7 @@ impl Mover {
     /// Whether the buckets are still to change hands as they were.
     pub(crate) async fn is_still_wanted(&self, relocation: &Relocation) -> bool {
         match self.show(relocation.relocation).await {
-            Ok(now) => !now.rests() && now.owner_wanted() == relocation.owner_wanted(),
+            Ok(now) => !now.rests() && now.aim() == relocation.aim(),
             // The shards alone decide: with the control database down a switch goes on.
             Err(_) => true,
         }
@@ -356,7 +356,7 @@ impl Mover {
             (self.on_try)(one);
         };
         let by = (self, heard);
-        let Some(done) = switch::run(relocation, pair, self.options.budget, progress, by, &told).await? else {
+        let Some(done) = switch::run(relocation, pair, relocation.budget(), progress, by, &told).await? else {
             return Ok(None);
         };
         progress.say("");

@@ -30,6 +30,8 @@ pub struct Bulk {
     pub version_floor: i64,
 }
 
+/// Where all rows were there, they may be of a commit whose wait for a standby was cut off: this one always has something to wait for.
+const COMMIT: &str = "SELECT pg_logical_emit_message(true, 'therev', ''); COMMIT";
 /// How a binary COPY begins: signature, flags, no extension.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// How many bytes go out at once: the driver's own writer sends every 4 KiB, each of which wakes somebody.
@@ -124,7 +126,7 @@ impl Bulk {
 
     /// Makes it all true.
     pub async fn commit(mut self) -> Result<(), Error> {
-        self.end("COMMIT").await
+        self.end(COMMIT).await
     }
 
     async fn end(&mut self, how: &str) -> Result<(), Error> {
@@ -132,7 +134,7 @@ impl Bulk {
         if ended.is_ok() {
             self.client = None;
         }
-        ended.map_err(|e| Error::of_statement(self.database, how == "COMMIT", e))
+        ended.map_err(|e| Error::of_statement(self.database, how == COMMIT, e))
     }
 
     /// Waits for a step no longer than a call may take.

@@ -41,8 +41,8 @@ enum Apart {
     Found(Vec<Row>),
     /// All of them are where they were looked for, and none has the row.
     Nothing,
-    /// One is just changing places.
-    OnTheirWay,
+    /// These are just changing places, as these shards say.
+    OnTheirWay(Vec<(ShardNo, UserId)>),
 }
 
 impl Verdict {
@@ -100,29 +100,30 @@ impl Shards {
                 return Ok(Vec::new());
             }
             let mut by_shard: BTreeMap<ShardNo, Vec<Uuid>> = BTreeMap::new();
-            let mut all_answered = true;
+            let mut on_their_way = Vec::new();
             for (user, peer) in apart {
                 match peer {
                     Some(peer) => by_shard.entry(peer).or_default().push(user.0),
-                    None => all_answered = false,
+                    None => on_their_way.push((home, user)),
                 }
             }
             for (shard, users) in by_shard {
                 match self.apart_on(&route, shard, users, question).await? {
                     Apart::Found(rows) => return Ok(rows),
                     Apart::Nothing => {}
-                    Apart::OnTheirWay => all_answered = false,
+                    Apart::OnTheirWay(users) => on_their_way.extend(users),
                 }
             }
-            if all_answered {
+            if on_their_way.is_empty() {
                 return Ok(Vec::new());
             }
-            route.wait().await?;
+            route.wait_for(&on_their_way).await?;
         }
     }
 
     async fn ask(&self, shard: ShardNo, Question { sql, errand, all }: Question<'_>) -> Result<Vec<Row>, Error> {
-        self.pool(shard).await?.answer(sql, all, errand).await
+        let pool = self.pool(shard).await?;
+        if errand == Errand::Write { pool.write(sql, all).await } else { pool.answer(sql, all, errand).await }
     }
 
     /// The row that an id names, of these users, whom the home of their bucket has on this shard. Where one of them has gone on
@@ -153,24 +154,27 @@ impl Shards {
         if gone.is_empty() {
             return Ok(Apart::Nothing);
         }
-        let (mut all_answered, mut next) = (true, BTreeMap::<ShardNo, Vec<Uuid>>::new());
+        let (mut on_their_way, mut next) = (Vec::new(), BTreeMap::<ShardNo, Vec<Uuid>>::new());
         for (whose, said) in gone.iter().zip(route.within(self.ownership(shard, group, &gone)).await?) {
+            let user = whose.user.into_iter();
             match said.ownership.hint(0).place(shard).filter(|place| said.is_pin && place.shard != shard) {
-                Some(place) => next.entry(place.shard).or_default().extend(whose.user.map(|user| user.0)),
-                None => all_answered = false,
+                Some(place) => next.entry(place.shard).or_default().extend(user.map(|user| user.0)),
+                None => on_their_way.extend(user.map(|user| (shard, user))),
             }
         }
-        for (shard, users) in next {
-            let verdict = Verdict::of(route.within(self.ask(shard, question)).await?);
-            all_answered &= users.iter().all(|user| verdict.here().contains(user));
+        for (next, users) in next {
+            let verdict = Verdict::of(route.within(self.ask(next, question)).await?);
+            // Between the two, in either direction: whoever is to take over may be the one that points back.
+            let not_yet = users.iter().filter(|user| !verdict.here().contains(user));
+            on_their_way.extend(not_yet.flat_map(|user| [shard, next].map(|at| (at, UserId(*user)))));
             for whose in users.iter().map(|user| Whose::from(UserId(*user))) {
-                self.learn(group, whose, Place { shard, epoch: 0 }, true);
+                self.learn(group, whose, Place { shard: next, epoch: 0 }, true);
             }
             if let Verdict::Found(rows) = verdict {
                 return Ok(Apart::Found(rows));
             }
         }
-        Ok(if all_answered { Apart::Nothing } else { Apart::OnTheirWay })
+        Ok(if on_their_way.is_empty() { Apart::Nothing } else { Apart::OnTheirWay(on_their_way) })
     }
 
     /// One round of everybody who may have the row, as far as this node knows; `None`: nobody shows it.

@@ -72,6 +72,8 @@ pub enum FoundPlacement {
     StateFile,
 }
 
+/// The placement comes in the order of its key: sorted rows are read off the index once, where an aggregate that sorts would do it for
+/// each of the two, which took five times as long.
 const CLUSTER: &str = "
     SELECT i.cluster_id, i.layout, clock_timestamp() AS now,
            (SELECT json_agg(json_build_object('shard', s.shard, 'hosts', s.hosts, 'database', s.database,
@@ -83,12 +85,13 @@ const CLUSTER: &str = "
            (SELECT json_agg(json_build_object('hosts', d.hosts, 'database', d.database)
                             ORDER BY NOT d.is_writer, d.directory)
               FROM therev.directories AS d) AS directories,
-           (SELECT array_agg(p.shard ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS shard_numbers,
-           (SELECT array_agg(p.epoch ORDER BY p.colocation_group, p.bucket) FROM therev.placement AS p) AS epochs,
+           p.shard_numbers, p.epochs,
            (SELECT json_agg(json_build_object('colocation_group', p.colocation_group, 'user_id', p.user_id,
                                               'shard', p.shard, 'epoch', p.epoch))
               FROM therev.pins AS p) AS pins
-      FROM therev.identity AS i";
+      FROM therev.identity AS i
+     CROSS JOIN (SELECT array_agg(o.shard) AS shard_numbers, array_agg(o.epoch) AS epochs
+                   FROM (SELECT p.shard, p.epoch FROM therev.placement AS p ORDER BY p.colocation_group, p.bucket) AS o) AS p";
 
 #[derive(Deserialize)]
 struct ShardRow {

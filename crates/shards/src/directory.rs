@@ -167,6 +167,11 @@ impl Pools {
         Ok(Pools { at: at(catalog), writer, replicas })
     }
 
+    /// Whom the first reader asks.
+    pub(crate) fn first_reader(&self) -> &Pool {
+        self.replicas.first().unwrap_or(&self.writer)
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Pool> {
         std::iter::once(&self.writer).chain(&self.replicas)
     }

@@ -84,12 +84,17 @@ impl Load {
         let mut bytes = BytesMut::with_capacity(16);
         owner?.to_sql_checked(&Type::UUID, &mut bytes).ok()?;
         let id = Uuid::from_slice(&bytes).ok()?;
+        self.count_owner(id);
+        Some(UserId(id))
+    }
+
+    /// Counts a call for an owner.
+    pub(crate) fn count_owner(&self, owner: Uuid) {
         // Mixed, so that calls that come in rhythm are not missed in rhythm.
         let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         if (call >> 32).is_multiple_of(SAMPLE) {
-            self.note(id, SAMPLE);
+            self.note(owner, SAMPLE);
         }
-        Some(UserId(id))
     }
 
     fn note(&self, owner: Uuid, operations: u64) {

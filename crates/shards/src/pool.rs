@@ -404,6 +404,21 @@ impl Pool {
         }
     }
 
+    /// A fenced write, for a caller who minds the deadline. Where it found everything as it was to be, that may be a commit whose wait
+    /// for a standby was cut off: nobody hears that it is done before the standbys have it.
+    pub(crate) async fn write(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Error> {
+        let rows = self.answer(sql, params, Errand::Write).await?;
+        if rows.first().is_some_and(|row| row.get("wrote_nothing") && !is_refused(row)) {
+            self.confirm().await?;
+        }
+        Ok(rows)
+    }
+
+    /// Waits until all that was committed before is where commits have to be, on standbys too, by a commit of its own.
+    pub(crate) async fn confirm(&self) -> Result<(), Error> {
+        self.answer("SELECT pg_logical_emit_message(true, 'therev', '')", &[], Errand::Write).await.map(drop)
+    }
+
     /// A COPY by itself: all of its rows, or none.
     pub(crate) async fn copy<'a>(
         &self,
@@ -474,6 +489,18 @@ impl Pool {
     }
 }
 
+/// A refusal without a row has none; one by an id says so.
+fn is_refused(row: &Row) -> bool {
+    let is_home: Result<bool, _> = row.try_get("is_home");
+    is_home.is_ok_and(|is_home| !is_home) && row.get::<_, Option<bool>>("present").is_none()
+}
+
+const IDENTITY: &str = "
+    SELECT i.cluster_id, i.kind, i.shard, i.incarnation, i.incarnation_counter,
+           i.timeline = therev.current_timeline() AS is_known,
+           (SELECT max(v.version) FROM therev.schema_versions AS v) AS version
+      FROM therev.identity AS i";
+
 /// What is at the other end, if it is not the database that was meant.
 async fn meet(
     client: &deadpool_postgres::ClientWrapper,
@@ -482,23 +509,17 @@ async fn meet(
     trusted: &LifeInForce,
 ) -> Result<Option<Stranger>, HookError> {
     let wrong = |reason: &str| Ok(Some(Stranger::Wrong(reason.to_owned())));
-    let known = client
-        .query_opt("SELECT FROM pg_class WHERE oid = to_regclass('therev.identity')", &[])
-        .await
-        .map_err(HookError::Backend)?;
-    if known.is_none() {
-        return wrong("it is no database of therev, or its schema is missing");
-    }
-    let row = client
-        .query_opt(
-            "SELECT i.cluster_id, i.kind, i.shard, i.incarnation, i.incarnation_counter,
-                    i.timeline = therev.current_timeline() AS is_known,
-                    (SELECT max(v.version) FROM therev.schema_versions AS v) AS version
-               FROM therev.identity AS i",
-            &[],
-        )
-        .await
-        .map_err(HookError::Backend)?;
+    // In one round: each new connection waits for it.
+    let identity = client.query_typed_opt(IDENTITY, &[]).await;
+    let row = match identity {
+        Err(e)
+            if e.code()
+                .is_some_and(|code| [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME].contains(code)) =>
+        {
+            return wrong("it is no database of therev, or its schema is missing");
+        }
+        row => row.map_err(HookError::Backend)?,
+    };
     let Some(row) = row else { return wrong("its initialization was never finished: run `therev init` again") };
     let kind: &str = row.get("kind");
     let shard: Option<i16> = row.get("shard");

@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Config, Error, NoTls};
 
 /// How long a host may say nothing before the next one is asked beside it.
@@ -61,7 +62,7 @@ async fn ask(host: Config, life: Option<Life>) -> (Result<Reached, Error>, bool)
 async fn is_in(client: &Client, life: Life) -> bool {
     let known = "SELECT FROM therev.identity AS i
                   WHERE i.incarnation = $1 AND i.timeline = therev.current_timeline()";
-    client.query_opt(known, &[&life.incarnation]).await.is_ok_and(|row| row.is_some())
+    client.query_typed_opt(known, &[(&life.incarnation, Type::UUID)]).await.is_ok_and(|row| row.is_some())
 }
 
 /// A connection rather than none, the earlier host's rather than a later one's; and the word of a server rather than silence.

@@ -83,11 +83,15 @@ pub struct Read {
     sql: OnceLock<String>,
 }
 
+/// By the time that a row of the answer is made, whatever `result` rests on has been written.
+const WROTE_NOTHING: &str = "pg_current_xact_id_if_assigned() IS NULL AS wrote_nothing";
+
 /// A write of one owner's rows, in one statement. `$1` is the bucket.
 ///
 /// The text is a list of CTEs of which the last is named `result`; the first write selects `FROM fence`, which holds one
 /// row (with `version_floor`) when the bucket may be written and none otherwise. The answer is the rows of `result`, or
-/// one row of nulls (`present` is null) when the bucket is owned and `result` is empty.
+/// one row of nulls (`present` is null) when the bucket is owned and `result` is empty. It also says where nothing was written: what
+/// was there already is acknowledged only once it is as safe as a write is.
 pub struct Write {
     pub(crate) group: Group,
     pub(crate) by: By,
@@ -309,7 +313,7 @@ impl Write {
                 "WITH fence AS MATERIALIZED (
                      SELECT f.version_floor, f AS here FROM therev.fence AS f WHERE f.colocation_group = '{group}'),
                  {text}
-                 SELECT r.*, {}
+                 SELECT r.*, {WROTE_NOTHING}, {}
                    FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
                 said(*group, WRITES, "(fence.here)")
             ),
@@ -317,7 +321,8 @@ impl Write {
                 "WITH fence AS MATERIALIZED (
                      SELECT f.version_floor FROM therev.fence AS f WHERE f.colocation_group = '{group}' AND {}),
                  {text}
-                 SELECT r.* FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
+                 SELECT r.*, {WROTE_NOTHING}
+                   FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
                 by.passes(WRITES)
             ),
         })

@@ -11,7 +11,8 @@ use crate::looks::Looks;
 use crate::pool::{Errand, Expected, Limits, Params, Pool};
 use crate::statement::{By, Read, Unfenced, Write};
 use arc_swap::ArcSwap;
-use placement::{Bucket, Group, Map, Ownership, Place, ShardNo, Whose};
+use futures_util::future::join_all;
+use placement::{Bucket, Group, Map, Ownership, Place, ShardNo, UserId, Whose};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -155,6 +156,14 @@ impl Shards {
         pools.map(|pool| (pool.database(), pool.statements())).collect()
     }
 
+    /// Opens a connection to every shard and to a reader of the directory, side by side: for a program that starts and asks all of
+    /// them once, where it would else wait for one after the other. What cannot be reached is left to the call that needs it.
+    pub async fn reach_all(&self) {
+        let (shards, directory) = (self.inner.shards.load_full(), self.inner.directory.pools());
+        let pools = shards.values().map(AsRef::as_ref).chain([directory.first_reader()]);
+        join_all(pools.map(Pool::get)).await;
+    }
+
     /// Reads one owner's rows: fenced, from whichever shard owns them.
     ///
     /// `params` begin at `$2`. No rows: the owner has none.
@@ -168,6 +177,14 @@ impl Shards {
     /// `params` begin at `$2`. No rows: they are owned, and the statement found nothing to write.
     pub async fn write(&self, statement: &Write, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
         self.fenced(statement.group, statement.by, bucket, (None, statement.sql()), Errand::Write, params).await
+    }
+
+    /// Waits until what an owner's shard has committed is where commits have to be, on synchronous standbys too: before a write is
+    /// acknowledged that turns out to be done already, whose own wait may have been cut off.
+    pub async fn confirm(&self, group: Group, whose: impl Into<Whose>) -> Result<(), Error> {
+        let route = Route::new(self, group, whose.into());
+        let pool = self.pool(route.place.shard).await?;
+        route.within(pool.confirm()).await
     }
 
     async fn fenced(
@@ -185,13 +202,23 @@ impl Shards {
         let user = match by {
             By::Owner => self.inner.load.count(params.first()),
             By::Bucket => None,
-            By::Id(_) => return Box::pin(self.by_id(group, bucket, (quick, sql), errand, &all)).await,
+            By::Id(owner) => {
+                let rows = Box::pin(self.by_id(group, bucket, (quick, sql), errand, &all)).await?;
+                // Whose it was shows in what was read; a write names no column.
+                if let Some(Ok(owner)) = rows.first().filter(|_| !owner.is_empty()).map(|row| row.try_get(owner)) {
+                    self.inner.load.count_owner(owner);
+                }
+                return Ok(rows);
+            }
         };
         let mut route = Route::new(self, group, Whose { bucket, user });
         loop {
             let pool = self.pool(route.place.shard).await?;
             for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
-                let rows = route.within(pool.answer(form, &all, errand)).await?;
+                let rows = match errand {
+                    Errand::Write => route.within(pool.write(form, &all)).await?,
+                    _ => route.within(pool.answer(form, &all, errand)).await?,
+                };
                 if !rows.is_empty() {
                     return Ok(if has_verdict { found(rows) } else { rows });
                 }
@@ -328,10 +355,13 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// Waits a little for a switch to be decided, and looks after it when that takes too long.
-    pub(crate) async fn wait(&mut self) -> Result<(), Error> {
-        if self.started.elapsed() > self.shards.late() {
-            self.end_late_switch(self.place.shard).await;
+    /// Waits a little for users who are just changing places, as these shards say, and looks after their switches when that takes too
+    /// long.
+    pub(crate) async fn wait_for(&mut self, on_their_way: &[(ShardNo, UserId)]) -> Result<(), Error> {
+        for (shard, user) in on_their_way.iter().filter(|_| self.started.elapsed() > self.shards.late()) {
+            let ended = Box::pin(self.shards.end_late_switch(*shard, self.group, (*user).into()));
+            // Where it did not take over after all, home points there again: each try asks home first.
+            self.within(async { Ok(ended.await) }).await?;
         }
         let pause = self.next_pause();
         self.within(async {

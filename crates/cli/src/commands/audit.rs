@@ -4,11 +4,12 @@ use crate::app::App;
 use crate::error::Result;
 use crate::input;
 use crate::output::Output;
+use crate::page::silent;
 use crate::readable;
 use crate::tables::minute;
 use clap::Subcommand;
 use serde_json::Value;
-use therev::AuditEntry;
+use therev::{AuditEntry, AuditList};
 
 /// Read the audit log: who changed what of whom
 #[derive(Debug, clap::Args)]
@@ -44,27 +45,33 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         Some(user) => Some(input::user(&therev, user).await?),
         None => None,
     };
-    let entries = therev.audit(of, limit).await?;
-    app.out.fact(&entries, || said(&entries, &app.out))
+    let log = therev.audit(of, limit).await?;
+    app.out.fact(&log, || said(&log, &app.out))
 }
 
-fn said(entries: &[AuditEntry], out: &Output) -> String {
-    if entries.is_empty() {
+fn said(log: &AuditList, out: &Output) -> String {
+    let mut blocks: Vec<String> = log.entries.iter().map(|entry| one(entry, out)).collect();
+    if log.partial {
+        blocks.push(
+            out.fitted(&format!("This list is not whole: {} What was noted there is missing.", silent(&log.missing))),
+        );
+    } else if blocks.is_empty() {
         return "Nothing was noted.".to_owned();
     }
-    let one = |entry: &AuditEntry| {
-        let (action, target) = (readable::line(&entry.action), readable::line(&entry.target));
-        // `change user` of `user 018f…`: the word once.
-        let what = target.split(' ').next().unwrap_or_default();
-        let did = format!("{} {target}", action.strip_suffix(what).unwrap_or(&action).trim_end());
-        let who = format!("{}: {did}", readable::line(&entry.actor));
-        let mut lines = vec![out.indented(&format!("{}  ", minute(entry.created_at)), &who)];
-        let changes = changes(entry).join(", ");
-        let wrapped = readable::plain(&changes, out.width - INDENT.len());
-        lines.extend(wrapped.lines().filter(|line| !line.is_empty()).map(|line| format!("{INDENT}{line}")));
-        lines.join("\n")
-    };
-    entries.iter().map(one).collect::<Vec<_>>().join("\n")
+    blocks.join("\n")
+}
+
+fn one(entry: &AuditEntry, out: &Output) -> String {
+    let (action, target) = (readable::line(&entry.action), readable::line(&entry.target));
+    // `change user` of `user 018f…`: the word once.
+    let what = target.split(' ').next().unwrap_or_default();
+    let did = format!("{} {target}", action.strip_suffix(what).unwrap_or(&action).trim_end());
+    let who = format!("{}: {did}", readable::line(&entry.actor));
+    let mut lines = vec![out.indented(&format!("{}  ", minute(entry.created_at)), &who)];
+    let changes = changes(entry).join(", ");
+    let wrapped = readable::plain(&changes, out.width - INDENT.len());
+    lines.extend(wrapped.lines().filter(|line| !line.is_empty()).map(|line| format!("{INDENT}{line}")));
+    lines.join("\n")
 }
 
 /// Field by field: what was there, what is there now.

@@ -4,12 +4,10 @@ use crate::app::App;
 use crate::error::Result;
 use crate::output::Output;
 use crate::tables::table;
-use futures_util::future::join_all;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use therev::planner::{self, Isolation};
 use therev::relocation::{Mover, Options};
-use therev::{Group, ShardNo, Therev, User, UserId};
+use therev::{Group, ShardNo, UserId};
 
 /// Show the users whose rows are asked for most, on all nodes, in the last minute
 ///
@@ -53,7 +51,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let ids: Vec<UserId> = told.users.iter().map(|user| UserId(user.user_id)).collect();
     let map = therev.shards().map();
     let shard_of = |id: UserId| map.place_of(Group::Account, id.into()).shard;
-    let known = known(&therev, &ids, shard_of).await;
+    // Without those of a shard that is down: names are a courtesy.
+    let known = therev.list_users(&ids).await?.users;
     let users = told.users.iter().map(|user| {
         let id = UserId(user.user_id);
         HotUser {
@@ -72,16 +71,6 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     };
     let hot = Hot { nodes: told.nodes, operations_per_s: told.operations_per_s, users: users.collect(), isolate };
     app.out.fact(&hot, || said(&hot, &app.out))
-}
-
-/// The users that the shards know, without those of a shard that is down: names are a courtesy.
-async fn known(therev: &Therev, ids: &[UserId], shard_of: impl Fn(UserId) -> ShardNo) -> Vec<User> {
-    let mut by_shard: BTreeMap<ShardNo, Vec<UserId>> = BTreeMap::new();
-    for id in ids {
-        by_shard.entry(shard_of(*id)).or_default().push(*id);
-    }
-    let asked = by_shard.values().map(async |ids| therev.users(ids).await.unwrap_or_default());
-    join_all(asked).await.concat()
 }
 
 fn said(hot: &Hot, out: &Output) -> String {

@@ -1,7 +1,7 @@
 //! `therev post`: single posts.
 
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::input::{self, Body};
 use crate::output::Output;
 use crate::page::{body, wrapped};
@@ -39,7 +39,7 @@ Examples:
     },
     /// Delete a post: it keeps its place for the replies under it and loses its text
     Delete(One),
-    /// Show a post first
+    /// Mark a post as pinned
     Pin(One),
     /// Show a pinned post at its place again
     Unpin(One),
@@ -81,7 +81,7 @@ struct Add {
     /// How the text is written
     #[arg(long, default_value = "plain", value_parser = PossibleValuesParser::new(Format::ALL.iter().map(|f| f.name())))]
     format: String,
-    /// An id of your choice, so that a retry is the same post
+    /// The id that an earlier try was told, so that this one is the same post
     #[arg(long, value_name = "ID")]
     id: Option<String>,
 }
@@ -142,7 +142,9 @@ async fn add(app: &App, new: Add) -> Result<()> {
         (_, Some(parent)) => answer(&therev, author, parent, body).await?,
         (thread, None) => NewPost::new(author, thread.unwrap_or(ThreadId(uuid::Uuid::nil())), body),
     };
-    let post = therev.create_post(NewPost { post_id, post_type, format, ..post }).await?;
+    let post_id = post_id.unwrap_or_else(|| PostId::new(author));
+    let created = therev.create_post(NewPost { post_id: Some(post_id), post_type, format, ..post }).await;
+    let post = created.map_err(|error| CliError::of_create(error, post_id))?;
     app.settle(&therev).await;
     app.out.fact(&post, || format!("Wrote post {}.", post.post_id))?;
     let (target, after) = (format!("post {}", post.post_id), serde_json::json!({ "author": author }));

@@ -1,7 +1,7 @@
 //! `therev thread`: threads and their pages.
 
 use crate::app::App;
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::input::{self, Body};
 use crate::output::{Output, document, write_text};
 use crate::page;
@@ -10,7 +10,11 @@ use crate::tables::{count, day};
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 use std::fmt::Write as _;
+use std::time::Duration;
 use therev::{Format, Listed, Moderation, NewThread, ThreadCard, ThreadChange, ThreadId, ThreadOrder};
+
+/// How long a page waits for connections that it may not need.
+const REACHED_WITHIN: Duration = Duration::from_millis(100);
 
 /// Threads: show, list, add, edit, lock, pin, moderate, delete
 #[derive(Debug, clap::Args)]
@@ -52,7 +56,7 @@ Examples:
     Lock(One),
     /// Let a locked thread take replies again
     Unlock(One),
-    /// Show a thread first
+    /// Mark a thread as pinned
     Pin(One),
     /// Show a pinned thread at its place again
     Unpin(One),
@@ -125,7 +129,7 @@ struct Add {
     /// How the text is written
     #[arg(long, default_value = "plain", value_parser = PossibleValuesParser::new(Format::ALL.iter().map(|f| f.name())))]
     format: String,
-    /// An id of your choice, so that a retry is the same thread
+    /// The id that an earlier try was told, so that this one is the same thread
     #[arg(long, value_name = "ID")]
     id: Option<String>,
 }
@@ -172,6 +176,8 @@ async fn show(app: &App, args: Show) -> Result<()> {
     let id: ThreadId = input::id("thread", &args.which.thread)?;
     let after = input::cursor(args.after.as_deref())?;
     let therev = app.open().await?;
+    // A page asks most of them. One that says nothing is left to the call that needs it.
+    tokio::time::timeout(REACHED_WITHIN, therev.shards().reach_all()).await.ok();
     let page = therev.thread_page(id, after, args.page_size.into()).await?;
     if app.out.json {
         return document(&page);
@@ -229,8 +235,10 @@ async fn add(app: &App, new: Add) -> Result<()> {
     let therev = app.open().await?;
     let author = input::user(&therev, &new.author).await?;
     let format = new.format.parse().unwrap_or(Format::Plain);
-    let thread = NewThread { thread_id, format, ..NewThread::new(author, new.title, body) };
-    let thread = therev.create_thread(thread).await?;
+    let thread_id = thread_id.unwrap_or_else(|| ThreadId::new(author));
+    let thread = NewThread { thread_id: Some(thread_id), format, ..NewThread::new(author, new.title, body) };
+    let created = therev.create_thread(thread).await;
+    let thread = created.map_err(|error| CliError::of_create(error, thread_id))?;
     app.settle(&therev).await;
     app.out.fact(&thread, || format!("Opened thread {}.", thread.thread_id))?;
     let (target, after) = (format!("thread {}", thread.thread_id), serde_json::json!({ "author": author }));

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::commands::move_rows::{How, carry_out};
-use crate::error::Result;
+use crate::error::{CliError, Result};
 use crate::input;
 use crate::output::Output;
 use crate::page::wrapped;
@@ -126,7 +126,7 @@ struct Add {
     user_name: String,
     #[command(flatten)]
     profile: Profile,
-    /// An id of your choice, so that a retry is the same registration
+    /// The id that an earlier try was told, so that this one is the same registration
     #[arg(long, value_name = "ID")]
     id: Option<String>,
 }
@@ -298,8 +298,9 @@ async fn add(app: &App, new: Add) -> Result<()> {
     let password = input::password(password_stdin)?;
     let user_name = new.user_name.trim_start_matches('@').to_owned();
     let profile_pic_url = picture;
+    let user_id = user_id.unwrap_or_else(UserId::new);
     let user = NewUser {
-        user_id,
+        user_id: Some(user_id),
         user_name,
         first_name,
         last_name,
@@ -311,7 +312,8 @@ async fn add(app: &App, new: Add) -> Result<()> {
         metadata: None,
     };
     let therev = app.open().await?;
-    let user = therev.register(user, &app.operator()).await?;
+    let registered = therev.register(user, &app.operator()).await;
+    let user = registered.map_err(|error| CliError::of_create(error, user_id))?;
     app.settle(&therev).await;
     app.out.fact(&user, || format!("Registered @{} as user {}.", user.user_name, user.user_id))
 }

@@ -1,7 +1,7 @@
 //! Questions, answers, comments and votes of a dump.
 
 use super::ImportError;
-use super::dump::{CommentRow, PostKind, PostRow};
+use super::dump::{CommentRow, PostKind, PostRow, Unusable};
 use super::source::{BATCH_BYTES, Import, Source, too_late};
 use crate::bulk::{BATCH, BulkPost, BulkThread};
 use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
@@ -17,7 +17,7 @@ pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportEr
     while let Some(batch) = import.files.posts.recv().await {
         let (mut threads, mut answers) = (Vec::new(), Vec::new());
         for row in batch? {
-            import.tally.read("posts");
+            let Some(row) = import.tally.read("posts", "post", row) else { continue };
             match row.kind {
                 PostKind::Question => threads.extend(thread(import, row)),
                 PostKind::Answer if row.parent.is_some_and(|id| import.posts.contains_key(&id)) => {
@@ -69,7 +69,7 @@ pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportE
     let mut sums: HashMap<i64, i32> = HashMap::new();
     while let Some(batch) = import.files.votes.recv().await {
         for vote in batch? {
-            import.tally.read("votes");
+            let Some(vote) = import.tally.read("votes", "vote", vote) else { continue };
             let sign = match vote.vote_type {
                 2 => 1,
                 3 => -1,
@@ -148,8 +148,8 @@ fn answer(import: &mut Import<'_>, row: PostRow) -> Option<BulkPost> {
     })
 }
 
-fn comment(import: &mut Import<'_>, row: CommentRow) -> Option<BulkPost> {
-    import.tally.read("comments");
+fn comment(import: &mut Import<'_>, row: Result<CommentRow, Unusable>) -> Option<BulkPost> {
+    let row = import.tally.read("comments", "comment", row)?;
     if !import.comments.insert(row.id) {
         import.tally.skip("comment", "the same id again");
         return None;

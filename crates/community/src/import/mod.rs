@@ -57,7 +57,8 @@ pub struct ImportReport {
     pub read: BTreeMap<&'static str, u64>,
     /// Rows written, by what they became: `users`, `deleted_users`, `threads`, `answers`, `comments`.
     pub written: BTreeMap<&'static str, u64>,
-    /// Rows that were left out, and why.
+    /// Rows that were left out, and why. A dump of another year may have many: an attribute that a row needs is not there, or is
+    /// written otherwise.
     pub skipped: Vec<Skipped>,
     /// Rows written, by shard.
     pub per_shard: Vec<ShardRows>,

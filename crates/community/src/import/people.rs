@@ -1,7 +1,7 @@
 //! Users of a dump.
 
 use super::ImportError;
-use super::dump::UserRow;
+use super::dump::{Unusable, UserRow};
 use super::names::{user_name_from, with_suffix};
 use super::source::{Import, too_late, user_id};
 use crate::bulk::BulkUser;
@@ -20,8 +20,8 @@ pub(super) async fn import(import: &mut Import<'_>) -> Result<(), ImportError> {
     Ok(())
 }
 
-fn user(import: &mut Import<'_>, row: UserRow) -> Option<BulkUser> {
-    import.tally.read("users");
+fn user(import: &mut Import<'_>, row: Result<UserRow, Unusable>) -> Option<BulkUser> {
+    let row = import.tally.read("users", "user", row)?;
     if let Some(reason) = too_late(row.created_at) {
         import.tally.skip("user", reason);
         return None;

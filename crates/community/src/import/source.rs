@@ -1,6 +1,6 @@
 //! The dump on one side and the community on the other: reading ahead on a thread of its own, and derived ids.
 
-use super::dump::{CommentRow, DumpError, PostRow, Row, Rows, UserRow, VoteRow};
+use super::dump::{CommentRow, DumpError, PostRow, Row, Rows, Unusable, UserRow, VoteRow};
 use super::tally::Tally;
 use super::{Progress, VoteReport};
 use crate::bulk::{BATCH, BulkWriter};
@@ -49,7 +49,9 @@ pub(super) struct Files {
     pub(super) votes: Batches<VoteRow>,
 }
 
-type Batches<T> = mpsc::Receiver<Result<Vec<T>, DumpError>>;
+/// Rows in their order; those that cannot be used come along, to be counted.
+type Batch<T> = Result<Vec<Result<T, Unusable>>, DumpError>;
+type Batches<T> = mpsc::Receiver<Batch<T>>;
 
 impl Files {
     fn open(folder: &Path, counted: &Arc<AtomicU64>) -> Files {
@@ -67,7 +69,7 @@ const FILES: [&str; 4] = ["Users.xml", "Posts.xml", "Comments.xml", "Votes.xml"]
 
 fn read<T>(path: PathBuf, root: &'static str, counted: &Arc<AtomicU64>) -> Batches<T>
 where
-    T: TryFrom<Row, Error = DumpError> + Send + 'static,
+    T: TryFrom<Row, Error = Unusable> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let counted = counted.clone();
@@ -157,16 +159,14 @@ fn digest(site: &str, kind: &str, name: &str) -> [u8; 32] {
     Sha256::digest(format!("{site}\n{kind}\n{name}")).into()
 }
 
-type Sender<T> = mpsc::Sender<Result<Vec<T>, DumpError>>;
-
 fn read_batches<T>(
     path: &Path,
     root: &'static str,
     counted: Arc<AtomicU64>,
-    sender: &Sender<T>,
-) -> Result<(), mpsc::error::SendError<Result<Vec<T>, DumpError>>>
+    sender: &mpsc::Sender<Batch<T>>,
+) -> Result<(), mpsc::error::SendError<Batch<T>>>
 where
-    T: TryFrom<Row, Error = DumpError>,
+    T: TryFrom<Row, Error = Unusable>,
 {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -175,12 +175,11 @@ where
     let mut rows = Rows::new(BufReader::with_capacity(1 << 17, Counted { file, counted }), path, root);
     let (mut batch, mut bytes) = (Vec::with_capacity(BATCH), 0);
     loop {
-        let row = rows.next().and_then(|row| {
-            bytes += row.iter().flat_map(|row| &row.attributes).map(|(_, value)| value.len()).sum::<usize>();
-            row.map(T::try_from).transpose()
-        });
-        match row {
-            Ok(Some(row)) => batch.push(row),
+        match rows.next() {
+            Ok(Some(row)) => {
+                bytes += row.attributes.iter().map(|(_, value)| value.len()).sum::<usize>();
+                batch.push(T::try_from(row));
+            }
             Ok(None) => return sender.blocking_send(Ok(batch)),
             Err(error) => {
                 // What stood before the faulty line is written; then the import stops.

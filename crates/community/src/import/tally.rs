@@ -1,5 +1,6 @@
 //! What an import counts.
 
+use super::dump::Unusable;
 use super::{ImportReport, ShardRows, Skipped};
 use crate::bulk::Copied;
 use placement::ShardNo;
@@ -23,8 +24,10 @@ const KINDS: [(&str, &str, usize); 5] = [
 ];
 
 impl Tally {
-    pub(super) fn read(&mut self, file: &'static str) {
+    /// Counts a row as read, and one that cannot be used as left out: it is no reason to do without all the others.
+    pub(super) fn read<T>(&mut self, file: &'static str, kind: &'static str, row: Result<T, Unusable>) -> Option<T> {
         *self.read.entry(file).or_default() += 1;
+        row.inspect_err(|reason| self.skip(kind, &reason.to_string())).ok()
     }
 
     pub(super) fn skip(&mut self, kind: &'static str, reason: &str) {

@@ -64,3 +64,86 @@ async fn a_row_twice() {
         cluster.finish().await;
     }
 }
+
+/// The rows of a dump of another time, `TIME` for a date that can be read. Post 1 is by a user who is left out.
+const OLD: [(&str, &str, &str); 4] = [
+    (
+        "Users.xml",
+        "users",
+        r#"<row Id="1" TIME DisplayName="Ada" />
+           <row Id="2" DisplayName="Bo" />
+           <row Id="3" CreationDate="1969-12-31T23:59:59" />
+           <row TIME DisplayName="Cy" />"#,
+    ),
+    (
+        "Posts.xml",
+        "posts",
+        r#"<row Id="1" PostTypeId="1" TIME OwnerUserId="2" Score="1" Title="t" Body="b" />
+           <row Id="2" PostTypeId="1" OwnerUserId="1" Title="t" Body="b" />
+           <row Id="3" PostTypeId="2" TIME ParentId="2" Body="b" />
+           <row Id="4" PostTypeId="2" TIME ParentId="1" OwnerUserId="nobody" Body="b" />
+           <row Id="5" PostTypeId="2" TIME Body="b" />
+           <row Id="6" PostTypeId="2" TIME ParentId="1" Score="many" Body="b" />
+           <row Id="7" TIME Title="t" Body="b" />"#,
+    ),
+    (
+        "Comments.xml",
+        "comments",
+        r#"<row Id="1" PostId="4" TIME Text="c" UserId="1" />
+           <row Id="2" PostId="2" TIME Text="c" />
+           <row Id="3" PostId="6" TIME Text="c" />
+           <row Id="4" TIME Text="c" />
+           <row Id="5" PostId="1" CreationDate="yesterday" Text="c" />"#,
+    ),
+    (
+        "Votes.xml",
+        "votes",
+        r#"<row PostId="1" VoteTypeId="2" />
+           <row PostId="1" />
+           <row PostId="x" VoteTypeId="3" />"#,
+    ),
+];
+
+/// Rows that lack what they need, or have it in a form that nobody reads, are left out and counted; what refers to them is treated
+/// as if they were not there, and everything else comes.
+#[tokio::test]
+async fn rows_that_cannot_be_used() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (file, root, rows) in OLD {
+        let rows = rows.replace("TIME", "CreationDate=\"2009-05-01T08:30:00\"");
+        std::fs::write(folder.path().join(file), format!("<{root}>{rows}</{root}>")).expect("a file");
+    }
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let report = import::stackexchange(&node, folder.path(), "old", &mut |_| {}).await.expect("the import ends");
+    assert_eq!(
+        ["users", "threads", "answers", "comments"].map(|kind| report.written[kind]),
+        [1, 1, 1, 1],
+        "{report:?}"
+    );
+    assert_eq!(["users", "posts", "comments", "votes"].map(|file| report.read[file]), [4, 7, 5, 3]);
+    let skipped: Vec<_> = report.skipped.iter().map(|s| (s.kind, s.reason.as_str(), s.count)).collect();
+    assert_eq!(
+        skipped,
+        [
+            ("answer", "its question is not in the dump, or was left out", 1),
+            ("comment", "its post is not in the dump, or was left out", 2),
+            ("comment", "no PostId", 1),
+            ("comment", "unreadable CreationDate", 1),
+            ("post", "no CreationDate", 1),
+            ("post", "no ParentId", 1),
+            ("post", "no PostTypeId", 1),
+            ("post", "unreadable Score", 1),
+            ("user", "no CreationDate", 1),
+            ("user", "no Id", 1),
+            ("user", "unreadable CreationDate", 1),
+            ("vote", "no VoteTypeId", 1),
+            ("vote", "unreadable PostId", 1),
+        ]
+    );
+    assert_eq!((report.votes.compared, report.votes.differing), (2, 0), "{:?}", report.votes.examples);
+    let again = import::stackexchange(&node, folder.path(), "old", &mut |_| {}).await.expect("the import ends");
+    assert_eq!(again.written.values().sum::<u64>(), 0, "{again:?}");
+    drop(node);
+    cluster.finish().await;
+}

@@ -38,7 +38,7 @@ async fn a_person_from_registration_to_deletion() {
         let off = node.set_active(ada.user_id, false, &operator()).await.expect("she is deactivated");
         assert!(!off.is_active);
 
-        let log = node.audit(Some(ada.user_id), 10).await.expect("the log is read");
+        let log = node.audit(Some(ada.user_id), 10).await.expect("the log is read").entries;
         let actions: Vec<&str> = log.iter().map(|entry| entry.action.as_str()).collect();
         assert_eq!(actions, ["change user", "change user", "register"]);
         assert_eq!(log[1].before["user_name"], "ada");
@@ -116,7 +116,7 @@ async fn what_deleting_means() {
         assert_eq!(page.posts.iter().map(|p| p.post.body.as_deref()).collect::<Vec<_>>(), [None, Some("under it")]);
         assert_eq!(page.thread.post_count, 1);
         node.relay_once().await.expect("the relay runs");
-        let log = node.audit(Some(bob), 10).await.expect("the log");
+        let log = node.audit(Some(bob), 10).await.expect("the log").entries;
         assert_eq!((log[0].action.as_str(), log[0].actor.as_str()), ("delete post", format!("user {carl}").as_str()));
 
         // A deleted author's content stays, without a name.
@@ -212,9 +212,9 @@ async fn moderation_locks_and_edits() {
         let listed = node.threads(ThreadOrder::Newest, None, 5, Some(&locked.seen)).await.expect("the list");
         assert_eq!((listed.items[0].title.as_str(), listed.items[0].is_locked), ("New title", true));
         node.relay_once().await.expect("the relay runs");
-        let of_ada = node.audit(Some(ada), 5).await.expect("the log");
+        let of_ada = node.audit(Some(ada), 5).await.expect("the log").entries;
         assert_eq!((of_ada[0].action.as_str(), &of_ada[0].before["title"]), ("change thread", &"Old title".into()));
-        let of_bob = node.audit(Some(bob), 5).await.expect("the log");
+        let of_bob = node.audit(Some(bob), 5).await.expect("the log").entries;
         assert_eq!(of_bob.iter().filter(|e| e.action == "change post").count(), 2, "an own edit is not audited");
         drop(node);
         cluster.finish().await;

@@ -1,6 +1,8 @@
 //! Relocation: what is moved is whole, on one shard, and nothing of the move is left.
 
 use crate::things::{begun_by_a_sleeper, post, thread, user_per_shard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::{TestCluster, drive};
 use therev::relocation::{Goal, Mover, Options, Request, State};
@@ -43,6 +45,12 @@ async fn a_user_moves_with_everything_and_comes_back() {
     let begun = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins");
     let held = Box::pin(drive(&node, &mover, begun.relocation)).await;
     assert_eq!(held.state, State::Switched);
+    // However long it is held, nobody has to keep log for it but the shard that feeds the way back.
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    for (shard, expected) in [("shard_0", 0), ("shard_2", 1)] {
+        let slots: i64 = cluster.stranger(shard).await.query_one(slots, &[]).await.expect("an answer").get(0);
+        assert_eq!(slots, expected, "{shard}");
+    }
     assert_eq!(node.user(authors[0]).await.expect("an answer").user_id, authors[0]);
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
     let open = thread(&node, authors[0], "After the switch").await;
@@ -199,6 +207,81 @@ async fn a_hasty_call_ends_what_its_mover_left() {
     cluster.finish().await;
 }
 
+/// Somebody holds on to what the taking side must write, once nobody can write any more. The mover alone gives that try up: nobody calls
+/// who could, until it has.
+/// Invariant 15.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_try_that_hangs_is_given_up_by_its_mover() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let open = thread(&node, authors[1], "Of somebody who stays").await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Done).await;
+    let (source, holder) = (cluster.stranger("shard_0").await, Arc::new(cluster.stranger("shard_2").await));
+    let (told, held) = std::sync::mpsc::channel();
+    let (holds, runtime, is_first) = (holder.clone(), tokio::runtime::Handle::current(), AtomicBool::new(true));
+    fail::cfg_callback("relocation.drained", move || {
+        if is_first.swap(false, Ordering::Relaxed) {
+            let hold = holds.batch_execute("BEGIN; SELECT FROM therev.relocation_parts FOR UPDATE");
+            tokio::task::block_in_place(|| runtime.block_on(hold)).expect("the part is held on to");
+            told.send(()).expect("the test goes on");
+        }
+    })
+    .expect("a place in the sources");
+    let driven = tokio::spawn({
+        let (node, mover) = (node.clone(), Mover::new(node.shards().clone(), Options::default()));
+        async move { Box::pin(drive(&node, &mover, number)).await.state }
+    });
+    let held = tokio::task::spawn_blocking(move || held.recv_timeout(Duration::from_secs(60)));
+    held.await.expect("no panic").expect("a try has begun");
+
+    let is_given_up = "SELECT state = 'owned' FROM therev.relocation_parts";
+    let mut looks = tokio::time::interval(Duration::from_millis(10));
+    while !source.query_one(is_given_up, &[]).await.expect("the part").get::<_, bool>(0) {
+        looks.tick().await;
+    }
+    post(&node, authors[0], &open, "while it is held on to").await;
+    holder.batch_execute("ROLLBACK").await.expect("it is free");
+    assert_eq!(driven.await.expect("it goes on"), State::Done);
+    fail::remove("relocation.drained");
+    nothing_left(&cluster).await;
+    cluster.prove().await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// Who takes the log away and never replays it is no standby, and nothing waits for it.
+/// Invariant 16.
+#[tokio::test]
+async fn an_archiver_is_no_standby() {
+    let cluster = TestCluster::colocated().await;
+    // The other servers' log is taken by nobody: shard 0's goes to the directory's replica.
+    let client = cluster.stranger("shard_1").await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut archiver = tokio::process::Command::new(testkit::test_servers().pg_bin.join("pg_receivewal"))
+        .arg("--directory")
+        .arg(folder.path())
+        .args(["--no-loop", "--dbname", &cluster.url("shard_1")])
+        .env("PGAPPNAME", cluster.url("shard_1").rsplit('/').next().expect("a database"))
+        .kill_on_drop(true)
+        .spawn()
+        .expect("an archiver");
+    let is_fed = "SELECT EXISTS (SELECT FROM pg_stat_replication
+                                  WHERE application_name = current_database() AND state = 'streaming')";
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    while !client.query_one(is_fed, &[]).await.expect("an answer").get::<_, bool>(0) {
+        assert!(archiver.try_wait().expect("its state").is_none(), "the archiver has ended");
+        looks.tick().await;
+    }
+    let waits = "SELECT EXISTS (SELECT FROM therev.standbys), therev.standbys_have('FFFFFFFF/FFFFFFFF')";
+    let row = client.query_one(waits, &[]).await.expect("an answer");
+    assert_eq!((row.get(0), row.get(1)), (false, true));
+    archiver.kill().await.expect("the archiver ends");
+    drop(client);
+    cluster.finish().await;
+}
+
 /// Of two plans for one bucket the second one begins when the first has been carried out.
 #[tokio::test]
 async fn a_plan_that_another_relocation_has_overtaken_is_refused_and_ends() {
@@ -329,6 +412,38 @@ async fn a_reversal_can_be_called_off() {
     mover.want(number, Goal::Reversed).await.expect("the way back is open");
     assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Reversed);
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 5);
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// The same while a worker is at it, whom a transaction holds up.
+#[tokio::test]
+async fn a_reversal_under_way_can_be_aborted() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Arc::new(Mover::new(node.shards().clone(), Options::default()));
+    let number = begun(&node, &mover, authors[0], Goal::Switched).await;
+    let brake = cluster.stranger("shard_2").await;
+    brake.batch_execute("BEGIN; LOCK TABLE therev.id_routes IN ROW EXCLUSIVE MODE").await.expect("the brake is on");
+    mover.want(number, Goal::Reversed).await.expect("the way back is open");
+    let driven = tokio::spawn({
+        let (node, mover) = (node.clone(), Arc::clone(&mover));
+        async move { Box::pin(drive(&node, &mover, number)).await }
+    });
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    while !mover.show(number).await.expect("the relocation").note.contains("a long transaction holds the tables") {
+        looks.tick().await;
+    }
+    mover.want(number, Goal::Aborted).await.expect("it is called off");
+    let kept = driven.await.expect("it rests while the transaction goes on");
+    assert_eq!((kept.state, kept.goal), (State::Switched, Goal::Switched));
+    brake.batch_execute("ROLLBACK").await.expect("the brake is off");
+    mover.want(number, Goal::Done).await.expect("it stays where it went");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
+    nothing_left(&cluster).await;
+    cluster.prove().await;
     drop((mover, node));
     cluster.finish().await;
 }

@@ -48,6 +48,23 @@ async fn the_control_database_is_down() {
     cluster.finish().await;
 }
 
+/// A server that has no connection left for anybody works: who wants one of it waits, and the shard counts as up.
+#[tokio::test]
+async fn a_server_that_is_full_is_not_down() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { pool_size: Some(8), ..cluster.config() }).await.expect("a node");
+    let author = user_per_shard(&node).await[0];
+    let open = thread(&node, author, "Of a shard that has room for few").await;
+    let stranger = cluster.stranger("shard_0").await;
+    let limit = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I CONNECTION LIMIT 3', current_database()); END $$";
+    stranger.batch_execute(limit).await.expect("room for two besides this one");
+    let posts = (0..24).map(|_| post(&node, author, &open, "one after the other"));
+    assert_eq!(futures_util::future::join_all(posts).await.len(), 24);
+    assert!(node.overview().await.expect("an overview").is_up());
+    drop((node, stranger));
+    cluster.finish().await;
+}
+
 /// Tries names until one of them is on a shard that is down: which that is.
 async fn refused_log_in(node: &Therev) -> Option<Database> {
     for n in 0..60 {
@@ -258,6 +275,12 @@ async fn a_statement_that_waits_for_a_lock_is_no_outage() {
     cluster.finish().await;
 }
 
+/// Names of which the claims are on shard 2 of four.
+fn names_claimed_on_shard_2() -> impl Iterator<Item = String> {
+    let is_there = |name: &String| therev::bucket_of(claim_key(name)).number() % 4 == 2;
+    (0..10_000).map(|n| format!("there-{n}")).filter(is_there)
+}
+
 /// The names of a user may be claimed on a shard that is down: that keeps its events in the outbox, and nothing from the directory.
 /// What is asked of all shards says which of them are missing.
 #[tokio::test]
@@ -265,8 +288,7 @@ async fn own_writes_are_visible_while_the_shard_of_a_name_is_down() {
     let cluster = TestCluster::colocated().await;
     let node = therev::connect(Config { breaker_ms: 50, ..cluster.config() }).await.expect("a node");
     let authors = user_per_shard(&node).await;
-    let is_on_shard_2 = |name: &String| therev::bucket_of(claim_key(name)).number() % 4 == 2;
-    let name = (0..10_000).map(|n| format!("there-{n}")).find(is_on_shard_2).expect("one of them");
+    let name = names_claimed_on_shard_2().next().expect("one of them");
     let named = UserChange { user_name: Some(name.clone()), ..UserChange::default() };
     node.change_user(authors[1], named, &operator()).await.expect("another name");
     node.relay_once().await.expect("the relay runs");
@@ -280,10 +302,62 @@ async fn own_writes_are_visible_while_the_shard_of_a_name_is_down() {
     let users = node.list_users(&authors).await.expect("those of the others");
     assert_eq!((users.partial, users.missing, users.users.len()), (true, vec![ShardNo(2)], 3));
     assert!(node.users(&authors).await.is_err());
-    let audit = node.list_audit(None, 50).await.expect("the log of the others");
+    let audit = node.audit(None, 50).await.expect("the log of the others");
     assert_eq!((audit.partial, audit.missing), (true, vec![ShardNo(2)]));
 
     reachable(&cluster, "shard_2", true).await;
     drop(node);
+    cluster.finish().await;
+}
+
+/// With a shard its own users fail, and nobody else whose name is claimed there: the directory says whom to ask, and the user's row
+/// has the last word.
+#[tokio::test]
+async fn users_of_other_shards_are_found_while_the_shard_of_their_names_is_down() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { breaker_ms: 50, ..cluster.config() }).await.expect("a node");
+    let [ada, bob, carl, dora] = user_per_shard(&node).await;
+    let names: Vec<String> = names_claimed_on_shard_2().take(5).collect();
+    let [adas, bobs, carls, given_up, unknown] = names.as_slice() else { panic!("five of them: {names:?}") };
+    let password = SecretString::from("correct horse");
+    for (user, name) in [(ada, adas), (bob, bobs), (carl, carls)] {
+        let named =
+            UserChange { user_name: Some(name.clone()), password: Some(password.clone()), ..UserChange::default() };
+        node.change_user(user, named, &operator()).await.expect("another name");
+    }
+    node.relay_once().await.expect("the relay runs");
+    // A name that dora had, as far as the directory has heard.
+    let directory = cluster.stranger("directory").await;
+    let late_with_dora = async |name: &str| {
+        let late = "UPDATE user_directory SET user_name = $2 WHERE user_id = $1";
+        assert_eq!(directory.execute(late, &[&dora.0, &name]).await.expect("the directory's row"), 1);
+        cluster.replica_caught_up().await;
+    };
+
+    reachable(&cluster, "shard_2", false).await;
+    // Also where somebody else has her name by now.
+    late_with_dora(adas).await;
+    for (user, name) in [(ada, adas), (bob, bobs)] {
+        assert_eq!(node.user_named(&name.to_uppercase()).await.expect("an answer"), Some(user));
+        assert_eq!(node.where_name(name).await.expect("found").owner, Some(user));
+        let open = node.log_in(name, &password, NewSession::default()).await.expect("a log-in");
+        assert_eq!(open.session.user_id, user);
+        let refused = node.log_in(name, &SecretString::from("wrong"), NewSession::default()).await;
+        assert!(matches!(refused, Err(Error::Credentials)), "{refused:?}");
+    }
+    // Whose row does not say so, may all the same have the name by its claim.
+    late_with_dora(given_up).await;
+    for name in [carls, given_up, unknown] {
+        let failed = node.user_named(name).await;
+        let Err(Error::Store(error)) = failed else { panic!("{name}: {failed:?}") };
+        assert_eq!(error.database(), Some(Database::Shard(ShardNo(2))), "{name}");
+        let failed = node.log_in(name, &password, NewSession::default()).await;
+        let Err(Error::Store(error)) = failed else { panic!("{name}: {failed:?}") };
+        assert!(error.to_string().contains("shard 2 is down"), "{name}: {error}");
+    }
+
+    reachable(&cluster, "shard_2", true).await;
+    late_with_dora("user-3").await;
+    drop((node, directory));
     cluster.finish().await;
 }

@@ -253,6 +253,38 @@ async fn reads_by_id_go_on_over_the_switches_of_a_pin() {
     cluster.finish().await;
 }
 
+/// A mover dies in the middle of each leg of a user's way, and nobody calls but by the id of a post, which names only the bucket.
+/// Invariants 15 and 22.
+#[tokio::test]
+async fn a_call_by_an_id_ends_what_the_mover_of_a_pin_left() {
+    let scene = Scene::new().await;
+    let post = post(&scene.node, scene.pinned, &scene.threads[1], "changed again and again").await.post_id;
+    for point in ["relocation.drained", "relocation.decided"] {
+        for (source, target) in [(0, 3), (3, 1), (1, 0)] {
+            let left = scene.move_it(Some(scene.pinned), source, target, Goal::Done).await;
+            fail::cfg(point, "panic").expect("a place in the sources");
+            let mover = Mover::new(scene.node.shards().clone(), Options::default());
+            let dies = tokio::spawn(async move { mover.drive(left, &|_| {}).await.map(drop) });
+            assert!(dies.await.is_err(), "the mover dies");
+            fail::remove(point);
+
+            let caller = scene.cluster.node().await;
+            let body = format!("from {source} to {target}, {point}");
+            let change = PostChange { body: Some(body.clone()), ..PostChange::default() };
+            caller.change_post(post, change, &operator()).await.expect("the switch is ended");
+            assert_eq!(caller.post(post).await.expect("it is there").body, Some(body));
+            let lapse = "UPDATE therev.relocations SET leased_until = now()";
+            scene.cluster.stranger("control").await.batch_execute(lapse).await.expect("the dead mover's lease ends");
+            assert_eq!(Box::pin(scene.drive(left)).await.state, State::Done);
+        }
+    }
+    scene.nothing_left().await;
+    scene.prove(0, 0).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
 /// Invariant 22.
 #[tokio::test]
 async fn a_pin_goes_back_and_is_undone_like_any_relocation() {

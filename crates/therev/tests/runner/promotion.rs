@@ -2,7 +2,8 @@
 
 use crate::things::{operator, post, thread, user_per_shard};
 use std::time::{Duration, Instant};
-use therev::{Config, Error, InitPlan, Layout, NewPost, NewUser, Therev, UserId};
+use testkit::OwnServers;
+use therev::{Config, Error, InitPlan, Layout, NewPost, NewThread, NewUser, Therev, UserId};
 
 /// Two shards with a standby each, in a folder of their own.
 struct OwnCluster {
@@ -101,6 +102,41 @@ async fn agrees(node: &Therev) {
         }
     };
     tokio::time::timeout(Duration::from_secs(60), clean).await.expect("everything agrees in the end");
+}
+
+/// A commit whose wait for its standby is cut off is to be seen all the same. The same write again finds it done, and is acknowledged
+/// only once the standby has it.
+/// Invariant 23.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_no_standby_has_is_not_acknowledged_by_a_second_try() {
+    let mut servers = OwnServers::up(2, 1).await;
+    let config = Config { deadline_ms: 1_000, relay_ms: 0, ..servers.config() };
+    let node = therev::connect(config).await.expect("a node");
+    let author = user_per_shard(&node).await[1];
+    let open = thread(&node, author, "Beside a standby").await.thread_id;
+    let primary = testkit::connect(&servers.shards()[1]).await;
+    let sender = "SELECT pid FROM pg_stat_replication WHERE state = 'streaming'";
+    let sender: i32 = primary.query_one(sender, &[]).await.expect("a standby follows").get(0);
+    let (post_id, thread_id) = (therev::PostId::new(author), therev::ThreadId::new(author));
+    let post = || NewPost { post_id: Some(post_id), ..NewPost::new(author, open, "once") };
+    let opened = || NewThread { thread_id: Some(thread_id), ..NewThread::new(author, "Once", "text") };
+
+    let stalled = testkit::Frozen::process(sender).expect("nothing is sent to it");
+    node.create_post(post()).await.expect_err("the standby does not answer");
+    node.create_thread(opened()).await.expect_err("the standby does not answer");
+    let there =
+        "SELECT (SELECT count(*) FROM posts WHERE post_id = $1) + (SELECT count(*) FROM threads WHERE thread_id = $2)";
+    let mut looks = tokio::time::interval(Duration::from_millis(20));
+    while primary.query_one(there, &[&post_id.0, &thread_id.0]).await.expect("the rows").get::<_, i64>(0) < 2 {
+        looks.tick().await;
+    }
+    node.create_post(post()).await.expect_err("it is nowhere else");
+    node.create_thread(opened()).await.expect_err("it is nowhere else");
+
+    drop(stalled);
+    node.create_post(post()).await.expect("the standby has it");
+    node.create_thread(opened()).await.expect("the standby has it");
+    assert_eq!(node.posts_by_author(author, None, 9).await.expect("an answer").len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -128,7 +128,7 @@ async fn a_lost_node_knows_people(lost: &Lost, name: &str, others: &[UserId; 4])
     assert_eq!(lost.node().users(&everybody).await.expect("all are found").len(), 5);
     let listed = lost.node().list_users(&everybody).await.expect("all are found");
     assert_eq!((listed.partial, listed.users.len()), (false, 5));
-    assert_eq!(lost.node().audit(Some(ada), 9).await.expect("her log").len(), 4);
+    assert_eq!(lost.node().audit(Some(ada), 9).await.expect("her log").entries.len(), 4);
     lost.finds(ada.0, ada, "user").await;
     ada
 }

@@ -113,7 +113,7 @@ impl Markup<'_> {
         match self.place {
             Place::InRoot if self.open => unexpected("inside a row"),
             Place::InRoot if name == "row" => {
-                let row = Row { line: self.line, attributes, path: Arc::clone(self.path) };
+                let row = Row { line: self.line, attributes };
                 Ok(if empty { Step::Row(row) } else { Step::Opens(row) })
             }
             Place::InRoot => unexpected("between the rows"),
@@ -268,7 +268,7 @@ pub(super) fn newlines(bytes: &[u8]) -> u64 {
 }
 
 /// The start of a text, short enough for one line.
-pub(super) fn shown(text: &str) -> String {
+fn shown(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),

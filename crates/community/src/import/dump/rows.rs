@@ -1,8 +1,19 @@
 //! What the rows of each file mean.
 
-use super::{DumpError, Row};
+use super::Row;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
+
+/// Why a well-formed row cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// It lacks an attribute that it means nothing without.
+    #[error("no {0}")]
+    Missing(&'static str),
+    /// An attribute that it needs has a value that means nothing here.
+    #[error("unreadable {0}")]
+    Unreadable(&'static str),
+}
 
 /// A row of `Users.xml`.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +33,11 @@ pub struct UserRow {
 }
 
 impl TryFrom<Row> for UserRow {
-    type Error = DumpError;
+    type Error = Unusable;
 
-    fn try_from(mut row: Row) -> Result<Self, DumpError> {
-        let id = row.id("Id")?;
+    fn try_from(mut row: Row) -> Result<Self, Unusable> {
         Ok(Self {
-            id: row.required("Id", id)?,
+            id: row.needed("Id")?,
             display_name: row.take("DisplayName"),
             created_at: row.created_at()?,
             about: row.take("AboutMe"),
@@ -65,7 +75,7 @@ pub struct PostRow {
     pub id: i64,
     /// Question, answer or something else.
     pub kind: PostKind,
-    /// An answer's question.
+    /// An answer's question; an answer has one.
     pub parent: Option<i64>,
     /// The author, unless the account is gone.
     pub owner: Option<i64>,
@@ -84,16 +94,20 @@ pub struct PostRow {
 }
 
 impl TryFrom<Row> for PostRow {
-    type Error = DumpError;
+    type Error = Unusable;
 
-    fn try_from(mut row: Row) -> Result<Self, DumpError> {
-        let id = row.id("Id")?;
-        let kind = row.number::<u16>("PostTypeId", "the number of a post type")?;
+    fn try_from(mut row: Row) -> Result<Self, Unusable> {
+        let id = row.needed("Id")?;
+        let kind = row.needed::<u16>("PostTypeId")?.into();
+        let parent = match kind {
+            PostKind::Answer => Some(row.needed("ParentId")?),
+            _ => row.reference("ParentId"),
+        };
         Ok(Self {
-            id: row.required("Id", id)?,
-            kind: row.required("PostTypeId", kind)?.into(),
-            parent: row.id("ParentId")?,
-            owner: row.id("OwnerUserId")?,
+            id,
+            kind,
+            parent,
+            owner: row.reference("OwnerUserId"),
             owner_name: row.take("OwnerDisplayName"),
             created_at: row.created_at()?,
             title: row.take("Title"),
@@ -126,15 +140,13 @@ pub struct CommentRow {
 }
 
 impl TryFrom<Row> for CommentRow {
-    type Error = DumpError;
+    type Error = Unusable;
 
-    fn try_from(mut row: Row) -> Result<Self, DumpError> {
-        let id = row.id("Id")?;
-        let post = row.id("PostId")?;
+    fn try_from(mut row: Row) -> Result<Self, Unusable> {
         Ok(Self {
-            id: row.required("Id", id)?,
-            post: row.required("PostId", post)?,
-            user: row.id("UserId")?,
+            id: row.needed("Id")?,
+            post: row.needed("PostId")?,
+            user: row.reference("UserId"),
             user_name: row.take("UserDisplayName"),
             created_at: row.created_at()?,
             text: row.take("Text"),
@@ -154,11 +166,9 @@ pub struct VoteRow {
 }
 
 impl TryFrom<Row> for VoteRow {
-    type Error = DumpError;
+    type Error = Unusable;
 
-    fn try_from(mut row: Row) -> Result<Self, DumpError> {
-        let post = row.id("PostId")?;
-        let vote_type = row.number("VoteTypeId", "the number of a vote type")?;
-        Ok(Self { post: row.required("PostId", post)?, vote_type: row.required("VoteTypeId", vote_type)? })
+    fn try_from(mut row: Row) -> Result<Self, Unusable> {
+        Ok(Self { post: row.needed("PostId")?, vote_type: row.needed("VoteTypeId")? })
     }
 }

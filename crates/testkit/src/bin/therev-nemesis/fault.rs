@@ -29,10 +29,14 @@ pub(crate) enum Fault {
     Promote { shard: u16 },
     /// The control database is away. A writer that is killed meanwhile starts without it.
     LoseControl { writer: usize, time: Duration },
+    /// The directory is away, and what is on the same server is there.
+    LoseDirectory { time: Duration },
     /// The network in front of a shard's server does this for a while.
     Network { shard: u16, mode: Mode, time: Duration },
     /// A shard's server, and what else is on it, stands still for a while, as one whose machine swaps.
     Freeze { shard: u16, time: Duration },
+    /// A shard's standby stands still for a while: commits wait for it, and callers give up waiting and try again.
+    FreezeStandby { shard: u16, time: Duration },
     /// A disk is full until a writer has met with it.
     FillDisk,
 }
@@ -48,8 +52,10 @@ impl Fault {
             Fault::KillServer { .. } => "server_killed",
             Fault::Promote { .. } => "promoted",
             Fault::LoseControl { .. } => "control_away",
+            Fault::LoseDirectory { .. } => "directory_away",
             Fault::Network { .. } => "network",
             Fault::Freeze { .. } => "server_frozen",
+            Fault::FreezeStandby { .. } => "standby_frozen",
             Fault::FillDisk => "disk_full",
         }
     }
@@ -67,8 +73,10 @@ impl fmt::Display for Fault {
             Fault::LoseControl { writer, time } => {
                 write!(out, "the control database is away for {time:?}, and writer {writer} is killed")
             }
+            Fault::LoseDirectory { time } => write!(out, "the directory is away for {time:?}"),
             Fault::Network { shard, mode, time } => write!(out, "the network of shard {shard}: {mode:?} for {time:?}"),
             Fault::Freeze { shard, time } => write!(out, "the server of shard {shard} is frozen for {time:?}"),
+            Fault::FreezeStandby { shard, time } => write!(out, "the standby of shard {shard} is frozen for {time:?}"),
             Fault::FillDisk => out.write_str("a disk is full"),
         }
     }
@@ -109,19 +117,22 @@ impl Iterator for Schedule {
         // Some stalls outlast the writers' deadline.
         let time = if mode == Mode::Stall { 2 * drawn } else { drawn };
         let mover = random.random_range(0..self.movers);
+        // A standby on this machine cannot have a disk at the same path.
+        let with_standby = if shard == DISK_SHARD { 0 } else { shard };
         Some(match kind {
             0..10 => Fault::KillWriter { writer },
             10..18 => Fault::KillMover { mover },
             // The work is its own for 5 seconds.
             18..22 => Fault::SleepMover { mover, time: Duration::from_secs(5) + 4 * drawn },
             22..30 => Fault::KillServer { shard },
-            // A standby on this machine cannot have a disk at the same path.
-            30..38 => Fault::Promote { shard: if shard == DISK_SHARD { 0 } else { shard } },
+            30..38 => Fault::Promote { shard: with_standby },
             38..46 => Fault::LoseControl { writer, time },
             46..83 => Fault::Network { shard, mode, time },
             // Some outlast the writers' deadline and the time for a new connection.
-            83..89 => Fault::Freeze { shard, time: 4 * drawn },
+            83..87 => Fault::Freeze { shard, time: 4 * drawn },
+            87..89 => Fault::FreezeStandby { shard: with_standby, time: 4 * drawn },
             89..92 => Fault::Quiet { time: 2 * drawn },
+            92..96 => Fault::LoseDirectory { time },
             _ => Fault::FillDisk,
         })
     }

@@ -25,8 +25,9 @@ const PATIENCE_MS: u64 = 5_000;
 const MORE_BUCKETS: u16 = 12;
 /// The longest time before somebody interferes, or rests at the switch.
 const MEDDLES_MS: u64 = 1_500;
-/// Longer than a relocation of so little takes, whatever is broken meanwhile.
-const HANGS: Duration = Duration::from_secs(180);
+/// Longer than a relocation of so little takes, whatever is broken meanwhile. A copy of a whole shard begins anew with each fault that
+/// meets it, so that it may take until the next quiet spell.
+const HANGS: Duration = Duration::from_secs(600);
 /// How often a user moves alone and not with the bucket.
 const PINS: f64 = 0.4;
 /// How often one goes as a plan for the whole cluster says: a shard is to be empty, or all are to have their share again.

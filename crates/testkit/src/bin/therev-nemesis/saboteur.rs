@@ -154,6 +154,10 @@ impl<'a> Saboteur<'a> {
                 self.kill_writer(writer).await?;
                 tokio::time::sleep(time).await;
             }
+            Fault::LoseDirectory { time } => {
+                self.world.directory.set(Mode::Cut);
+                tokio::time::sleep(time).await;
+            }
             Fault::Network { shard, mode, time } => {
                 self.world.servers[usize::from(shard)].set(mode);
                 tokio::time::sleep(time).await;
@@ -161,6 +165,14 @@ impl<'a> Saboteur<'a> {
             Fault::Freeze { shard, time } => {
                 let cluster = self.world.cluster()?;
                 let frozen = freeze(cluster, cluster.primary(shard))?;
+                tokio::time::sleep(time).await;
+                drop(frozen);
+            }
+            Fault::FreezeStandby { shard, time } => {
+                let cluster = self.world.cluster()?;
+                let follows = |it: &local::ServerStatus| it.follows == Some(cluster.primary(shard));
+                let standby = cluster.status().into_iter().find(follows).ok_or("it has no standby")?;
+                let frozen = freeze(cluster, standby.server)?;
                 tokio::time::sleep(time).await;
                 drop(frozen);
             }
@@ -183,7 +195,8 @@ impl<'a> Saboteur<'a> {
             | Fault::KillMover { .. }
             | Fault::SleepMover { .. }
             | Fault::Quiet { .. }
-            | Fault::Freeze { .. } => {}
+            | Fault::Freeze { .. }
+            | Fault::FreezeStandby { .. } => {}
             Fault::KillServer { shard } => {
                 let cluster = self.world.cluster.as_mut().ok_or("the cluster is gone")?;
                 let primary = cluster.primary(shard);
@@ -195,6 +208,7 @@ impl<'a> Saboteur<'a> {
                 tokio::task::block_in_place(|| cluster.follow(shard, &mut |_| {}))?;
             }
             Fault::LoseControl { .. } => self.world.control.set(Mode::Pass),
+            Fault::LoseDirectory { .. } => self.world.directory.set(Mode::Pass),
             Fault::Network { shard, .. } => self.world.servers[usize::from(shard)].set(Mode::Pass),
             Fault::FillDisk => {
                 if let Ok(disk) = &self.world.disk {

@@ -50,7 +50,9 @@ pub(crate) struct World {
     pub(crate) cluster: Option<Cluster>,
     /// In front of the control database alone, though it is on the first shard's server.
     pub(crate) control: Proxy,
-    /// In front of each shard's server, and of what else is on it.
+    /// The same in front of the directory.
+    pub(crate) directory: Proxy,
+    /// In front of each shard's server.
     pub(crate) servers: Vec<Proxy>,
     /// Absent where nothing can be mounted, and why.
     pub(crate) disk: Result<Disk, String>,
@@ -66,6 +68,7 @@ impl World {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
         let mut world = World {
             control: Proxy::start(0).await?,
+            directory: Proxy::start(0).await?,
             servers: Vec::new(),
             disk: Err("it was not tried".into()),
             specs: Vec::new(),
@@ -110,6 +113,7 @@ impl World {
             self.servers[usize::from(number)].lead_to(status.port);
             if number == 0 {
                 self.control.lead_to(status.port);
+                self.directory.lead_to(status.port);
             }
         }
         Ok(())
@@ -129,7 +133,7 @@ impl World {
     async fn init(&self) -> Result<(), Box<dyn Error>> {
         let plan = InitPlan {
             control: self.through(&self.control, "therev_control")?,
-            directory: self.through(&self.servers[0], "therev_directory")?,
+            directory: self.through(&self.directory, "therev_directory")?,
             replicas: Vec::new(),
             shards: self.shard_urls()?,
             layout: Layout::Colocated,
