@@ -36,7 +36,7 @@ fn a_standby_takes_the_place_of_a_server_that_died() {
     assert_eq!(error["error"]["kind"], "down", "{error}");
 
     let promoted = desk.json_of(&["cluster", "promote", "1"]);
-    assert_eq!(promoted, json!({ "shard": 1, "primary": "standby 1-1" }));
+    assert_eq!(promoted, json!({ "shard": 1, "primary": "standby 1-1", "may_be_lost": null }));
     // What was there is there, what comes new goes on, and nobody has to tell anybody.
     post("After.");
     let page = desk.json_of(&["thread", "show", thread]);

@@ -55,6 +55,8 @@ pub struct ShardStatus {
     pub bytes: Option<i64>,
     /// Servers that follow this one, and those that should and do not; nobody knows of them while it is down.
     pub standbys: Vec<Standby>,
+    /// Other hosts of its address that take writes, which nobody counts on.
+    pub strays: Vec<String>,
 }
 
 /// A server that follows another.
@@ -127,11 +129,11 @@ static REPLICA: Unfenced = Unfenced::read(
 static CONTROL: Unfenced = Unfenced::read("SELECT FROM therev.identity");
 
 impl Overview {
-    /// Whether everything answers.
+    /// Whether everything answers, and each shard has one primary.
     pub fn is_up(&self) -> bool {
         self.control == State::Up
             && self.directory.state == State::Up
-            && self.shards.iter().all(|shard| shard.state == State::Up)
+            && self.shards.iter().all(|shard| shard.state == State::Up && shard.strays.is_empty())
             && self.shards.iter().flat_map(|shard| &shard.standbys).all(|standby| standby.lag_ms.is_some())
             && self.directory.replicas.iter().all(|replica| replica.lag_ms.is_some())
     }
@@ -145,16 +147,18 @@ impl Community {
                 Ok(rows) => Ok((rows, self.shards().unfenced(shard, &COUNTS, &[]).await.unwrap_or_default())),
                 Err(error) => Err(in_words(&error)),
             };
-            (shard, answer)
+            (shard, answer, self.shards().strays(shard).await)
         });
         let answers = join_all(asked).await;
-        let rows: Vec<&Row> = answers.iter().flat_map(|(_, answer)| answer).flat_map(|(rows, _)| rows).collect();
+        let rows: Vec<&Row> = answers.iter().flat_map(|(_, answer, _)| answer).flat_map(|(rows, _)| rows).collect();
         let pending = (!rows.is_empty()).then(|| rows.iter().map(|row| row.get::<_, i64>("pending")).sum());
         let oldest_ms = rows.iter().map(|row| row.get("oldest_ms")).reduce(f64::max);
         let control = self.shards().control(&CONTROL, &[]).await;
         let directory = self.directory_status().await;
-        let status =
-            |(shard, answer): &(ShardNo, Answer)| shard_status(*shard, answer, self.followers(*shard, &directory));
+        let status = |(shard, answer, strays): &(ShardNo, Answer, Vec<String>)| ShardStatus {
+            strays: strays.clone(),
+            ..shard_status(*shard, answer, self.followers(*shard, &directory))
+        };
         Ok(Overview {
             shards: answers.iter().map(status).collect(),
             directory,
@@ -228,5 +232,6 @@ fn shard_status(shard: ShardNo, answer: &Answer, followers: usize) -> ShardStatu
         tasks: count("tasks"),
         bytes: row.map(|row| row.get("bytes")),
         standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).chain(missing).collect(),
+        strays: Vec::new(),
     }
 }

@@ -338,6 +338,9 @@ impl Community {
 
     /// The post whose id is in use, if it is the one that was to be created.
     async fn same_post(&self, id: PostId, new: &NewPost) -> Result<Post> {
+        // Found first, so that it is known where; then read as it is there once its commit is safe.
+        self.post(id).await?;
+        self.shards().confirm(Group::Content, new.author_id).await?;
         let post = self.post(id).await?;
         let Some(body) = &post.body else { return Err(Error::gone("post", id)) };
         // One that was changed since is still the same create; one that never looked like this is another.
@@ -345,7 +348,6 @@ impl Community {
         if post.thread_id != new.thread_id || differs {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
-        self.shards().confirm(Group::Content, post.author_id).await?;
         Ok(post)
     }
 

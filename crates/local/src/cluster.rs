@@ -23,6 +23,15 @@ pub struct Cluster {
     pub(crate) account: Account,
 }
 
+/// What a promotion came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promoted {
+    /// Which server is the primary now.
+    pub primary: ServerId,
+    /// Since when acknowledged writes may be lost by it, as a sentence; `None`: none is.
+    pub may_be_lost: Option<String>,
+}
+
 impl Cluster {
     /// Makes what is missing, starts what is down, rebuilds replicas that cannot follow, and returns when all answer.
     ///
@@ -115,11 +124,11 @@ impl Cluster {
 
     /// Makes a standby the primary of its shard, the one that has come furthest, and the old primary its standby. An old
     /// primary that still runs is stopped first, in order, so that nothing is lost; where none of its standbys receives what it writes,
-    /// that is refused. Says which server it is now.
+    /// that is refused. Says which server it is now, and what may be lost.
     ///
     /// Returns when the new primary takes writes and the others follow it; killed in between, [`Cluster::up`] or another
     /// promotion goes on.
-    pub fn promote(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
+    pub fn promote(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<Promoted, Error> {
         let new = self.put_first(shard, say)?;
         self.follow(shard, say)?;
         Ok(new)
@@ -141,9 +150,8 @@ impl Cluster {
         now.settle_waits()
     }
 
-    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet. Says since when acknowledged writes
-    /// are lost by that, where some may be.
-    pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<ServerId, Error> {
+    /// The first half of [`Cluster::promote`]: the new primary takes writes, nobody follows it yet.
+    pub fn put_first(&mut self, shard: u16, say: &mut dyn FnMut(&str)) -> Result<Promoted, Error> {
         let (_lock, state) = self.lock(say)?;
         self.state = state;
         self.port(ServerId::Shard(shard))?;
@@ -171,7 +179,7 @@ impl Cluster {
             return Err(Error::NoneFollows { shard, primary: old });
         }
         self.server(old).running().stop()?;
-        let furthest = running.into_iter().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
+        let furthest = running.iter().copied().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
         let (_, new) = furthest.ok_or(Error::NoStandby { shard })?;
         let since = replica::last_commit(&self.server(new)).map_or(" last".to_owned(), |at| format!(" after {at}"));
         // Remembered first: whatever happens now, the old primary does not come back as one.
@@ -182,10 +190,10 @@ impl Cluster {
             server.start(to)?;
             replica::promote(&server, to)
         })?;
-        if !is_left_in_order && !self.server(old).waited_for(new) {
-            say(&format!("{old} was down and had not waited for {new}: what it acknowledged{since} may be lost"));
-        }
-        Ok(new)
+        let has_all = is_left_in_order || self.server(old).waited_for(&running);
+        let may_be_lost = (!has_all)
+            .then(|| format!("{old} was down and had not waited for {new}: what it acknowledged{since} may be lost"));
+        Ok(Promoted { primary: new, may_be_lost })
     }
 
     /// Adds servers for shards until there are so many, each with as many standbys as the others have, and starts what is

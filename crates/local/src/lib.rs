@@ -33,7 +33,7 @@ mod sql;
 mod state;
 
 pub use addresses::Addresses;
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Promoted};
 pub use error::Error;
 pub use id::ServerId;
 pub use options::Options;

@@ -188,12 +188,13 @@ impl Server<'_> {
         .map(drop)
     }
 
-    /// Whether each commit here waited until this standby, or another one, had it.
-    pub(crate) fn waited_for(&self, standby: ServerId) -> bool {
+    /// Whether each commit here waited until one of its standbys had it, all of which are among these: the furthest of them has all then.
+    pub(crate) fn waited_for(&self, standbys: &[ServerId]) -> bool {
         let settings = fs::read_to_string(self.data().join("therev.conf")).unwrap_or_default();
-        let waits =
-            |line: &str| line.starts_with("synchronous_standby_names") && line.contains(&replica::slot(standby));
-        settings.lines().any(waits)
+        let line = settings.lines().find(|line| line.starts_with("synchronous_standby_names"));
+        let Some((_, names)) = line.and_then(|line| line.split_once('(')) else { return false };
+        let names = names.split_once(')').map_or(names, |(names, _)| names);
+        names.split(',').all(|name| standbys.iter().any(|it| replica::slot(*it) == name.trim()))
     }
 
     /// Writes the settings; true when they were others before.

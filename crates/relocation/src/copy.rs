@@ -22,7 +22,7 @@ const BUCKETS_A_DELETE: usize = 32;
 /// How many bytes go out at once: the driver hands over a message for each row.
 const PIECE: usize = 1 << 18;
 /// How many rows a batch of deletes takes.
-const DELETE_BATCH: u64 = 5_000;
+const DELETE_BATCH: i64 = 5_000;
 
 /// A table whose rows belong to owners, with its columns.
 struct Table {
@@ -103,6 +103,7 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
             &[&relocation.group_names()],
         )
         .await?;
+    let mut rested = Instant::now();
     for row in &leaves {
         let leaf: &str = row.get("leaf");
         let whose = relocation.whose(row.get("colocation_group"), row.get("owner_column"));
@@ -123,7 +124,6 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
         let delete = side.prepare(&sql).await?;
         for buckets in relocation.bucket_numbers().chunks(BUCKETS_A_DELETE) {
             loop {
-                let began = Instant::now();
                 let gone = side
                     .client
                     .execute(&delete, &[&relocation.relocation, &states, &round, &buckets])
@@ -133,8 +133,9 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
                 if gone == 0 {
                     break;
                 }
-                if gone == DELETE_BATCH {
-                    throttle::rest_after(began.elapsed(), side).await?;
+                if rested.elapsed() > WORK {
+                    throttle::rest_after(rested.elapsed(), side).await?;
+                    rested = Instant::now();
                 }
             }
         }
@@ -260,7 +261,7 @@ struct Lane {
     to: Side,
 }
 
-/// Where others are at work, a copy works so long at a time and rests three times as long after it: users come first, and the
+/// Where others are at work, a copy, or a removal, works so long at a time and rests three times as long after it: users come first, and the
 /// brake only looks now and then. Shorter, and a server would not notice: it had enough under way to go on with.
 const WORK: Duration = Duration::from_millis(100);
 

@@ -390,6 +390,11 @@ pub(crate) async fn clear(relocation: &Relocation, admin: &Admin) -> Result<()> 
             clear_done(relocation, &pair).await?;
             end_again(relocation, &pair).await
         }
+        // A copier may have begun its stream anew after the switch had removed it.
+        State::Switched => {
+            let pair = Pair::connect(admin, relocation).await?;
+            objects::drop_stream(relocation, objects::Stream::Forward, &pair).await
+        }
         _ => Ok(()),
     }
 }

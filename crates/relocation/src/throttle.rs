@@ -143,20 +143,14 @@ fn own_in_danger(slots: &[Slot], own: &str) -> Option<String> {
     })
 }
 
-/// Rests after some work on one server that nobody waits for: as long as its standbys are behind, and where others are at work three
-/// times as long as it has worked, like a copy.
+/// Rests after some work on one server that nobody waits for: where others are at work there, or its standbys are behind, three times
+/// as long as it has worked, like a copy.
 pub(crate) async fn rest_after(worked: Duration, side: &Side) -> Result<()> {
-    loop {
-        let row = side.one(BEHIND, &[]).await?;
-        if row.get::<_, i64>("standby") <= STANDBY_LAG_BYTES {
-            if row.get("has_company") {
-                tokio::time::sleep((worked * 3).min(REST_MAX)).await;
-            }
-            return Ok(());
-        }
-        tracing::info!("a standby of shard {} is behind: rows are removed when it has caught up", side.shard);
-        tokio::time::sleep(REST_MAX).await;
+    let row = side.one(BEHIND, &[]).await?;
+    if row.get("has_company") || row.get::<_, i64>("standby") > STANDBY_LAG_BYTES {
+        tokio::time::sleep((worked * 3).min(REST_MAX)).await;
     }
+    Ok(())
 }
 
 /// Puts the brake on and off, and says whether others are at work, for as long as it is polled.

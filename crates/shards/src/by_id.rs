@@ -97,6 +97,7 @@ impl Shards {
                 Verdict::Home(_, apart) => apart,
             };
             if apart.is_empty() {
+                self.confirm_nothing(&route, errand, [home]).await?;
                 return Ok(Vec::new());
             }
             let mut by_shard: BTreeMap<ShardNo, Vec<Uuid>> = BTreeMap::new();
@@ -107,6 +108,7 @@ impl Shards {
                     None => on_their_way.push((home, user)),
                 }
             }
+            let asked: BTreeSet<ShardNo> = by_shard.keys().copied().chain([home]).collect();
             for (shard, users) in by_shard {
                 match self.apart_on(&route, shard, users, question).await? {
                     Apart::Found(rows) => return Ok(rows),
@@ -115,15 +117,29 @@ impl Shards {
                 }
             }
             if on_their_way.is_empty() {
+                self.confirm_nothing(&route, errand, asked).await?;
                 return Ok(Vec::new());
             }
             route.wait_for(&on_their_way).await?;
         }
     }
 
+    /// That a write found nothing to do may be the doing of the same one before it, whose wait for a standby was cut off.
+    async fn confirm_nothing(
+        &self,
+        route: &Route<'_>,
+        errand: Errand,
+        owners: impl IntoIterator<Item = ShardNo>,
+    ) -> Result<(), Error> {
+        for shard in owners.into_iter().filter(|_| errand == Errand::Write) {
+            let pool = self.pool(shard).await?;
+            route.within(pool.confirm()).await?;
+        }
+        Ok(())
+    }
+
     async fn ask(&self, shard: ShardNo, Question { sql, errand, all }: Question<'_>) -> Result<Vec<Row>, Error> {
-        let pool = self.pool(shard).await?;
-        if errand == Errand::Write { pool.write(sql, all).await } else { pool.answer(sql, all, errand).await }
+        self.pool(shard).await?.answer(sql, all, errand).await
     }
 
     /// The row that an id names, of these users, whom the home of their bucket has on this shard. Where one of them has gone on

@@ -32,6 +32,7 @@ mod remove_shard;
 mod slot;
 mod statement;
 mod store;
+mod strays;
 
 pub use add_shard::{AddPlan, Added, add_shard, look_at_shard, set_weight};
 pub use address::{Hosts, passfile_line};

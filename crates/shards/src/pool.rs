@@ -404,19 +404,9 @@ impl Pool {
         }
     }
 
-    /// A fenced write, for a caller who minds the deadline. Where it found everything as it was to be, that may be a commit whose wait
-    /// for a standby was cut off: nobody hears that it is done before the standbys have it.
-    pub(crate) async fn write(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        let rows = self.answer(sql, params, Errand::Write).await?;
-        if rows.first().is_some_and(|row| row.get("wrote_nothing") && !is_refused(row)) {
-            self.confirm().await?;
-        }
-        Ok(rows)
-    }
-
     /// Waits until all that was committed before is where commits have to be, on standbys too, by a commit of its own.
     pub(crate) async fn confirm(&self) -> Result<(), Error> {
-        self.answer("SELECT pg_logical_emit_message(true, 'therev', '')", &[], Errand::Write).await.map(drop)
+        self.answer(CONFIRM, &[], Errand::Write).await.map(drop)
     }
 
     /// A COPY by itself: all of its rows, or none.
@@ -479,7 +469,14 @@ impl Pool {
                 if errand == Errand::ReadByKey {
                     self.lanes.open(seat, Instant::now());
                 }
-                let sent = seat.query(&statement, params).await;
+                let sent = match seat.query(&statement, params).await {
+                    // On this very connection: by the next call another server may have taken the place of this one.
+                    Ok(rows) if errand == Errand::Write && is_done_before(&rows) => {
+                        self.count_statement();
+                        seat.batch_execute(CONFIRM).await.map(|()| rows)
+                    }
+                    sent => sent,
+                };
                 sent.map_err(|e| Error::of_statement(self.database, errand == Errand::Write, e))
             }
             Err(e) => Err(Error::of_statement(self.database, false, e)),
@@ -489,10 +486,15 @@ impl Pool {
     }
 }
 
-/// A refusal without a row has none; one by an id says so.
-fn is_refused(row: &Row) -> bool {
-    let is_home: Result<bool, _> = row.try_get("is_home");
-    is_home.is_ok_and(|is_home| !is_home) && row.get::<_, Option<bool>>("present").is_none()
+/// A commit of its own, for which standbys are waited for as for any.
+const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'therev', '')";
+
+/// Whether a fenced write found everything as it was to be. That may be a commit whose wait for a standby was cut off: nobody hears
+/// that it is done before the standbys have it. Where an id found nothing here, it is whoever asks all that may have it who knows.
+fn is_done_before(rows: &[Row]) -> bool {
+    let Some(row) = rows.first() else { return false };
+    let is_by_id = row.columns().iter().any(|column| column.name() == "is_home");
+    row.try_get("wrote_nothing").unwrap_or(false) && (!is_by_id || row.get::<_, Option<bool>>("present").is_some())
 }
 
 const IDENTITY: &str = "

@@ -31,7 +31,7 @@ pub(crate) struct Inner {
     pub(crate) control: Arc<Pool>,
     pub(crate) load: Load,
     pub(crate) looks: Looks,
-    lives: Arc<Lives>,
+    pub(crate) lives: Arc<Lives>,
     found: FoundPlacement,
     catalog: ArcSwap<Catalog>,
     map: ArcSwap<Map>,
@@ -179,8 +179,8 @@ impl Shards {
         self.fenced(statement.group, statement.by, bucket, (None, statement.sql()), Errand::Write, params).await
     }
 
-    /// Waits until what an owner's shard has committed is where commits have to be, on synchronous standbys too: before a write is
-    /// acknowledged that turns out to be done already, whose own wait may have been cut off.
+    /// Waits until what an owner's shard has committed is where commits have to be, on synchronous standbys too: before that is read for
+    /// whose sake a write turned out to be done already, for its own wait may have been cut off.
     pub async fn confirm(&self, group: Group, whose: impl Into<Whose>) -> Result<(), Error> {
         let route = Route::new(self, group, whose.into());
         let pool = self.pool(route.place.shard).await?;
@@ -215,10 +215,7 @@ impl Shards {
         loop {
             let pool = self.pool(route.place.shard).await?;
             for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
-                let rows = match errand {
-                    Errand::Write => route.within(pool.write(form, &all)).await?,
-                    _ => route.within(pool.answer(form, &all, errand)).await?,
-                };
+                let rows = route.within(pool.answer(form, &all, errand)).await?;
                 if !rows.is_empty() {
                     return Ok(if has_verdict { found(rows) } else { rows });
                 }

@@ -117,9 +117,11 @@ fn status(app: &App, cluster: &Cluster) -> Result<ExitCode> {
 }
 
 fn promote(app: &App, cluster: &mut Cluster, shard: u16) -> Result<()> {
-    let primary = cluster.promote(shard, &mut |line| talk(line))?;
-    app.out.fact(&serde_json::json!({ "shard": shard, "primary": primary.to_string() }), || {
-        format!("Shard {shard}'s primary is {primary} now; its other servers follow it.\nNext: therev status")
+    let local::Promoted { primary, may_be_lost } = cluster.promote(shard, &mut |line| talk(line))?;
+    let said = serde_json::json!({ "shard": shard, "primary": primary.to_string(), "may_be_lost": may_be_lost });
+    app.out.fact(&said, || {
+        let lost = may_be_lost.map(|lost| format!("{}\n", app.out.word(&lost, false))).unwrap_or_default();
+        format!("{lost}Shard {shard}'s primary is {primary} now; its other servers follow it.\nNext: therev status")
     })
 }
 

@@ -176,8 +176,10 @@ async fn show(app: &App, args: Show) -> Result<()> {
     let id: ThreadId = input::id("thread", &args.which.thread)?;
     let after = input::cursor(args.after.as_deref())?;
     let therev = app.open().await?;
-    // A page asks most of them. One that says nothing is left to the call that needs it.
-    tokio::time::timeout(REACHED_WITHIN, therev.shards().reach_all()).await.ok();
+    // A page asks most of them. One that says nothing is left to the call that needs it; none is given up half made.
+    let shards = therev.shards().clone();
+    let ahead = tokio::spawn(async move { shards.reach_all().await });
+    tokio::time::timeout(REACHED_WITHIN, ahead).await.ok();
     let page = therev.thread_page(id, after, args.page_size.into()).await?;
     if app.out.json {
         return document(&page);

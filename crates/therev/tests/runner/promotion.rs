@@ -139,6 +139,31 @@ async fn what_no_standby_has_is_not_acknowledged_by_a_second_try() {
     assert_eq!(node.posts_by_author(author, None, 9).await.expect("an answer").len(), 1);
 }
 
+/// A standby is promoted by mistake while its primary lives: nobody goes there, and whoever looks hears of it.
+/// Invariant 12.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_is_promoted_by_mistake_is_named() {
+    let mut cluster = OwnCluster::up(false).await;
+    let node = cluster.node().await;
+    let author = user_per_shard(&node).await[1];
+    let open = thread(&node, author, "On the primary").await;
+    let overview = node.overview().await.expect("an overview");
+    assert!(overview.is_up() && overview.shards.iter().all(|shard| shard.strays.is_empty()), "{overview:?}");
+
+    let mistake = local::ServerId::Standby(1, 1);
+    let standby = cluster.superuser(mistake, "postgres").await;
+    assert!(standby.query_one("SELECT pg_promote()", &[]).await.expect("promoted").get::<_, bool>(0));
+    let port = cluster.servers().status().into_iter().find(|it| it.server == mistake).expect("it runs").port;
+    let overview = node.overview().await.expect("an overview");
+    assert_eq!(overview.shards[1].strays, [format!("127.0.0.1:{port}")]);
+    assert!(!overview.is_up() && overview.shards[0].strays.is_empty(), "{overview:?}");
+    let fresh = cluster.node().await;
+    let written = post(&fresh, author, &open, "to the primary").await.post_id.0;
+    let primary = cluster.superuser(local::ServerId::Shard(1), "therev_shard_1").await;
+    primary.query_one("SELECT FROM posts WHERE post_id = $1", &[&written]).await.expect("the primary has it");
+    drop((node, fresh));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_synchronous_standbys_a_promotion_loses_nothing_and_nodes_follow() {
     let mut cluster = OwnCluster::up(true).await;
