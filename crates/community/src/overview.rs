@@ -56,7 +56,7 @@ pub struct ShardStatus {
     /// Servers that follow this one, and those that should and do not; nobody knows of them while it is down.
     pub standbys: Vec<Standby>,
     /// Other hosts of its address that take writes, which nobody counts on.
-    pub strays: Vec<String>,
+    pub other_primaries: Vec<String>,
 }
 
 /// A server that follows another.
@@ -133,7 +133,7 @@ impl Overview {
     pub fn is_up(&self) -> bool {
         self.control == State::Up
             && self.directory.state == State::Up
-            && self.shards.iter().all(|shard| shard.state == State::Up && shard.strays.is_empty())
+            && self.shards.iter().all(|shard| shard.state == State::Up && shard.other_primaries.is_empty())
             && self.shards.iter().flat_map(|shard| &shard.standbys).all(|standby| standby.lag_ms.is_some())
             && self.directory.replicas.iter().all(|replica| replica.lag_ms.is_some())
     }
@@ -147,7 +147,7 @@ impl Community {
                 Ok(rows) => Ok((rows, self.shards().unfenced(shard, &COUNTS, &[]).await.unwrap_or_default())),
                 Err(error) => Err(in_words(&error)),
             };
-            (shard, answer, self.shards().strays(shard).await)
+            (shard, answer, self.shards().other_primaries(shard).await)
         });
         let answers = join_all(asked).await;
         let rows: Vec<&Row> = answers.iter().flat_map(|(_, answer, _)| answer).flat_map(|(rows, _)| rows).collect();
@@ -155,8 +155,8 @@ impl Community {
         let oldest_ms = rows.iter().map(|row| row.get("oldest_ms")).reduce(f64::max);
         let control = self.shards().control(&CONTROL, &[]).await;
         let directory = self.directory_status().await;
-        let status = |(shard, answer, strays): &(ShardNo, Answer, Vec<String>)| ShardStatus {
-            strays: strays.clone(),
+        let status = |(shard, answer, others): &(ShardNo, Answer, Vec<String>)| ShardStatus {
+            other_primaries: others.clone(),
             ..shard_status(*shard, answer, self.followers(*shard, &directory))
         };
         Ok(Overview {
@@ -232,6 +232,6 @@ fn shard_status(shard: ShardNo, answer: &Answer, followers: usize) -> ShardStatu
         tasks: count("tasks"),
         bytes: row.map(|row| row.get("bytes")),
         standbys: lags.into_iter().map(|lag| Standby { lag_ms: Some(lag) }).chain(missing).collect(),
-        strays: Vec::new(),
+        other_primaries: Vec::new(),
     }
 }

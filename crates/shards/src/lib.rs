@@ -25,6 +25,7 @@ mod life;
 mod listing;
 mod load;
 mod looks;
+mod other_primaries;
 mod owners;
 mod pool;
 mod reach;
@@ -32,7 +33,6 @@ mod remove_shard;
 mod slot;
 mod statement;
 mod store;
-mod strays;
 
 pub use add_shard::{AddPlan, Added, add_shard, look_at_shard, set_weight};
 pub use address::{Hosts, passfile_line};

@@ -492,9 +492,9 @@ const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'therev', '')";
 /// Whether a fenced write found everything as it was to be. That may be a commit whose wait for a standby was cut off: nobody hears
 /// that it is done before the standbys have it. Where an id found nothing here, it is whoever asks all that may have it who knows.
 fn is_done_before(rows: &[Row]) -> bool {
-    let Some(row) = rows.first() else { return false };
+    let Some(row) = rows.first().filter(|row| row.try_get("wrote_nothing").unwrap_or(false)) else { return false };
     let is_by_id = row.columns().iter().any(|column| column.name() == "is_home");
-    row.try_get("wrote_nothing").unwrap_or(false) && (!is_by_id || row.get::<_, Option<bool>>("present").is_some())
+    !is_by_id || row.get::<_, Option<bool>>("present").is_some()
 }
 
 const IDENTITY: &str = "

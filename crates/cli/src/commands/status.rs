@@ -88,7 +88,7 @@ fn said(overview: &Overview, found_by: &str, from_file: bool, out: &Output) -> S
     let reasons = overview.shards.iter().filter_map(|shard| shard.reason.as_deref());
     lines.extend(reasons.map(|reason| out.fitted(&readable::line(reason))));
     for shard in &overview.shards {
-        lines.extend(shard.strays.iter().map(|host| {
+        lines.extend(shard.other_primaries.iter().map(|host| {
             let number = shard.shard;
             out.fitted(&format!(
                 "shard {number}: {host} takes writes, too, and is not its primary. Nobody reads what is written there: stop it, and \

@@ -13,6 +13,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 use therev::{Format, Listed, Moderation, NewThread, ThreadCard, ThreadChange, ThreadId, ThreadOrder};
 
+/// Of more shards than this, a page asks some and not most.
+const REACHED_AT_ONCE: usize = 8;
 /// How long a page waits for connections that it may not need.
 const REACHED_WITHIN: Duration = Duration::from_millis(100);
 
@@ -176,10 +178,12 @@ async fn show(app: &App, args: Show) -> Result<()> {
     let id: ThreadId = input::id("thread", &args.which.thread)?;
     let after = input::cursor(args.after.as_deref())?;
     let therev = app.open().await?;
-    // A page asks most of them. One that says nothing is left to the call that needs it; none is given up half made.
+    // A page asks most of a few. One that says nothing is left to the call that needs it; none is given up half made.
     let shards = therev.shards().clone();
-    let ahead = tokio::spawn(async move { shards.reach_all().await });
-    tokio::time::timeout(REACHED_WITHIN, ahead).await.ok();
+    if shards.numbers().len() <= REACHED_AT_ONCE {
+        let ahead = tokio::spawn(async move { shards.reach_all().await });
+        tokio::time::timeout(REACHED_WITHIN, ahead).await.ok();
+    }
     let page = therev.thread_page(id, after, args.page_size.into()).await?;
     if app.out.json {
         return document(&page);

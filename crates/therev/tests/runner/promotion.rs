@@ -148,15 +148,15 @@ async fn a_standby_that_is_promoted_by_mistake_is_named() {
     let author = user_per_shard(&node).await[1];
     let open = thread(&node, author, "On the primary").await;
     let overview = node.overview().await.expect("an overview");
-    assert!(overview.is_up() && overview.shards.iter().all(|shard| shard.strays.is_empty()), "{overview:?}");
+    assert!(overview.is_up() && overview.shards.iter().all(|shard| shard.other_primaries.is_empty()), "{overview:?}");
 
     let mistake = local::ServerId::Standby(1, 1);
     let standby = cluster.superuser(mistake, "postgres").await;
     assert!(standby.query_one("SELECT pg_promote()", &[]).await.expect("promoted").get::<_, bool>(0));
     let port = cluster.servers().status().into_iter().find(|it| it.server == mistake).expect("it runs").port;
     let overview = node.overview().await.expect("an overview");
-    assert_eq!(overview.shards[1].strays, [format!("127.0.0.1:{port}")]);
-    assert!(!overview.is_up() && overview.shards[0].strays.is_empty(), "{overview:?}");
+    assert_eq!(overview.shards[1].other_primaries, [format!("127.0.0.1:{port}")]);
+    assert!(!overview.is_up() && overview.shards[0].other_primaries.is_empty(), "{overview:?}");
     let fresh = cluster.node().await;
     let written = post(&fresh, author, &open, "to the primary").await.post_id.0;
     let primary = cluster.superuser(local::ServerId::Shard(1), "therev_shard_1").await;

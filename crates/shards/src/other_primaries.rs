@@ -11,12 +11,12 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 const TAKES_WRITES: &str = "
-    SELECT NOT pg_is_in_recovery() AND (i.incarnation <> $1 OR i.timeline <> therev.current_timeline()) AS is_stray
+    SELECT NOT pg_is_in_recovery() AND (i.incarnation <> $1 OR i.timeline <> therev.current_timeline()) AS is_another
       FROM therev.identity AS i";
 
 impl Shards {
     /// The hosts of a shard's address that take writes and are not in the life that counts. One that gives no answer is not told.
-    pub async fn strays(&self, shard: ShardNo) -> Vec<String> {
+    pub async fn other_primaries(&self, shard: ShardNo) -> Vec<String> {
         let catalog = self.catalog();
         let Some((at, life)) = catalog.find(Database::Shard(shard)) else { return Vec::new() };
         let hosts: Vec<&str> = at.hosts.split(',').collect();
@@ -26,17 +26,17 @@ impl Shards {
         let limit = Duration::from_millis(self.config().connect_timeout_ms);
         let asked = hosts.into_iter().map(async |host| {
             let one = Hosts { hosts: host.to_owned(), database: at.database.clone() };
-            let is_stray = tokio::time::timeout(limit, self.is_stray(&one, life.incarnation)).await;
-            is_stray.unwrap_or_default().unwrap_or_default().then(|| host.to_owned())
+            let is_another = tokio::time::timeout(limit, self.is_another(&one, life.incarnation)).await;
+            is_another.unwrap_or_default().unwrap_or_default().then(|| host.to_owned())
         });
         join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// `None`: it does not say.
-    async fn is_stray(&self, host: &Hosts, counts: Uuid) -> Option<bool> {
+    async fn is_another(&self, host: &Hosts, counts: Uuid) -> Option<bool> {
         let login = self.inner.lives.login.to(host, false).ok()?;
         let (client, _driven) = reach(&login, None).await.ok()?;
         let row = client.query_typed_opt(TAKES_WRITES, &[(&counts, Type::UUID)]).await.ok()??;
-        Some(row.get("is_stray"))
+        Some(row.get("is_another"))
     }
 }
