@@ -34,7 +34,7 @@ fn failure(cluster: &TestCluster, args: &[&str]) -> (String, i32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_journey_for_programs() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let ada = json_of(&cluster, &["user", "add", "ada"]);
     let thread = json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Tea?", "--body", "No."]);
     let id = thread["thread_id"].as_str().unwrap();
@@ -84,7 +84,7 @@ async fn a_journey_for_programs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repair_says_what_it_changed() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let ada = json_of(&cluster, &["user", "add", "ada"]);
     json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Tea?", "--body", "No."]);
     let directory = cluster.stranger("directory").await;
@@ -136,7 +136,7 @@ async fn a_repair_says_what_it_changed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_input_gets_one_clear_sentence() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     json_of(&cluster, &["user", "add", "ada"]);
     let thread = json_of(&cluster, &["thread", "add", "--author", "@ada", "--title", "Open", "--body", ""]);
     let id = thread["thread_id"].as_str().unwrap();
@@ -164,7 +164,7 @@ async fn bad_input_gets_one_clear_sentence() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_dump_stops_at_its_line_and_leaves_the_rest_whole() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &[u8]| std::fs::write(folder.path().join(name), text).unwrap();
     let user = |id: u32| format!("<row Id=\"{id}\" CreationDate=\"2018-01-01T00:00:00\" DisplayName=\"Ann\" />\r\n");
@@ -205,7 +205,7 @@ async fn a_broken_dump_stops_at_its_line_and_leaves_the_rest_whole() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn init_says_what_an_older_server_cannot_do() {
     // The servers have therev's roles once a cluster was made on them.
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let server = cluster.url("control").rsplit_once('/').unwrap().0.to_owned();
     let admin = testkit::connect(&format!("{server}/postgres")).await;
     let prefix = format!("init_{}", std::process::id());
@@ -282,8 +282,18 @@ async fn an_interrupted_move_goes_on_by_the_same_command() {
     Box::pin(mover.drive(left, &|_| {})).await.unwrap();
     let next = next(&["move", "buckets", "4,8", "--to", "0"]);
     assert!(next.contains(&format!("`therev relocation finish {left}`")), "{next}");
+    let number = left.to_string();
+    let planned = |what: &str| json_of(&cluster, &["relocation", what, &number, "--plan"]);
+    for (what, goal, owner, former) in [("finish", "done", 0, 2), ("reverse", "reversed", 2, 0)] {
+        let plan = planned(what);
+        let said = (&plan["state"], &plan["goal"], &plan["owner"], &plan["former"], &plan["obstacles"]);
+        assert_eq!(said, (&json!("switched"), &json!(goal), &json!(owner), &json!(former), &json!([])), "{plan}");
+    }
+    let (plan, reason) = (planned("abort"), format!("relocation {left} is switched"));
+    assert_eq!((&plan["obstacles"][0]["reason"], &plan["rows"]), (&json!(reason), &json!(0)), "{plan}");
     mover.want(left, done).await.unwrap();
     assert_eq!(ended(&["move", "buckets", "4,8", "--to", "0"]), json!(left));
+    assert_eq!(planned("finish")["obstacles"][0]["reason"], json!(format!("relocation {left} is done")));
     drop((mover, node));
     cluster.finish().await;
 }
@@ -292,7 +302,7 @@ async fn an_interrupted_move_goes_on_by_the_same_command() {
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_clock_harms_no_command() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let clock = testkit::WrongClock::build().unwrap();
     let year = 365 * 24 * 3_600;
     let jumping = [100 * year, -70 * year, 0, 3_600, -3_600, 1_000_000 * year];
@@ -330,7 +340,7 @@ async fn a_wrong_clock_harms_no_command() {
 /// What was applied before a failure stays, each database for itself, and the next run continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_that_was_applied_half_way_is_continued() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let shards = [cluster.stranger("shard_1").await, cluster.stranger("shard_2").await];
     for shard in &shards {
         let last =

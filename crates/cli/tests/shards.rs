@@ -53,6 +53,7 @@ fn a_local_cluster_grows_and_shrinks() {
     assert_eq!(desk.json_of(&["check"])["ok"], true);
 
     assert!(refused(&desk, &["shard", "remove", "2"]).contains("shard 2 owns"));
+    assert!(refused(&desk, &["shard", "remove", "2", "--plan"]).contains("shard 2 owns"));
     assert!(refused(&desk, &["shard", "remove", "0"]).contains("has the control database and the directory"));
     assert!(refused(&desk, &["shard", "remove", "1"]).contains("is not the last one"));
     assert!(refused(&desk, &["shard", "remove", "7"]).contains("there is no shard 7"));
@@ -60,7 +61,10 @@ fn a_local_cluster_grows_and_shrinks() {
     assert_eq!(desk.json_of(&["shard", "drain", "2", "--plan"])["relocations"].as_array().unwrap().len(), 2);
     let drained = desk.json_of(&["shard", "drain", "2", "--budget-ms", "2000"]);
     assert_eq!(drained["relocations"].as_array().unwrap().len(), 2, "{drained}");
-    assert_eq!(desk.json_of(&["shard", "remove", "2"]), json!({ "shard": 2, "server_removed": true }));
+    let removed = json!({ "shard": 2, "server_removed": true });
+    assert_eq!(desk.json_of(&["shard", "remove", "2", "--plan"]), removed, "nothing stands in the way");
+    assert_eq!(desk.servers().len(), 3);
+    assert_eq!(desk.json_of(&["shard", "remove", "2"]), removed);
     let left = numbers(&desk.json_of(&["shard", "list"]));
     assert_eq!((left.len(), left[0].1 + left[1].1), (2, 4096), "{left:?}");
     assert_eq!(desk.servers().len(), 2);

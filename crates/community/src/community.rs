@@ -4,7 +4,7 @@ use crate::delivery::Acks;
 use crate::eager::Eager;
 use crate::error::{Error, Result};
 use crate::names::ClaimsLookedAt;
-use crate::page::KnownBuckets;
+use crate::page::Remembered;
 use placement::{Bucket, Group, ShardNo, UserId, Whose, bucket_in};
 use serde::Serialize;
 use shards::{Read, Shards, Token};
@@ -24,7 +24,7 @@ pub(crate) struct Inner {
     pub(crate) shards: Shards,
     pub(crate) acks: Acks,
     pub(crate) eager: Eager,
-    pub(crate) known_buckets: KnownBuckets,
+    pub(crate) remembered: Remembered,
     pub(crate) claims_looked_at: ClaimsLookedAt,
 }
 
@@ -97,7 +97,7 @@ impl Community {
             shards,
             acks: Acks::default(),
             eager: Eager::default(),
-            known_buckets: KnownBuckets::default(),
+            remembered: Remembered::default(),
             claims_looked_at: ClaimsLookedAt::default(),
         };
         let community = Community { inner: Arc::new(inner) };

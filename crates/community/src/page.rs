@@ -1,5 +1,5 @@
-//! A thread's page: the head, one statement per shard that holds posts of it, one for the names. A shard that holds much more
-//! of the page than its even share is asked twice.
+//! A thread's page: the head, one statement per shard that holds posts of it, one for the names. Of a thread that is longer than the
+//! page a shard that holds much more of the page than its even share is asked twice.
 //!
 //! The head says in which buckets there are posts. Where a node has shown the thread before, it asks for head and posts at once,
 //! and for the posts of other buckets besides once the head names some.
@@ -117,22 +117,29 @@ pub struct ThreadPage {
     pub partial: bool,
 }
 
-/// In which buckets threads had posts, as far as this node has seen: a guess to begin with, which the head adds to.
-pub(crate) struct KnownBuckets(moka::sync::Cache<ThreadId, Arc<BucketSet>>);
+/// Where threads had posts, as far as this node has seen: a guess to begin with, which the head adds to.
+pub(crate) struct Remembered(moka::sync::Cache<ThreadId, Arc<Known>>);
 
-impl Default for KnownBuckets {
-    fn default() -> KnownBuckets {
+/// In which buckets a thread had posts, and how many, when that was noted.
+#[derive(Default)]
+struct Known {
+    buckets: BucketSet,
+    posts: i64,
+}
+
+impl Default for Remembered {
+    fn default() -> Remembered {
         // Half a kilobyte each.
         const THREADS: u64 = 20_000;
-        KnownBuckets(moka::sync::Cache::builder().max_capacity(THREADS).expire_after(FromTheFirst).build())
+        Remembered(moka::sync::Cache::builder().max_capacity(THREADS).expire_after(FromTheFirst).build())
     }
 }
 
 /// A guess lives for a while from when it was first made, however often it was added to: no bucket is ever taken out of it.
 struct FromTheFirst;
 
-impl moka::Expiry<ThreadId, Arc<BucketSet>> for FromTheFirst {
-    fn expire_after_create(&self, _: &ThreadId, _: &Arc<BucketSet>, _: Instant) -> Option<Duration> {
+impl moka::Expiry<ThreadId, Arc<Known>> for FromTheFirst {
+    fn expire_after_create(&self, _: &ThreadId, _: &Arc<Known>, _: Instant) -> Option<Duration> {
         Some(Duration::from_secs(600))
     }
 }
@@ -163,20 +170,22 @@ impl Community {
     /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
     pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
         let after = after.unwrap_or_else(Cursor::start);
-        let KnownBuckets(remembered) = &self.inner.known_buckets;
-        let known = remembered.get(&id).unwrap_or_else(|| Arc::new(BucketSet::empty()));
+        let Remembered(remembered) = &self.inner.remembered;
+        let known = remembered.get(&id).unwrap_or_default();
         let wanted = limit.saturating_add(1);
-        let posts_of = |buckets: BucketSet| Box::pin(self.posts_after(id, buckets, after, wanted));
+        let posts_of = |known: Known| Box::pin(self.posts_after(id, known, after, wanted));
         let begun = Box::pin(async {
-            let head = self.head(id, &known).await?;
-            let more: BucketSet = head.more_buckets.into_iter().collect();
+            let head = self.head(id, &known.buckets).await?;
+            let (more, posts) = (head.more_buckets.into_iter().collect::<BucketSet>(), head.thread.post_count);
             if more != BucketSet::empty() {
-                remembered.insert(id, Arc::new(known.iter().chain(more.iter()).collect()));
+                let buckets = known.buckets.iter().chain(more.iter()).collect();
+                remembered.insert(id, Arc::new(Known { buckets, posts }));
             }
-            Ok::<_, Error>((head.thread, posts_of(more).await?))
+            Ok::<_, Error>((head.thread, posts_of(Known { buckets: more, posts }).await?))
         });
         // Both to the end: to leave an answer costs its connection.
-        let (begun, guessed) = tokio::join!(begun, posts_of(BucketSet::clone(&known)));
+        let guess = Known { buckets: known.buckets.clone(), ..*known };
+        let (begun, guessed) = tokio::join!(begun, posts_of(guess));
         let (thread, (more_posts, more_missing)) = begun?;
         let (known_posts, mut missing) = guessed?;
         missing.extend(more_missing);
@@ -203,13 +212,14 @@ impl Community {
 
     /// The first posts of a thread after a place, in order, as far as the shards answer; and which do not.
     ///
-    /// Each is asked for its likely share: of a whole page from each of them, most would be read only to be left out. One that
-    /// gave all it was asked for may have more, and then posts of the others that come after its last have no place yet. Where too few
-    /// come before, those that may have more are asked once again, for all that is missing.
+    /// Of a thread that the page holds whole each is asked for all it has; of a longer one for its likely share, since of a whole
+    /// page from each of them most would be read only to be left out. One that gave all it was asked for may have more, and then
+    /// posts of the others that come after its last have no place yet. Where too few come before, those that may have more are
+    /// asked once again, for all that is missing.
     async fn posts_after(
         &self,
         id: ThreadId,
-        buckets: BucketSet,
+        known: Known,
         after: Cursor,
         wanted: usize,
     ) -> Result<(Vec<Post>, BTreeSet<ShardNo>)> {
@@ -217,8 +227,10 @@ impl Community {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             self.shards().read_buckets(&POSTS, whose, &[&id.0, &after.created_at, &after.id, &limit]).await
         };
-        let buckets: Vec<Whose> = buckets.iter().map(Whose::from).collect();
-        let share = likely_share(wanted, self.shards().spread(Group::Content, &buckets));
+        let buckets: Vec<Whose> = known.buckets.iter().map(Whose::from).collect();
+        let is_whole = usize::try_from(known.posts).is_ok_and(|posts| posts <= wanted);
+        let spread = self.shards().spread(Group::Content, &buckets);
+        let share = if is_whole { wanted } else { likely_share(wanted, spread) };
         let answer = ask(buckets, after, share).await;
         let full: Vec<&Part> = answer.parts.iter().filter(|part| part.rows.len() >= share).collect();
         let placed_until = full.iter().filter_map(|part| part.rows.iter().map(place_of).max()).min();

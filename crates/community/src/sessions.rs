@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use placement::{Group, SessionId, UserId, bucket_in};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -63,10 +63,19 @@ pub struct Session {
 /// What is known of a session that is to be opened.
 #[derive(Debug, Clone, Default)]
 pub struct NewSession {
+    /// Made by the caller ([`NewSession::token_for`]), so that a retry is the same session; made when absent.
+    pub token: Option<SecretString>,
     /// What the device says of itself: an object of at most 16 KiB.
     pub device_info: Option<Value>,
     /// Where the request came from.
     pub ip_address: Option<IpAddr>,
+}
+
+impl NewSession {
+    /// A token for one new session of this user: it carries the session's id.
+    pub fn token_for(user: UserId) -> SecretString {
+        issue(SessionId::new(user)).0
+    }
 }
 
 /// A session that was just opened, and the only copy of its token.
@@ -119,14 +128,13 @@ static OPEN: Write = Write::of_owner(
              ON CONFLICT (bucket, user_id, session_id) DO NOTHING
              RETURNING *),
          result AS (
-             SELECT ",
+             SELECT true AS is_same, ",
         session_columns!(),
         " FROM created AS s
              UNION ALL
-             SELECT ",
+             SELECT s.token_hash = $4, ",
         session_columns!(),
-        " FROM user_sessions AS s, fence
-              WHERE s.bucket = $1 AND s.user_id = $2 AND s.session_id = $3 AND s.token_hash = $4)"
+        " FROM user_sessions AS s, fence WHERE s.bucket = $1 AND s.user_id = $2 AND s.session_id = $3)"
     ),
 );
 
@@ -233,7 +241,8 @@ impl Community {
         })
     }
 
-    /// Opens a session for a user who was recognized by other means. The user must be active.
+    /// Opens a session for a user who was recognized by other means. The user must be active. With the token of a session that is there
+    /// the session is that one, as it is now.
     pub async fn open_session(&self, user: UserId, new: NewSession) -> Result<OpenSession> {
         self.open(user, None, new).await
     }
@@ -247,8 +256,10 @@ impl Community {
         }
         let ip_address = new.ip_address.map(|address| address.to_string());
         let lifetime = Duration::from_secs(self.shards().config().session_s).min(LIFETIME_MAX).as_secs_f64();
-        let id = SessionId::new(user);
-        let (token, hash) = issue(id);
+        let token = new.token.unwrap_or_else(|| NewSession::token_for(user));
+        let read = read_token(token.expose_secret());
+        let (id, hash) = read.ok_or_else(|| Error::invalid("token", "it is none of a session"))?;
+        Community::check_id(id.0, user)?;
         let params: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
             [&user.0, &id.0, &hash.as_slice(), &device_info, &ip_address, &lifetime, &password_hash];
         let row = match self.create_once(&OPEN, user.bucket(), &params, "session", id.0).await {
@@ -260,7 +271,11 @@ impl Community {
             }
             Err(error) => return Err(error),
         };
-        Ok(OpenSession { session: session_from(&row)?, token })
+        if row.get("is_same") {
+            Ok(OpenSession { session: session_from(&row)?, token })
+        } else {
+            Err(Error::Conflict { what: "id", value: id.to_string() })
+        }
     }
 
     /// The session that a token stands for. Notes that it was seen, at most once a minute.
@@ -377,7 +392,6 @@ fn same(kept: &[u8], shown: &TokenHash) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use secrecy::ExposeSecret;
 
     #[test]
     fn a_token_names_its_session_and_owner() {

@@ -20,7 +20,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 
-pub use hot::{HOT_PERCENT, HotUsers, Isolation, UserLoad, isolate};
+pub use hot::{AT_A_TIME, BUSIEST, HOT_PERCENT, HotUsers, Isolation, UserLoad, isolate, isolate_told};
 pub use rounds::Relocation;
 
 use crate::{Bucket, ShardNo, UnknownName};

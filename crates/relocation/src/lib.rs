@@ -11,6 +11,7 @@
 
 mod beats;
 mod copy;
+mod ending;
 mod error;
 mod finish;
 mod lost;
@@ -28,6 +29,7 @@ mod tries;
 mod verify;
 mod work;
 
+pub use ending::Ending;
 pub use error::{Error, Result};
 pub use mover::{Mover, Options};
 pub use plan::{Obstacle, Plan, Request};

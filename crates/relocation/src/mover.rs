@@ -1,8 +1,9 @@
 //! Who carries relocations on: takes the work at one, brings it as far as is wanted, gives the work back.
 
+use crate::ending::{may_finish, not_now, wanted_in};
 use crate::error::{Error, Result};
 use crate::plan::{self, Plan, Request};
-use crate::record::{Goal, Records, Relocation, State, over};
+use crate::record::{Goal, Records, Relocation, State};
 use crate::side::Pair;
 use crate::throttle::Progress;
 use crate::tries::Try;
@@ -262,51 +263,32 @@ impl Mover {
 
     /// Changes what is wanted of a relocation, where it is still possible.
     pub async fn want(&self, number: i64, goal: Goal) -> Result<Relocation> {
-        use State::{Aborted, CatchingUp, Copying, Done, Finishing, Planned, Reversed, Switched, Switching, Verified};
-        let before_switch: &[State] = &[Planned, Copying, CatchingUp, Verified, Switching];
         let control = self.control().await?;
         let records = Records(&control);
-        let (states, next): (&[State], &str) = match goal {
-            Goal::Aborted => (before_switch, "after the switch `therev relocation reverse` goes back"),
-            Goal::Reversed => (&[Switched], "only what is switched and not yet finishing can go back"),
-            Goal::Switched => (before_switch, "it is past the switch already"),
-            Goal::Done => (&[Planned, Copying, CatchingUp, Verified, Switching, Switched], "it is on its way already"),
-        };
-        if goal == Goal::Reversed {
-            self.can_go_back(&records.get(number).await?).await?;
-        }
-        if let Some(changed) = records.set_goal(number, goal, states).await? {
-            return Ok(changed);
-        }
-        let found = records.get(number).await?;
-        match found.state {
-            Done | Aborted | Reversed => Err(over(&found)),
-            Finishing => Err(Error::refused(format!("relocation {number} is finishing"), next)),
-            state => Err(Error::refused(format!("relocation {number} is {}", state.name()), next)),
+        self.may_want(&records.get(number).await?, goal).await?;
+        match records.set_goal(number, goal, wanted_in(goal).0).await? {
+            Some(changed) => Ok(changed),
+            // It has gone on since.
+            None => Err(not_now(&records.get(number).await?, goal)),
         }
     }
 
-    /// `finish` before the switch would take what is not there yet.
-    pub async fn finish(&self, number: i64) -> Result<Relocation> {
-        let found = self.show(number).await?;
-        if found.state != State::Switched {
-            return Err(if found.state.is_over() {
-                over(&found)
-            } else {
-                Error::refused(
-                    format!("relocation {number} is {}, it can be finished when it is switched", found.state.name()),
-                    "`therev relocation resume` brings it there",
-                )
-            });
+    /// Whether this can be wanted of a relocation that is as it was found.
+    pub(crate) async fn may_want(&self, found: &Relocation, goal: Goal) -> Result<()> {
+        if !wanted_in(goal).0.contains(&found.state) {
+            return Err(not_now(found, goal));
         }
+        if goal == Goal::Reversed { self.can_go_back(found).await } else { Ok(()) }
+    }
+
+    /// Ends one that is switched: from here on there is no way back.
+    pub async fn finish(&self, number: i64) -> Result<Relocation> {
+        may_finish(&self.show(number).await?)?;
         self.want(number, Goal::Done).await
     }
 
     /// The way back is a stream that a promotion cuts.
     async fn can_go_back(&self, relocation: &Relocation) -> Result<()> {
-        if relocation.state != State::Switched {
-            return Ok(());
-        }
         let pair = Pair::connect(&self.admin()?, relocation).await?;
         match pair.check_lives(relocation).await {
             Err(Error::OtherLife { database }) => Err(Error::refused(

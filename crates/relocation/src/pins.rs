@@ -5,18 +5,14 @@ use crate::mover::Mover;
 use crate::plan::Request;
 use crate::record::{Goal, Relocation};
 use crate::side::{Side, Which};
-use placement::planner::{Isolation, Item, Pin, Shard, UserLoad, isolate};
+use placement::planner::{BUSIEST, Isolation, Shard, UserLoad, isolate_told};
 use placement::{Bucket, Group, Layout, ShardNo, UserId, Whose};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
 
-/// How many users are isolated at a time: what that did is seen before it is gone on with.
-const AT_A_TIME: usize = 4;
 /// How often it is looked whether somebody should be.
 const ISOLATE_EVERY: Duration = Duration::from_secs(60);
-/// Of how many of the busiest users the load is known apart.
-const BUSIEST: usize = 200;
 /// Where shards have fewer operations a second than this, on average, nobody is too much for one.
 const QUIET: f64 = 100.0;
 /// Operations are counted in thousandths of one a second.
@@ -107,9 +103,6 @@ impl Mover {
     }
 
     /// Who should be placed apart by the load that all nodes have told in the last minute, and where.
-    ///
-    /// The load of the busiest users is known by name; what is left of it lies evenly over the buckets, which is how a hash
-    /// spreads the many.
     pub async fn plan_isolation(&self) -> Result<Vec<Isolation>> {
         self.shards.refresh().await?;
         let told = self.shards.hot_users(BUSIEST).await?;
@@ -120,37 +113,24 @@ impl Mover {
         }
         // Accounts have one shard in the split layout: who is hot there is hot by what it writes.
         let group = if catalog.layout == Layout::Split { Group::Content } else { Group::Account };
-        let busiest: f64 = told.users.iter().map(|user| user.operations_per_s).sum();
-        let buckets = f64::from(placement::BUCKETS);
-        let rest = load((told.operations_per_s - busiest).max(0.0) / buckets);
-        let mut items: BTreeMap<Bucket, Item> = map
-            .places(group)
-            .map(|(bucket, place)| (bucket, Item { bucket, shard: place.shard, bytes: 0, load: rest }))
-            .collect();
-        let (mut pins, mut users) = (Vec::new(), Vec::new());
-        for one in &told.users {
-            let (user, load) = (UserId(one.user_id), load(one.operations_per_s));
+        let users = told.users.iter().map(|one| {
+            let user = UserId(one.user_id);
             let shard = map.place_of(group, user.into()).shard;
-            let bucket = user.bucket();
-            if map.pins_of(group, bucket).any(|(pinned, _)| pinned == user) {
-                pins.push(Pin { bucket, shard, bytes: 0, load });
-            } else if let Some(item) = items.get_mut(&bucket) {
-                item.load += load;
-            }
-            users.push(UserLoad { user, bucket, shard, bytes: 0, load });
-        }
-        // Shards that have none of these rows are no place for them: in the split layout the accounts'.
-        let mut holding: BTreeSet<ShardNo> = items.values().map(|item| item.shard).collect();
-        // But for those that have users of this group apart.
-        holding.extend(pins.iter().map(|pin| pin.shard));
+            UserLoad { user, bucket: user.bucket(), shard, bytes: 0, load: load(one.operations_per_s) }
+        });
+        let users: Vec<UserLoad> = users.collect();
+        // Shards that have none of these rows are no place for them: in the split layout the accounts'. But for those that
+        // have users of this group apart.
+        let places = || map.places(group).map(|(bucket, place)| (bucket, place.shard));
+        let holding: BTreeSet<ShardNo> =
+            places().map(|(_, shard)| shard).chain(users.iter().map(|user| user.shard)).collect();
         let shards: Vec<Shard> = catalog
             .shards
             .iter()
             .filter(|entry| catalog.layout == Layout::Colocated || holding.contains(&entry.shard))
             .map(|entry| Shard { shard: entry.shard, weight: crate::rebalance::whole(entry.weight) })
             .collect();
-        let items: Vec<Item> = items.into_values().collect();
-        isolate(&shards, &items, &pins, &users, AT_A_TIME)
+        isolate_told(&shards, places(), &users, load(told.operations_per_s))
             .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))
     }
 

@@ -7,7 +7,6 @@ use crate::side::{Side, Which};
 use placement::{Bucket, Group, ShardNo, UserId};
 use serde::Serialize;
 use shards::Admin;
-use tokio_postgres::Row;
 
 /// What to move.
 #[derive(Debug, Clone)]
@@ -63,7 +62,7 @@ pub struct Obstacle {
     pub next: String,
 }
 
-/// A copy with indexes writes about so much in a second.
+/// A copy with indexes writes about so much in a second, and a removal takes no longer.
 const BYTES_PER_SECOND: f64 = 20e6;
 
 /// How much is written to find out whether a disk has room, at the least and at the most; one page holds one row of it.
@@ -117,13 +116,30 @@ impl Plan {
     }
 }
 
-/// How many rows of what is meant a side has in the tables that it says it has.
-async fn count_held(side: &Side, held: &Row, pin: Option<UserId>, apart: &[Apart], buckets: &[i16]) -> Result<i64> {
+/// How many rows of what is meant a side has in the tables that it says it has, and how many bytes they take.
+pub(crate) async fn held(
+    side: &Side,
+    groups: &[&str],
+    pin: Option<UserId>,
+    apart: &[Apart],
+    buckets: &[i16],
+) -> Result<(i64, i64)> {
+    let held = side.one(HELD, &[&groups]).await?;
     let texts = |name| held.get::<_, Option<Vec<String>>>(name).unwrap_or_default();
-    let (tables, groups, owners) = (texts("names"), texts("groups"), texts("owners"));
-    let meant: Vec<String> = groups.iter().zip(&owners).map(|(group, owner)| whose(pin, apart, group, owner)).collect();
+    let (tables, of, owners) = (texts("names"), texts("groups"), texts("owners"));
+    let meant: Vec<String> = of.iter().zip(&owners).map(|(group, owner)| whose(pin, apart, group, owner)).collect();
     let parts: Vec<(&str, &str)> = tables.iter().map(String::as_str).zip(meant.iter().map(String::as_str)).collect();
-    count_rows(side, &parts, buckets).await
+    let rows = count_rows(side, &parts, buckets).await?;
+    let (all_bytes, all_rows) = (held.get::<_, Option<i64>>("bytes").unwrap_or(0), held.get::<_, Option<f64>>("rows"));
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
+    let bytes = (all_bytes as f64 * (rows as f64 / all_rows.unwrap_or(0.0).max(rows as f64).max(1.0))) as i64;
+    Ok((rows, bytes))
+}
+
+/// How long it takes to write so much, or to remove it.
+#[expect(clippy::cast_precision_loss, reason = "an estimate")]
+pub(crate) fn seconds_for(bytes: i64) -> f64 {
+    bytes as f64 / BYTES_PER_SECOND
 }
 
 /// Asks both servers.
@@ -136,17 +152,12 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     let groups: Vec<&str> = request.groups.iter().map(|group| group.name()).collect();
     let buckets: Vec<i16> = request.buckets.iter().map(|bucket| bucket.sql()).collect();
     let apart = source.apart(&groups, &buckets).await?;
-    let held = source.one(HELD, &[&groups]).await?;
-    let rows = count_held(&source, &held, request.pin, &apart, &buckets).await?;
-    let (all_bytes, all_rows) = (held.get::<_, Option<i64>>("bytes").unwrap_or(0), held.get::<_, Option<f64>>("rows"));
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "an estimate")]
-    let bytes = (all_bytes as f64 * (rows as f64 / all_rows.unwrap_or(0.0).max(rows as f64).max(1.0))) as i64;
+    let (rows, bytes) = held(&source, &groups, request.pin, &apart, &buckets).await?;
     let mut obstacles = room(&source, &target).await?;
     obstacles.extend(ownership(&source, &target, &groups, &buckets, request).await?);
     if obstacles.is_empty() {
         // By its own tables: it may have other months.
-        let held = target.one(HELD, &[&groups]).await?;
-        let stray = count_held(&target, &held, request.pin, &apart, &buckets).await?;
+        let (stray, _) = held(&target, &groups, request.pin, &apart, &buckets).await?;
         if stray > 0 {
             obstacles.push(Obstacle {
                 reason: format!("shard {} holds {stray} rows of these buckets already", request.target),
@@ -162,8 +173,7 @@ pub(crate) async fn make(request: &Request, admin: &Admin) -> Result<Plan> {
     }
     let last = "SELECT coalesce(max(p.relocation), 0) FROM therev.relocation_parts AS p";
     let last_part = source.one(last, &[]).await?.get::<_, i64>(0).max(target.one(last, &[]).await?.get(0));
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-    let seconds = bytes as f64 / BYTES_PER_SECOND;
+    let seconds = seconds_for(bytes);
     let log_bytes_per_minute = log_rate(&source).await?;
     Ok(Plan {
         groups: request.groups.clone(),

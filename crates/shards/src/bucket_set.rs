@@ -11,6 +11,12 @@ const BYTES: usize = 4096 / 8;
 #[derive(Clone, PartialEq, Eq)]
 pub struct BucketSet(Box<[u8; BYTES]>);
 
+impl Default for BucketSet {
+    fn default() -> BucketSet {
+        BucketSet::empty()
+    }
+}
+
 impl BucketSet {
     /// No bucket.
     pub fn empty() -> BucketSet {

@@ -50,7 +50,7 @@ pub use life::Life;
 pub use listing::ShardListing;
 pub use load::{HotUser, HotUsers};
 pub use pool::Pool;
-pub use remove_shard::{Removed, remove_shard};
+pub use remove_shard::{Removed, look_at_leaving, remove_shard};
 pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;

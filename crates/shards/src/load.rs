@@ -6,6 +6,7 @@ use crate::store::Shards;
 use bytes::BytesMut;
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
 use placement::UserId;
+use placement::planner::BUSIEST;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,8 +17,6 @@ use uuid::Uuid;
 
 /// How many owners the sketch keeps apart, at the most: some 200 kB.
 const OWNERS_MAX: usize = 4_096;
-/// How many of them are told.
-const TOLD_MAX: usize = 200;
 /// One call in so many is counted.
 const SAMPLE: u64 = 8;
 /// How long a window of counting is. What is told covers the last one and the present one.
@@ -104,7 +103,7 @@ impl Load {
     }
 
     /// The busiest owners, how many operations there were, and in how many seconds.
-    fn told(&self) -> (Vec<(Uuid, u64)>, u64, f64) {
+    fn told(&self) -> (Vec<(Uuid, i64)>, i64, f64) {
         let mut windows = self.windows.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         windows.turn(Instant::now());
         let mut all = windows.now.clone();
@@ -116,9 +115,10 @@ impl Load {
         drop(windows);
         let mut rows = all.frequent_items_with_threshold(ErrorType::NoFalseNegatives, 1);
         rows.sort_by_key(|row| std::cmp::Reverse(row.estimate()));
-        rows.truncate(TOLD_MAX);
-        let busiest = rows.iter().map(|row| (Uuid::from_u128(*row.item()), row.estimate())).collect();
-        (busiest, all.total_weight(), time.as_secs_f64().max(1.0))
+        rows.truncate(BUSIEST);
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let busiest = rows.iter().map(|row| (Uuid::from_u128(*row.item()), number(row.estimate()))).collect();
+        (busiest, number(all.total_weight()), time.as_secs_f64().max(1.0))
     }
 }
 
@@ -148,9 +148,7 @@ impl Shards {
             return Ok(());
         }
         let (busiest, operations, window_s) = load.told();
-        let (users, counts): (Vec<Uuid>, Vec<i64>) =
-            busiest.into_iter().map(|(user, count)| (user, i64::try_from(count).unwrap_or(i64::MAX))).unzip();
-        let operations = i64::try_from(operations).unwrap_or(i64::MAX);
+        let (users, counts): (Vec<Uuid>, Vec<i64>) = busiest.into_iter().unzip();
         let params: [&(dyn ToSql + Sync); 5] = [&load.node, &window_s, &operations, &users, &counts];
         self.inner.control.query(TELL, &params, true).await?;
         self.inner.control.query(FORGET, &[], true).await.map(drop)
@@ -158,23 +156,30 @@ impl Shards {
 
     /// The users whose rows all nodes ask for most, of what they told in the last minute.
     pub async fn hot_users(&self, top: usize) -> Result<HotUsers, Error> {
-        let mut hot = HotUsers::default();
-        let mut by_user: BTreeMap<Uuid, f64> = BTreeMap::new();
-        for row in self.inner.control.query(HOT, &[], false).await? {
-            let (window_s, operations): (f64, i64) = (row.get("window_s"), row.get("operations"));
+        let rows = self.inner.control.query(HOT, &[], false).await?;
+        let told = rows.iter().map(|row| {
             let (users, counts): (Vec<Uuid>, Vec<i64>) = (row.get("users"), row.get("user_operations"));
-            hot.nodes += 1;
-            hot.operations_per_s += per_second(operations, window_s);
-            for (user, count) in users.into_iter().zip(counts) {
-                *by_user.entry(user).or_default() += per_second(count, window_s);
-            }
-        }
-        hot.users =
-            by_user.into_iter().map(|(user_id, operations_per_s)| HotUser { user_id, operations_per_s }).collect();
-        hot.users.sort_by(|a, b| b.operations_per_s.total_cmp(&a.operations_per_s));
-        hot.users.truncate(top);
-        Ok(hot)
+            (users.into_iter().zip(counts).collect(), row.get("operations"), row.get("window_s"))
+        });
+        Ok(merged(told, top))
     }
+}
+
+/// What several nodes have told: the busiest owners, how many operations there were, and in how many seconds.
+fn merged(told: impl Iterator<Item = (Vec<(Uuid, i64)>, i64, f64)>, top: usize) -> HotUsers {
+    let mut hot = HotUsers::default();
+    let mut by_user: BTreeMap<Uuid, f64> = BTreeMap::new();
+    for (users, operations, window_s) in told {
+        hot.nodes += 1;
+        hot.operations_per_s += per_second(operations, window_s);
+        for (user, count) in users {
+            *by_user.entry(user).or_default() += per_second(count, window_s);
+        }
+    }
+    hot.users = by_user.into_iter().map(|(user_id, operations_per_s)| HotUser { user_id, operations_per_s }).collect();
+    hot.users.sort_by(|a, b| b.operations_per_s.total_cmp(&a.operations_per_s));
+    hot.users.truncate(top);
+    hot
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -188,23 +193,44 @@ mod tests {
     use rand::SeedableRng;
     use rand_distr::{Distribution, Zipf};
 
+    const SPREAD: u128 = 0x9E37_79B9_7F4A_7C15;
+
+    /// So many calls for 100,000 users by Zipf's law, whose ids say their ranks.
+    fn lived(load: &Load, calls: usize, seed: u64) {
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        let zipf = Zipf::new(100_000.0, 1.1).unwrap();
+        for _ in 0..calls {
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
+            let rank = zipf.sample(&mut random) as u128;
+            let id = Uuid::from_u128(rank * SPREAD);
+            load.count(Some(&(&id as &(dyn ToSql + Sync))));
+        }
+    }
+
+    /// How many of the busiest twenty are among those named.
+    fn found(named: impl Iterator<Item = Uuid>) -> usize {
+        named.take(20).filter(|id| (1..=20).contains(&(id.as_u128() / SPREAD))).count()
+    }
+
     #[test]
     fn the_busiest_twenty_of_a_hundred_thousand_are_found() {
         let load = Load::new();
-        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(1);
-        let zipf = Zipf::new(100_000.0, 1.1).unwrap();
-        for _ in 0..1_000_000 {
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
-            let rank = zipf.sample(&mut random) as u128;
-            let id = Uuid::from_u128(rank * 0x9E37_79B9_7F4A_7C15);
-            load.count(Some(&(&id as &(dyn ToSql + Sync))));
-        }
+        lived(&load, 1_000_000, 1);
         let (busiest, operations, _) = load.told();
         assert!(operations.abs_diff(1_000_000) < 20_000, "{operations}");
-        let top: Vec<u128> = busiest.iter().take(20).map(|(id, _)| id.as_u128() / 0x9E37_79B9_7F4A_7C15).collect();
-        let found = (1..=20).filter(|rank| top.contains(rank)).count();
-        assert!(found >= 19, "{found} of 20: {top:?}");
-        assert!(busiest.len() <= TOLD_MAX);
+        assert!(busiest.len() <= BUSIEST);
+        assert!(found(busiest.iter().map(|(id, _)| *id)) >= 19, "{busiest:?}");
+    }
+
+    #[test]
+    fn the_busiest_twenty_are_found_among_what_eight_nodes_tell() {
+        let nodes: Vec<Load> = std::iter::repeat_with(Load::new).take(8).collect();
+        for (load, seed) in nodes.iter().zip(1..) {
+            lived(load, 125_000, seed);
+        }
+        let hot = merged(nodes.iter().map(Load::told), 20);
+        assert_eq!((hot.nodes, hot.users.len()), (8, 20));
+        assert!(found(hot.users.iter().map(|user| user.user_id)) >= 19, "{hot:?}");
     }
 
     #[test]

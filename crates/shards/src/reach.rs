@@ -48,6 +48,27 @@ pub(crate) async fn reach(config: &Config, life: Option<Life>) -> Result<Reached
     }
 }
 
+/// How long the host of the life that counts may say nothing before another one takes its place.
+const SILENT: Duration = Duration::from_secs(1);
+
+/// Whether one of several hosts still lets itself be written in this life, as far as they say so soon.
+pub(crate) async fn is_led(config: &Config, life: Life) -> bool {
+    let hosts = each_host(config);
+    if hosts.len() < 2 {
+        return false;
+    }
+    let mut asked: FuturesUnordered<_> = hosts.into_iter().map(|host| ask(host, Some(life))).collect();
+    let hears = async {
+        while let Some((_, is_meant)) = asked.next().await {
+            if is_meant {
+                return true;
+            }
+        }
+        false
+    };
+    tokio::time::timeout(SILENT, hears).await.unwrap_or(false)
+}
+
 /// Connects to one host; says whether it is in this life.
 async fn ask(host: Config, life: Option<Life>) -> (Result<Reached, Error>, bool) {
     let reached = connect(&host).await;

@@ -9,7 +9,7 @@ use crate::store::Shards;
 use futures_util::future::try_join_all;
 use placement::ShardNo;
 use std::time::Duration;
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, GenericClient, Transaction};
 
 /// A shard that was removed.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
@@ -26,8 +26,7 @@ pub struct Removed {
 const HOLDS: &str = "
     SELECT (SELECT count(DISTINCT o.bucket) FROM therev.ownership AS o WHERE o.state <> 'moved') AS buckets,
            (SELECT count(DISTINCT p.user_id) FROM therev.pins AS p) AS users,
-           (SELECT count(*) FROM therev.relocation_parts) AS parts,
-           (SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL) AS events";
+           (SELECT count(*) FROM therev.relocation_parts) AS parts";
 
 /// Removes a shard that owns nothing, after every other one was told who owns what. Refuses, and says why, otherwise.
 pub async fn remove_shard(shards: &Shards, shard: ShardNo) -> Result<Removed, Error> {
@@ -50,10 +49,37 @@ pub async fn remove_shard(shards: &Shards, shard: ShardNo) -> Result<Removed, Er
     Ok(Removed { shard, empty_for })
 }
 
+/// Says what would be removed, and changes nothing; what stands in the way is the error.
+pub async fn look_at_leaving(shards: &Shards, shard: ShardNo) -> Result<Removed, Error> {
+    shards.inner.refresh().await?;
+    if !shards.numbers().contains(&shard) {
+        return Err(no_such_shard(shard));
+    }
+    let admin = Admin::new(shards.config(), shards.catalog())?;
+    // What it has to tell others is told when it is removed.
+    owns_nothing(&admin.connect(Database::Shard(shard)).await?, shard).await?;
+    let empty_for = unconcerned(&admin.connect(Database::Control).await?, shard).await?;
+    Ok(Removed { shard, empty_for })
+}
+
 async fn is_empty(leaving: &Client, shard: ShardNo) -> Result<(), Error> {
+    owns_nothing(leaving, shard).await?;
+    let events = "SELECT count(*) FROM therev.outbox AS o WHERE o.delivered_at IS NULL";
+    let events = leaving.query_one(events, &[]).await;
+    let events: i64 = events.map_err(|source| Error::of_statement(Database::Shard(shard), false, source))?.get(0);
+    if events > 0 {
+        return Err(Error::in_the_way(
+            format!("shard {shard} has {events} events to deliver"),
+            "`therev relay --once` delivers them",
+        ));
+    }
+    Ok(())
+}
+
+async fn owns_nothing(leaving: &Client, shard: ShardNo) -> Result<(), Error> {
     let row = leaving.query_one(HOLDS, &[]).await;
     let row = row.map_err(|source| Error::of_statement(Database::Shard(shard), false, source))?;
-    let (buckets, parts, events): (i64, i64, i64) = (row.get("buckets"), row.get("parts"), row.get("events"));
+    let (buckets, parts): (i64, i64) = (row.get("buckets"), row.get("parts"));
     if parts > 0 {
         return Err(Error::in_the_way(
             format!("shard {shard} takes part in {parts} relocations"),
@@ -71,12 +97,6 @@ async fn is_empty(leaving: &Client, shard: ShardNo) -> Result<(), Error> {
         return Err(Error::in_the_way(
             format!("shard {shard} has {users} users who are placed apart from their buckets"),
             format!("`therev shard drain {shard}` moves them back to these"),
-        ));
-    }
-    if events > 0 {
-        return Err(Error::in_the_way(
-            format!("shard {shard} has {events} events to deliver"),
-            "`therev relay --once` delivers them",
         ));
     }
     let tables = with_rows(leaving).await;
@@ -135,10 +155,8 @@ async fn point_past(shards: &Shards, admin: &Admin, control: &Client, leaving: S
     control.query(record, &[&groups, &buckets, &owners, &epochs]).await.map(drop).map_err(at_control)
 }
 
-/// Takes it out of the control database. Says how long ago rows last left it.
-async fn forget(control: &Transaction<'_>, shard: ShardNo) -> Result<Option<Duration>, Error> {
-    // Who begins a relocation now waits, and finds the shard gone.
-    control.batch_execute("LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at_control)?;
+/// That no relocation under way is from or to a shard. Says how long ago rows last left it.
+async fn unconcerned(control: &(impl GenericClient + Sync), shard: ShardNo) -> Result<Option<Duration>, Error> {
     let row = control
         .query_one(
             "SELECT count(*) FILTER (WHERE r.ended_at IS NULL) AS open,
@@ -155,6 +173,15 @@ async fn forget(control: &Transaction<'_>, shard: ShardNo) -> Result<Option<Dura
             "`therev relocation list` lists it; wait until it is done",
         ));
     }
+    let empty_for: Option<f64> = row.get("empty_for");
+    Ok(empty_for.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+}
+
+/// Takes it out of the control database. Says how long ago rows last left it.
+async fn forget(control: &Transaction<'_>, shard: ShardNo) -> Result<Option<Duration>, Error> {
+    // Who begins a relocation now waits, and finds the shard gone.
+    control.batch_execute("LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at_control)?;
+    let empty_for = unconcerned(control, shard).await?;
     let name = Database::Shard(shard).to_string();
     // It has said that nobody is apart there: what still says so is old.
     let forget = "
@@ -163,6 +190,5 @@ async fn forget(control: &Transaction<'_>, shard: ShardNo) -> Result<Option<Dura
     control.query(forget, &[&shard.0]).await.map_err(at_control)?;
     control.execute("DELETE FROM therev.shards WHERE shard = $1", &[&shard.0]).await.map_err(at_control)?;
     control.execute("DELETE FROM therev.incarnations WHERE database = $1", &[&name]).await.map_err(at_control)?;
-    let empty_for: Option<f64> = row.get("empty_for");
-    Ok(empty_for.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))))
+    Ok(empty_for)
 }

@@ -182,7 +182,13 @@ static CREATE: Write = Write::of_owner(
              SELECT $1, w.user_id, $3, $4, $5, $6, $7, $8, $9, $10, fence.version_floor FROM wanted AS w, fence
              ON CONFLICT (bucket, user_id, account_id) DO NOTHING
              RETURNING *),
-         result AS (
+         change AS (
+             SELECT c.bucket, c.user_id, 'account ' || c.account_id AS target, '{}'::jsonb AS before,
+                    jsonb_build_object('provider', c.provider, 'account_type', c.account_type, 'label', c.label) AS after
+               FROM created AS c),
+         ",
+        audited!("change", "$11"),
+        ", result AS (
              SELECT true AS is_same, ",
         account_columns!(),
         " FROM created AS a
@@ -233,7 +239,14 @@ static SET_DEFAULT: Write = Write::of_owner(
                 AND (l.is_default OR l.account_id = $3)
                 AND EXISTS (SELECT FROM accounts AS wanted WHERE wanted.account_id = $3)
              RETURNING a.*),
-         result AS (SELECT ",
+         change AS (
+             SELECT c.bucket, c.user_id, 'account ' || c.account_id AS target, '{\"is_default\": false}'::jsonb AS before,
+                    '{\"is_default\": true}'::jsonb AS after
+               FROM changed AS c JOIN accounts AS l ON l.account_id = c.account_id
+              WHERE c.account_id = $3 AND NOT l.is_default),
+         ",
+        audited!("change", "$4"),
+        ", result AS (SELECT ",
         account_columns!(),
         " FROM changed AS a WHERE a.account_id = $3)"
     ),
@@ -273,8 +286,8 @@ community::fenced_list! { CREATE GET OF_USER SET_DEFAULT IS_REMOVED REMOVE }
 
 impl Tasks {
     /// Creates an AI account without credentials: pending until it has been tried. The same id with the same provider,
-    /// type and label again is the same account, as it is now; one that was removed meanwhile is gone.
-    pub async fn create_account(&self, new: NewAccount) -> Result<Account> {
+    /// type and label again is the same account, as it is now; one that was removed meanwhile is gone. Audited.
+    pub async fn create_account(&self, new: NewAccount, actor: &Actor) -> Result<Account> {
         check_text("label", &new.label, LABEL_CHARS_MAX)?;
         check_priority(new.priority)?;
         let limits = new.limits.unwrap_or_else(|| json!({}));
@@ -284,7 +297,8 @@ impl Tasks {
         let id = new.account_id.unwrap_or_else(|| AccountId::new(new.user_id));
         Community::check_id(id.0, new.user_id)?;
         let (provider, account_type) = (new.provider.name(), new.account_type.name());
-        let params: [&(dyn ToSql + Sync); 9] = [
+        let note = actor.note("create account");
+        let params: [&(dyn ToSql + Sync); 10] = [
             &new.user_id.0,
             &id.0,
             &provider,
@@ -294,6 +308,7 @@ impl Tasks {
             &new.priority,
             &limits,
             &preferences,
+            &note,
         ];
         let Some(row) = self.write_again(&CREATE, new.user_id.bucket(), &params).await? else {
             let shards = self.community.shards();
@@ -317,9 +332,10 @@ impl Tasks {
         rows.iter().map(account_from).collect()
     }
 
-    /// Makes one of a user's AI accounts the default one, and no other.
-    pub async fn set_default_account(&self, user: UserId, id: AccountId) -> Result<Account> {
-        let row = self.write_again(&SET_DEFAULT, user.bucket(), &[&user.0, &id.0]).await?;
+    /// Makes one of a user's AI accounts the default one, and no other. Audited.
+    pub async fn set_default_account(&self, user: UserId, id: AccountId, actor: &Actor) -> Result<Account> {
+        let note = actor.note("set default account");
+        let row = self.write_again(&SET_DEFAULT, user.bucket(), &[&user.0, &id.0, &note]).await?;
         account_from(&row.ok_or_else(|| no_account(id))?)
     }
 

@@ -1,7 +1,7 @@
 //! A cluster of its own for each test: databases copied from a template on the shared servers.
 
 use crate::proxy::Proxy;
-use crate::servers::test_servers;
+use crate::servers::{test_servers, usual_layout};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use therev::{Config, InitPlan, Layout, Therev};
@@ -46,6 +46,11 @@ pub async fn connect(address: &str) -> Client {
 }
 
 impl TestCluster {
+    /// A cluster of four shards for what goes in either layout: colocated, unless this run is of the other one.
+    pub async fn usual() -> TestCluster {
+        TestCluster::new(usual_layout(), 4).await
+    }
+
     /// A colocated cluster of four shards.
     pub async fn colocated() -> TestCluster {
         TestCluster::new(Layout::Colocated, 4).await

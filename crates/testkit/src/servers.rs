@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use local::Addresses;
+use therev::Layout;
 
 /// Where the shared servers are.
 #[derive(Debug)]
@@ -36,4 +37,11 @@ pub fn test_servers() -> &'static TestServers {
             ),
         }
     })
+}
+
+/// The layout of clusters whose test is for either: that of the variable `THEREV_TEST_LAYOUT`, colocated without it.
+pub(crate) fn usual_layout() -> Layout {
+    #[expect(clippy::disallowed_methods, reason = "a test process is told of its run in no other way")]
+    let wanted = std::env::var("THEREV_TEST_LAYOUT");
+    wanted.map_or(Layout::Colocated, |name| name.parse().expect("THEREV_TEST_LAYOUT names a layout"))
 }

@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::commands::rebalance::Pace;
-use crate::commands::relocation::{Shown, driven, reached};
+use crate::commands::relocation::{Shown, driven, in_the_way, reached};
 use crate::error::{CliError, Result};
 use crate::output::{Output, talk};
 use crate::tables::{bytes, count, table};
@@ -284,8 +284,7 @@ pub(crate) fn planned(plans: &[Plan], out: &Output) -> String {
     let mut lines = vec![table(out.width, &header, &header, rows)];
     for plan in plans {
         for obstacle in &plan.obstacles {
-            lines.push(String::new());
-            lines.push(out.word(&format!("In the way: {}; {}.", obstacle.reason, obstacle.next), false));
+            lines.extend([String::new(), in_the_way(obstacle, out)]);
         }
     }
     if plans.iter().all(|plan| plan.obstacles.is_empty()) {

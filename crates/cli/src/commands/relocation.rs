@@ -8,7 +8,7 @@ use crate::tables::{bytes, minute, number, table};
 use clap::Subcommand;
 use std::sync::Mutex;
 use std::time::Instant;
-use therev::relocation::{Goal, Mover, Options, Relocation, State};
+use therev::relocation::{Ending, Goal, Mover, Obstacle, Options, Relocation, State};
 
 /// Show relocations, and pause, resume, abort, reverse or finish one
 #[derive(Debug, clap::Args)]
@@ -37,11 +37,11 @@ enum Command {
     /// Carry one on to its goal, here and now
     Resume(Which),
     /// Undo one that has not switched: rows that were copied go, nothing else changes
-    Abort(Which),
+    Abort(End),
     /// Go back after the switch: the buckets return to where they came from, with all that was written since
-    Reverse(Which),
+    Reverse(End),
     /// Give up the way back of one that is switched: what is left at the source goes
-    Finish(Which),
+    Finish(End),
     /// Compare both sides of one between its copy and its switch; exit 1 if rows differ
     Verify {
         #[command(flatten)]
@@ -59,9 +59,35 @@ struct Which {
     relocation: i64,
 }
 
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct End {
+    #[command(flatten)]
+    which: Which,
+    /// Only say which rows would go, how long it takes, and what stands in the way
+    #[arg(long)]
+    plan: bool,
+}
+
+impl Command {
+    /// The end that it only asks about.
+    fn planned(self) -> Option<(i64, Goal)> {
+        let (end, goal) = match self {
+            Command::Abort(end) => (end, Goal::Aborted),
+            Command::Reverse(end) => (end, Goal::Reversed),
+            Command::Finish(end) => (end, Goal::Done),
+            _ => return None,
+        };
+        end.plan.then_some((end.which.relocation, goal))
+    }
+}
+
 pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let therev = app.open_relaying().await?;
     let mover = Mover::new(therev.shards().clone(), Options::default());
+    if let Some((number, goal)) = args.command.planned() {
+        let found = mover.plan_ending(number, goal).await?;
+        return app.out.fact(&found, || said_of(&found, &app.out));
+    }
     let (what, which) = match args.command {
         Command::List { all } => {
             mover.find_lost().await?;
@@ -87,9 +113,9 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         }
         Command::Pause(which) => ("pause", which),
         Command::Resume(which) => ("resume", which),
-        Command::Abort(which) => ("abort", which),
-        Command::Reverse(which) => ("reverse", which),
-        Command::Finish(which) => ("finish", which),
+        Command::Abort(end) => ("abort", end.which),
+        Command::Reverse(end) => ("reverse", end.which),
+        Command::Finish(end) => ("finish", end.which),
     };
     let wanted = match args.command {
         Command::Pause(_) => mover.pause(which.relocation, true).await?,
@@ -245,6 +271,33 @@ fn said(one: &Relocation, out: &Output) -> String {
         lines.push(out.indented("next        ", &next));
     }
     lines.join("\n")
+}
+
+/// What an end would take.
+fn said_of(ending: &Ending, out: &Output) -> String {
+    let Ending { relocation, state, goal, owner, former, .. } = ending;
+    let mut lines = vec![format!("relocation  {relocation}"), format!("state       {}", state.name())];
+    if ending.obstacles.is_empty() {
+        lines.push(format!("end         {}: shard {owner} has the buckets", goal.name()));
+        lines.push(match (ending.rows, ending.seconds) {
+            (Some(0), _) => "removed     nothing".to_owned(),
+            (Some(rows), Some(seconds)) => {
+                let (size, seconds) = (bytes(ending.bytes), seconds.max(1.0));
+                format!("removed     {rows} rows of shard {former}, {size}, about {seconds:.0} s")
+            }
+            _ => format!("removed     what shard {former} has, which gives no answer now; when it is back"),
+        });
+        lines.extend([String::new(), "Nothing stands in the way.".to_owned()]);
+    }
+    for obstacle in &ending.obstacles {
+        lines.extend([String::new(), in_the_way(obstacle, out)]);
+    }
+    lines.join("\n")
+}
+
+/// What stands in the way, and what to do about it.
+pub(crate) fn in_the_way(obstacle: &Obstacle, out: &Output) -> String {
+    out.word(&format!("In the way: {}; {}.", obstacle.reason, obstacle.next), false)
 }
 
 /// `buckets 10-25, 77`, no longer than a line; or `user 01a2…`.

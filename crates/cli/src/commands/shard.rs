@@ -49,6 +49,9 @@ enum Command {
         /// Which shard
         #[arg(value_name = "SHARD", value_parser = shard)]
         shard: ShardNo,
+        /// Only say what would be removed, and what stands in the way
+        #[arg(long)]
+        plan: bool,
     },
     /// Say how much a shard should hold beside the others; `therev rebalance` brings it about
     Weight {
@@ -109,7 +112,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         }
         Command::Add(args) => add(app, args).await,
         Command::Drain { shard, plan, pace } => drain(app, shard, plan, pace).await,
-        Command::Remove { shard } => remove(app, shard).await,
+        Command::Remove { shard, plan: true } => look_at_leaving(app, shard).await,
+        Command::Remove { shard, plan: false } => remove(app, shard).await,
         Command::Weight { shard, weight } => {
             let therev = app.open().await?;
             therev::set_weight(therev.shards(), shard, weight).await?;
@@ -191,6 +195,20 @@ async fn drain(app: &App, shard: ShardNo, plan: bool, pace: Pace) -> Result<()> 
         let moved: usize = ended.iter().map(|one| one.buckets.len()).sum();
         let moved = count(i64::try_from(moved).unwrap_or(i64::MAX), "bucket");
         format!("Shard {shard} owns nothing any more; {moved} moved.\nNext: therev shard remove {shard}")
+    })
+}
+
+async fn look_at_leaving(app: &App, shard: ShardNo) -> Result<()> {
+    let therev = app.open().await?;
+    let is_server_removed = here::server_of(app, &therev, shard)?.is_some();
+    // Of an interrupted run only the server may be left.
+    if therev.shards().numbers().contains(&shard) || !is_server_removed {
+        therev::look_at_leaving(therev.shards(), shard).await?;
+    }
+    app.out.fact(&serde_json::json!({ "shard": shard, "server_removed": is_server_removed }), || {
+        let database =
+            if is_server_removed { "its server would be removed" } else { "its database would stay as it is" };
+        format!("Shard {shard} would leave this cluster; {database}.\nNothing stands in the way.")
     })
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// What is to be balanced: load or size
     #[arg(long, value_name = "WHAT", default_value_t = By::Load)]
     by: By,
-    /// What is done about hot users: off, plan (they are only counted) or apply
+    /// What is done about hot users: off, plan (only counted, the first ones) or apply
     #[arg(long, value_name = "POLICY", default_value_t = HotUsers::Apply)]
     hot_users: HotUsers,
     /// How many buckets may move in a day

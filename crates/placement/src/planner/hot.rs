@@ -13,15 +13,20 @@
 
 use super::cluster::{At, Cluster};
 use super::{By, Item, Pin, PlanError, Shard, TOLERANCE_PERCENT};
-use crate::{Bucket, ShardNo, UnknownName, UserId};
+use crate::{BUCKETS, Bucket, ShardNo, UnknownName, UserId};
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
 /// From how much load on a user is hot, in percent of the smallest shard's share.
 pub const HOT_PERCENT: u8 = TOLERANCE_PERCENT;
+
+/// Of how many of the busiest users the load is told by name.
+pub const BUSIEST: usize = 200;
+/// How many users are isolated at a time: what that did is seen before it is gone on with.
+pub const AT_A_TIME: usize = 4;
 
 /// What is done about hot users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -116,6 +121,30 @@ pub fn isolate(
         Isolation { user, bucket, from: shard, to: shards[it.now].shard, bytes, load }
     };
     Ok(away.map(isolation).collect())
+}
+
+/// The same by what is told of a cluster's load: that of the busiest users by name, `users`, and that of everybody, `load`.
+/// What is left of it lies evenly over the buckets, which is how a hash spreads the many. `places` says where each bucket
+/// is; a user who is not there is pinned. Names [`AT_A_TIME`] at the most.
+pub fn isolate_told(
+    shards: &[Shard],
+    places: impl Iterator<Item = (Bucket, ShardNo)>,
+    users: &[UserLoad],
+    load: u64,
+) -> Result<Vec<Isolation>, PlanError> {
+    let busiest: u64 = users.iter().map(|user| user.load).sum();
+    let rest = load.saturating_sub(busiest) / u64::from(BUCKETS);
+    let mut items: BTreeMap<Bucket, Item> =
+        places.map(|(bucket, shard)| (bucket, Item { bucket, shard, bytes: 0, load: rest })).collect();
+    let mut pins = Vec::new();
+    for &UserLoad { bucket, shard, bytes, load, .. } in users {
+        match items.get_mut(&bucket).filter(|item| item.shard == shard) {
+            Some(item) => item.load += load,
+            None => pins.push(Pin { bucket, shard, bytes, load }),
+        }
+    }
+    let items: Vec<Item> = items.into_values().collect();
+    isolate(shards, &items, &pins, users, AT_A_TIME)
 }
 
 /// A hot user on its way.
@@ -280,6 +309,22 @@ mod tests {
             prop_assert_eq!(who.len(), isolations.len());
             prop_assert!(isolate(&shards(4), &items, &pins, &users, 99).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_told_is_the_busiest_by_name_and_the_rest_evenly() {
+        let places = || Bucket::all().map(|bucket| (bucket, ShardNo(bucket.sql() % 4)));
+        let at =
+            |number: i16| Item { bucket: number.try_into().unwrap(), shard: ShardNo(number % 4), bytes: 0, load: 0 };
+        // A share is 250,000: both are hot, and the first shard has both of them.
+        let mut users = [user(1, &at(0), 45_000), user(2, &at(4), 40_000)];
+        let [one] = isolate_told(&shards(4), places(), &users, 1_000_000).unwrap()[..] else { panic!("one goes") };
+        assert_eq!((one.user, one.from), (users[0].user, ShardNo(0)));
+        // Apart, there is nothing more to do; and nobody is hot beside a load that makes their part a small one.
+        users[0].shard = one.to;
+        assert!(isolate_told(&shards(4), places(), &users, 1_000_000).unwrap().is_empty());
+        users[0].shard = one.from;
+        assert!(isolate_told(&shards(4), places(), &users, 100_000_000).unwrap().is_empty());
     }
 
     #[test]

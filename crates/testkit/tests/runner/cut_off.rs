@@ -129,7 +129,7 @@ async fn a_name_that_another_call_has_taken_too_is_not_given_back() {
 
 #[tokio::test]
 async fn posting() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let (ada, bob) = (UserId::new(), UserId::new());
     register(&node, ada, "ada").await.expect("a user");
@@ -154,7 +154,7 @@ async fn posting() {
 
 #[tokio::test]
 async fn a_relay() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let mut config = cluster.config();
     config.delivery_ms = 0;
     let node = therev::connect(config).await.expect("a node");
@@ -226,7 +226,7 @@ async fn a_generation() {
 async fn an_import_whose_names_were_settled() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
     let folder = folder.to_str().expect("a path in UTF-8");
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     for nth in [1, 2] {
         assert!(cut_off(&cluster, "bulk.names_taken", nth, &["import", folder]), "{nth}");
     }

@@ -1,5 +1,6 @@
 //! `kill -9` of the source's, the target's or the control database's server, at every fail point of a relocation, while
-//! authors write: when the server is back the relocation comes to its end, with nothing lost and nothing left.
+//! authors write: when the server is back the relocation comes to its end, with nothing lost and nothing left. Once it goes on, once it
+//! is called off.
 
 use crate::movers_killed::{OF_ABORTS, points};
 use local::ServerId;
@@ -43,7 +44,8 @@ fn kill_at(point: &str, victim: u16, servers: &Servers) -> mpsc::UnboundedReceiv
 }
 
 impl Scene {
-    async fn at(&mut self, point: &str, victim: u16) {
+    /// `wish` is what is wanted of it once the server is back; what was decided by then is carried through all the same.
+    async fn at(&mut self, point: &str, victim: u16, wish: Goal) {
         let request = Request {
             groups: Group::ALL.to_vec(),
             buckets: vec![self.moving.bucket()],
@@ -65,6 +67,10 @@ impl Scene {
             loop {
                 match runtime.block_on(Box::pin(driver.drive(number, &|_| {}))) {
                     Ok(ended) if ended.state.is_over() => return (ended, resumed),
+                    // It was decided before it was called off.
+                    Ok(kept) if wish == Goal::Aborted && kept.state == State::Switched => {
+                        runtime.block_on(driver.want(number, Goal::Done)).expect("it can be finished");
+                    }
                     Ok(other) => panic!("it rests: {other:?}"),
                     // A server that is down for a start, or in the middle of what is not tried again.
                     Err(Error::Taken(_) | Error::Store(_) | Error::Sql { .. }) if resumed < 500 => resumed += 1,
@@ -82,13 +88,23 @@ impl Scene {
             tokio::task::spawn_blocking(start).await.expect("no panic");
         };
         tokio::time::timeout(LIMIT, up_again).await.unwrap_or_else(|_| panic!("{point} is not reached"));
+        if wish == Goal::Aborted {
+            match mover.want(number, wish).await {
+                Ok(_) | Err(Error::Refused { .. }) => {}
+                Err(error) => panic!("{point}, {victim}: {error:?}"),
+            }
+        }
         let ended = tokio::time::timeout(LIMIT, &mut driven).await;
         let (ended, resumed) = ended.unwrap_or_else(|_| panic!("{point}, {victim} killed: no end")).expect("no panic");
         fail::remove(point);
-        println!("{point}, server {victim} killed: {}, resumed {resumed} times", ended.state.name());
-        assert_eq!(ended.state, if is_undone { State::Aborted } else { State::Done }, "{point}, {victim}");
+        let (wanted, state) = (wish.name(), ended.state);
+        println!("{point}, server {victim} killed, then {wanted}: {}, resumed {resumed} times", state.name());
+        match wish {
+            Goal::Aborted => assert!(matches!(state, State::Aborted | State::Done), "{point}, {victim}: {state:?}"),
+            _ => assert_eq!(state, if is_undone { State::Aborted } else { State::Done }, "{point}, {victim}"),
+        }
         assert!(resumed <= RESUMES, "{point}, {victim}: resumed {resumed} times");
-        if !is_undone {
+        if state == State::Done {
             std::mem::swap(&mut self.here, &mut self.there);
         }
     }
@@ -116,8 +132,12 @@ async fn at_each_point_of(file: &str) {
     let mut scene =
         Scene { servers: servers.clone(), node: node.clone(), moving: authors[0], here: ShardNo(1), there: ShardNo(2) };
     for point in points(file) {
-        for victim in [scene.here.0.unsigned_abs(), scene.there.0.unsigned_abs(), CONTROL] {
-            scene.at(&point, victim).await;
+        let wishes: &[Goal] =
+            if OF_ABORTS.contains(&point.as_str()) { &[Goal::Done] } else { &[Goal::Done, Goal::Aborted] };
+        let victims = |scene: &Scene| [scene.here.0.unsigned_abs(), scene.there.0.unsigned_abs(), CONTROL];
+        let all = wishes.iter().flat_map(|wish| (0..3).map(move |at| (*wish, at)));
+        for (wish, at) in all {
+            scene.at(&point, victims(&scene)[at], wish).await;
             for writer in &writers {
                 writer.goes_on(LIMIT).await;
             }

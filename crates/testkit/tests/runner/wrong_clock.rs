@@ -28,7 +28,7 @@ fn ids<Id: FromStr>(made: &Value) -> Vec<Id> {
 /// Invariant 13.
 #[tokio::test]
 async fn harms_nobody() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let clock = WrongClock::build().expect("a compiler");
     let node = cluster.node().await;
     let jumping = [0, HOUR, -DAY, 100 * YEAR, -70 * YEAR, 9_000 * YEAR, -HOUR, 100_000 * YEAR];

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 #[tokio::test]
 async fn sql_and_rust_and_postgresql_place_alike() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let client = cluster.stranger("shard_0").await;
     let ids: Vec<Uuid> = (0..100_000).map(|_| Uuid::new_v4()).collect();
     let rows = client
@@ -42,7 +42,7 @@ async fn sql_and_rust_and_postgresql_place_alike() {
 /// Invariant 10.
 #[tokio::test]
 async fn no_foreign_key_crosses_a_group() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let client = cluster.stranger("shard_0").await;
     let crossing = client
         .query(

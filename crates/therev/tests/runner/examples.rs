@@ -8,7 +8,7 @@ use testkit::TestCluster;
 
 #[tokio::test]
 async fn quickstart_runs() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     quickstart::run(cluster.config()).await.expect("the example runs");
     cluster.finish().await;
 }

@@ -420,7 +420,8 @@ impl Things {
         let mut accounts = [Uuid::nil(); 2];
         for (account, is_default) in accounts.iter_mut().zip([true, false]) {
             let new = NewAccount::new(ada, Provider::Claude, AccountType::Api, "work");
-            let made = node.tasks().create_account(NewAccount { is_default, ..new }).await.expect("an account");
+            let made =
+                node.tasks().create_account(NewAccount { is_default, ..new }, &operator()).await.expect("an account");
             *account = made.account_id.0;
         }
         let task = node.tasks().create_task(NewTask::new(ada, TaskType::Analysis, json!({}))).await.expect("a task");
@@ -538,6 +539,7 @@ impl Things {
             5_i16,
             json!({}),
             json!({}),
+            note(),
         ];
         let task = values![
             TaskId::new(ada).0,
@@ -557,7 +559,7 @@ impl Things {
             Attempt::by_id("community::sessions::REVOKE", ada, other, values![note(), nobody()]),
             Attempt::of_owner("community::sessions::REVOKE_OTHERS", ada, values![kept, note(), nobody()]),
             Attempt::of_owner("tasks::accounts::CREATE", ada, account),
-            Attempt::of_owner("tasks::accounts::SET_DEFAULT", ada, values![another]),
+            Attempt::of_owner("tasks::accounts::SET_DEFAULT", ada, values![another, note()]),
             Attempt::by_id("tasks::accounts::REMOVE", ada, default, values![note()]),
             Attempt::of_owner("tasks::tasks::CREATE", ada, task),
             Attempt::by_id(

@@ -14,7 +14,7 @@ async fn a_real_site_comes_whole() {
     let real = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/stackexchange-quantumcomputing");
     let (folder, counts) =
         if real.is_dir() { (real, [3_461, 612, 1_060, 3_413]) } else { (example(), [13, 6, 12, 20]) };
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let report = import::stackexchange(&node, &folder, "real", &mut |_| {}).await.expect("the import ends");
     assert_eq!(["users", "threads", "answers", "comments"].map(|kind| report.written[kind]), counts, "{report:?}");
@@ -28,7 +28,7 @@ async fn a_real_site_comes_whole() {
 #[tokio::test]
 async fn sites_that_share_their_people() {
     let folder = example();
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     for site in ["one", "two", "three", "four"] {
         let report = import::stackexchange(&node, &folder, site, &mut |_| {}).await.expect("the import ends");
@@ -53,7 +53,7 @@ async fn a_row_twice() {
                 first.map_or_else(|| text.clone(), |row| text.replacen(row, &format!("{row}\n{}", later(row)), 1));
             std::fs::write(folder.path().join(file), text).expect("a file");
         }
-        let cluster = TestCluster::colocated().await;
+        let cluster = TestCluster::usual().await;
         let node = cluster.node().await;
         let report =
             import::stackexchange(&node, folder.path(), "example", &mut |_| {}).await.expect("the import ends");
@@ -113,7 +113,7 @@ async fn rows_that_cannot_be_used() {
         let rows = rows.replace("TIME", "CreationDate=\"2009-05-01T08:30:00\"");
         std::fs::write(folder.path().join(file), format!("<{root}>{rows}</{root}>")).expect("a file");
     }
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let report = import::stackexchange(&node, folder.path(), "old", &mut |_| {}).await.expect("the import ends");
     assert_eq!(

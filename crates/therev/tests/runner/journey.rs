@@ -163,7 +163,7 @@ async fn content_that_a_deletion_left_goes_when_it_is_asked_for_again() {
 
 #[tokio::test]
 async fn what_is_written_while_its_author_is_deleted_goes_too() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = therev::connect(Config { deadline_ms: 60_000, ..cluster.config() }).await.expect("a node");
     let [ada, bob, ..] = user_per_shard(&node).await;
     let open = thread(&node, bob, "Another's").await;
@@ -223,7 +223,7 @@ async fn moderation_locks_and_edits() {
 
 #[tokio::test]
 async fn lists_of_the_directory() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let mut threads = Vec::new();
@@ -319,7 +319,7 @@ async fn an_id_of_another_system_routes_by_its_row() {
 
 #[tokio::test]
 async fn what_cannot_be_accepted_is_refused_whole() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let ada = user(&node, "ada").await;
     let open = thread(&node, ada.user_id, "Open").await;
@@ -353,7 +353,7 @@ async fn what_cannot_be_accepted_is_refused_whole() {
 /// What a create answers is the post as it is read, also when it is asked for twice.
 #[tokio::test]
 async fn the_same_post_twice_is_one() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let open = thread(&node, authors[0], "Twice").await;
@@ -380,7 +380,7 @@ async fn the_same_post_twice_is_one() {
 /// Whoever did not hear the answer asks again, and the thread takes no posts by then.
 #[tokio::test]
 async fn the_same_post_is_answered_after_its_thread_was_locked_or_deleted() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let [ada, bob, ..] = user_per_shard(&node).await;
     let open = thread(&node, ada, "Not for long").await;

@@ -252,7 +252,7 @@ async fn of_two_that_were_promoted_apart_one_counts() {
 
 #[tokio::test]
 async fn the_directory_and_the_control_database_are_promoted() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let config = Config { refresh_ms: 100, ..cluster.config() };
     let node = therev::connect(config).await.expect("a node");
     let authors = user_per_shard(&node).await;
@@ -473,7 +473,7 @@ async fn nodes_go_where_a_shard_and_the_directory_have_gone() {
 
 #[tokio::test]
 async fn another_control_database_counts_only_with_a_greater_number() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = fresh(&cluster).await;
     promoted(&cluster, "control").await;
     node.shards().refresh().await.expect("it has begun a life");

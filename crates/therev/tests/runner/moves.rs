@@ -33,13 +33,24 @@ async fn some_content(node: &Therev) -> Vec<therev::UserId> {
 
 #[tokio::test]
 async fn a_user_moves_with_everything_and_comes_back() {
-    let cluster = TestCluster::new(Layout::Colocated, 4).await;
+    for layout in TestCluster::LAYOUTS {
+        Box::pin(moves_and_comes_back(layout)).await;
+    }
+}
+
+/// In the split layout the content goes by itself.
+async fn moves_and_comes_back(layout: Layout) {
+    let cluster = TestCluster::new(layout, 4).await;
     let node = cluster.node().await;
     let authors = some_content(&node).await;
     let mover = Mover::new(node.shards().clone(), Options::default());
     let bucket = authors[0].bucket();
 
-    let there = request(ShardNo(0), ShardNo(2), vec![bucket]);
+    let groups = if layout == Layout::Split { vec![Group::Content] } else { Group::ALL.to_vec() };
+    let source = node.shards().map().place(Group::Content, bucket).shard;
+    let target = ShardNo(if source == ShardNo(2) { 3 } else { 2 });
+    let there = Request { groups, ..request(source, target, vec![bucket]) };
+    let [giving, taking] = [source, target].map(|shard| format!("shard_{shard}"));
     let plan = mover.plan(&there).await.expect("a plan");
     assert!(plan.obstacles.is_empty() && plan.rows > 5, "{plan:?}");
     let begun = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins");
@@ -47,7 +58,7 @@ async fn a_user_moves_with_everything_and_comes_back() {
     assert_eq!(held.state, State::Switched);
     // However long it is held, nobody has to keep log for it but the shard that feeds the way back.
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
-    for (shard, expected) in [("shard_0", 0), ("shard_2", 1)] {
+    for (shard, expected) in [(&giving, 0), (&taking, 1)] {
         let slots: i64 = cluster.stranger(shard).await.query_one(slots, &[]).await.expect("an answer").get(0);
         assert_eq!(slots, expected, "{shard}");
     }
@@ -56,7 +67,7 @@ async fn a_user_moves_with_everything_and_comes_back() {
     let open = thread(&node, authors[0], "After the switch").await;
     post(&node, authors[0], &open, "written there").await;
     // The mover's password stands in the subscriptions, and nowhere that others look.
-    for part in ["shard_0", "shard_2"] {
+    for part in [&giving, &taking] {
         // In two pieces, so that this question does not find itself.
         let seen = "SELECT (SELECT count(*) FROM pg_stat_statements WHERE query LIKE '%pass' || 'word=' || chr(39) || '%')
                          + (SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pass' || 'word=' || chr(39) || '%')";
@@ -255,7 +266,7 @@ async fn a_try_that_hangs_is_given_up_by_its_mover() {
 /// Invariant 16.
 #[tokio::test]
 async fn an_archiver_is_no_standby() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     // The other servers' log is taken by nobody: shard 0's goes to the directory's replica.
     let client = cluster.stranger("shard_1").await;
     let folder = tempfile::tempdir().expect("a folder");

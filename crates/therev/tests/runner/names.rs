@@ -130,7 +130,7 @@ async fn a_name_is_somebodys_once_the_row_has_it() {
 
 #[tokio::test]
 async fn names_go_around() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let ada = user(&node, "a").await;
     let rename = |name: &str| UserChange { user_name: Some(name.into()), ..UserChange::default() };
@@ -156,7 +156,7 @@ pub(crate) fn claim_key(value: &str) -> uuid::Uuid {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_of_an_import_that_a_relay_has_doubted_are_held_in_the_end() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/community");
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let patient = Config { claim_timeout_s: 60, ..cluster.config() };
     let node = therev::connect(patient.clone()).await.expect("the cluster answers");
     let relay = therev::connect(patient).await.expect("the cluster answers");

@@ -21,7 +21,7 @@ pub(crate) async fn reachable(cluster: &TestCluster, part: &str, yes: bool) {
 
 #[tokio::test]
 async fn the_control_database_is_down() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let state = tempfile::tempdir().expect("a folder");
     let mut config = cluster.config();
     config.state_file = Some(state.path().join("placement.json"));
@@ -131,7 +131,7 @@ async fn a_shard_is_down_and_comes_back() {
 
 #[tokio::test]
 async fn the_directory_is_down() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let mut config = cluster.config();
     config.breaker_ms = 50;
     let node = therev::connect(config).await.expect("a node");

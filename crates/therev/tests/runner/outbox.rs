@@ -60,7 +60,7 @@ async fn twice_and_out_of_order_changes_nothing() {
 /// Invariant 7.
 #[tokio::test]
 async fn an_event_held_back_until_its_row_was_deleted_raises_nothing() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let ada = user(&node, "ada").await;
     let open = thread(&node, ada.user_id, "Short-lived").await;
@@ -141,7 +141,7 @@ async fn an_event_first_told_after_that_of_the_deletion_raises_nothing() {
 
 #[tokio::test]
 async fn own_writes_are_visible_while_the_replica_is_behind() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let replica = testkit::connect(&testkit::test_servers().replica).await;
     replica.batch_execute("SELECT pg_wal_replay_pause()").await.expect("the replica stands still");
@@ -161,7 +161,7 @@ async fn own_writes_are_visible_while_the_replica_is_behind() {
 /// Invariant 9.
 #[tokio::test]
 async fn any_number_of_relays_at_once() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let open = thread(&node, authors[0], "Busy").await;

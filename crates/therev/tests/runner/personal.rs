@@ -67,16 +67,16 @@ async fn accounts_and_tasks() {
         let cluster = TestCluster::new(layout, 4).await;
         let node = cluster.node().await;
         let ada = user(&node, "ada").await.user_id;
-        let tasks = node.tasks();
+        let (tasks, owner) = (node.tasks(), Actor::User(ada));
         let first = NewAccount::new(ada, Provider::Claude, AccountType::Api, "work");
-        let first = tasks.create_account(NewAccount { is_default: true, ..first }).await.expect("an account");
+        let first = tasks.create_account(NewAccount { is_default: true, ..first }, &owner).await.expect("an account");
         let second = NewAccount::new(ada, Provider::OpenSource, AccountType::LocalModel, "at home");
-        let second = tasks.create_account(NewAccount { is_default: true, ..second }).await.expect("another");
+        let second = tasks.create_account(NewAccount { is_default: true, ..second }, &owner).await.expect("another");
         let defaults = |accounts: Vec<therev::Account>| {
             accounts.into_iter().filter(|a| a.is_default).map(|a| a.account_id).collect::<Vec<_>>()
         };
         assert_eq!(defaults(tasks.accounts(ada).await.expect("both")), [second.account_id]);
-        tasks.set_default_account(ada, first.account_id).await.expect("the mark changes hands");
+        tasks.set_default_account(ada, first.account_id, &owner).await.expect("the mark changes hands");
         assert_eq!(defaults(tasks.accounts(ada).await.expect("both")), [first.account_id]);
 
         let mut made = Vec::new();
@@ -109,6 +109,11 @@ async fn accounts_and_tasks() {
         let stranger = cluster.stranger(&home(layout, ada)).await;
         let counted = "SELECT sum(tasks)::bigint FROM ai_task_stats WHERE user_id = $1";
         assert_eq!(stranger.query_one(counted, &[&ada.0]).await.expect("the view").get::<_, i64>(0), 5);
+        let noted = "SELECT array_agg(action || ' by ' || actor ORDER BY created_at) FROM audit_log
+                      WHERE user_id = $1 AND target LIKE 'account %'";
+        let noted: Vec<String> = stranger.query_one(noted, &[&ada.0]).await.expect("the log").get(0);
+        let of_ada = |action: &str| format!("{action} by user {ada}");
+        assert_eq!(noted, ["create account", "create account", "set default account"].map(of_ada));
         node.delete_user(ada, false, &operator()).await.expect("deleted");
         assert!(matches!(tasks.task(made[1]).await, Err(Error::NotFound { .. })));
         assert!(matches!(tasks.account(first.account_id).await, Err(Error::NotFound { .. })));

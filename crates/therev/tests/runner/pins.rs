@@ -127,7 +127,7 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     }
     let tasks = node.tasks();
     let new = NewAccount::new(*pinned, Provider::Claude, AccountType::Api, "mine");
-    let account = tasks.create_account(new).await.expect("an account");
+    let account = tasks.create_account(new, &operator()).await.expect("an account");
     assert_eq!(tasks.account(account.account_id).await.expect("by its id").user_id, *pinned);
     let task =
         tasks.create_task(NewTask::new(*pinned, TaskType::Summarization, serde_json::json!({}))).await.expect("a task");

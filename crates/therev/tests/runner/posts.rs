@@ -29,7 +29,7 @@ async fn a_create_again_is_the_same_whichever_index_refuses_it() {
 #[tokio::test]
 async fn a_user_goes_with_hundreds_of_posts() {
     const POSTS: usize = 520;
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let [ada, bob, ..] = user_per_shard(&node).await;
     let open = thread(&node, ada, "Flooded").await;

@@ -40,11 +40,15 @@ impl OwnCluster {
 
     /// A node with a relay, as `serve` is one.
     async fn node(&mut self) -> Therev {
+        self.node_that(100).await
+    }
+
+    /// One whose relay runs so often; 0: it has none.
+    async fn node_that(&mut self, relay_ms: u64) -> Therev {
         let control = self.servers().control_url().expect("an address");
         let (_, place) = control.rsplit_once('@').expect("an address with a role");
         let passfile = Some(self.folder.path().join("passfile"));
-        let config =
-            Config { passfile, relay_ms: 100, breaker_ms: 100, ..Config::new(format!("postgresql://{place}")) };
+        let config = Config { passfile, relay_ms, breaker_ms: 100, ..Config::new(format!("postgresql://{place}")) };
         therev::connect(config).await.expect("a node")
     }
 
@@ -161,6 +165,25 @@ async fn a_standby_that_is_promoted_by_mistake_is_named() {
     let written = post(&fresh, author, &open, "to the primary").await.post_id.0;
     let primary = cluster.superuser(local::ServerId::Shard(1), "therev_shard_1").await;
     primary.query_one("SELECT FROM posts WHERE post_id = $1", &[&written]).await.expect("the primary has it");
+
+    // Nor does it take the place of a primary that only needs a second to answer.
+    let status = cluster.servers().status().into_iter().find(|it| it.server == local::ServerId::Shard(1));
+    let pid = status.and_then(|it| it.pid).expect("it runs");
+    let late = cluster.node_that(0).await;
+    let slow = testkit::Frozen::process(pid).expect("it takes nobody in");
+    let reads = tokio::spawn(async move { late.user(author).await });
+    let is_asked = "SELECT FROM pg_stat_activity
+                     WHERE query LIKE '%i.incarnation_counter, i.timeline%' AND pid <> pg_backend_pid() LIMIT 1";
+    let met = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(10));
+        while standby.query_opt(is_asked, &[]).await.expect("an answer").is_none() {
+            looks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), met).await.expect("the other one is met");
+    drop(slow);
+    reads.await.expect("no panic").expect("the primary answers");
+    assert_eq!(node.overview().await.expect("an overview").shards[1].other_primaries, [format!("127.0.0.1:{port}")]);
     drop((node, fresh));
 }
 

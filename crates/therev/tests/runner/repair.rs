@@ -58,7 +58,7 @@ async fn community(node: &Therev) -> [UserId; 4] {
     let ada = node.register(new, &operator()).await.expect("a user").user_id;
     node.log_in("ada", &password, NewSession::default()).await.expect("a session");
     let account = NewAccount::new(ada, Provider::Claude, AccountType::Api, "work");
-    node.tasks().create_account(account).await.expect("an account");
+    node.tasks().create_account(account, &operator()).await.expect("an account");
     node.tasks().create_task(NewTask::new(ada, TaskType::Analysis, serde_json::json!({}))).await.expect("a task");
     let renamed = UserChange { user_name: Some("renamed".into()), ..UserChange::default() };
     node.change_user(authors[1], renamed, &operator()).await.expect("another name");
@@ -268,7 +268,7 @@ async fn every_kind_of_damage_is_repaired_in_the_split_layout() {
 /// Invariants 7 and 11.
 #[tokio::test]
 async fn what_no_shard_has_is_not_raised_by_a_late_event() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let [ada, bob, ..] = user_per_shard(&node).await;
     let open = thread(&node, ada, "Lost").await;
@@ -290,7 +290,7 @@ async fn what_no_shard_has_is_not_raised_by_a_late_event() {
 /// Invariants 8 and 11.
 #[tokio::test]
 async fn a_name_that_two_rows_have_is_left_to_people() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let [ada, bob, ..] = user_per_shard(&node).await;
     damage(&cluster, "shards", &format!("UPDATE users SET user_name = 'user-0' WHERE user_id = '{bob}'")).await;
@@ -351,7 +351,7 @@ async fn who_is_placed_apart_is_learnt_anew_from_the_shards() {
 /// Invariant 11.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_writers_no_count_is_lost() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let threads = [thread(&node, authors[0], "One").await, thread(&node, authors[1], "Two").await];
@@ -404,7 +404,7 @@ fn wrong(report: &therev::check::Report) -> Vec<&str> {
 /// At any moment some thread is not summed, some copy not delivered: another one each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_writers_and_a_relay_check_finds_nothing_wrong() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let config = Config { relay_ms: 50, claim_timeout_s: 60, ..cluster.config() };
     let node = therev::connect(config).await.expect("a node");
     let authors = user_per_shard(&node).await;

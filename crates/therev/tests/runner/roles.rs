@@ -58,7 +58,7 @@ async fn nobody_has_the_guards_run_code_of_his_own() {
 /// Not of those functions alone that are known to the test above.
 #[tokio::test]
 async fn whoever_does_what_callers_may_not_looks_into_their_names_last() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let unsafe_ones = "
         SELECT p.oid::regprocedure::text
           FROM pg_proc AS p

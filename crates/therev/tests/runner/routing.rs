@@ -151,9 +151,9 @@ async fn a_lost_node_keeps_sessions(lost: &Lost, ada: UserId) {
 
 async fn a_lost_node_keeps_accounts_and_tasks(lost: &Lost, ada: UserId) {
     let new = NewAccount::new(ada, Provider::Claude, AccountType::Api, "work");
-    let account = lost.node().tasks().create_account(new).await.expect("an account").account_id;
+    let account = lost.node().tasks().create_account(new, &operator()).await.expect("an account").account_id;
     assert_eq!(lost.node().tasks().account(account).await.expect("the account").label, "work");
-    let marked = lost.node().tasks().set_default_account(ada, account).await.expect("the default one");
+    let marked = lost.node().tasks().set_default_account(ada, account, &operator()).await.expect("the default one");
     assert!(marked.is_default);
     assert_eq!(lost.node().tasks().accounts(ada).await.expect("a list").len(), 1);
     lost.finds(account.0, ada, "account").await;
@@ -225,7 +225,7 @@ async fn a_lost_node_deletes(lost: &Lost, ada: UserId, cy: UserId) {
 /// Invariant 4.
 #[tokio::test]
 async fn an_epoch_never_falls() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let mut shard = cluster.stranger("shard_0").await;
     let changed = shard.transaction().await.expect("a transaction");
     let set = "UPDATE therev.ownership SET epoch = $1 WHERE colocation_group = 'content' AND bucket = 8";
@@ -306,7 +306,7 @@ async fn a_row_that_exists_is_never_not_found() {
 /// A bucket that has moved: the old owner points the way, and lists, pages and batches follow.
 #[tokio::test]
 async fn a_moved_bucket_is_followed() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let bucket = authors[0].bucket();

@@ -1,8 +1,8 @@
 //! Sessions, and what is changed beside them.
 
-use crate::things::{operator, until_somebody_waits};
+use crate::things::{operator, until_somebody_waits, user};
 use testkit::TestCluster;
-use therev::{Error, NewSession, NewUser, SecretString};
+use therev::{Error, ExposeSecret, NewSession, NewUser, SecretString, UserId};
 
 /// Whoever knows only the password before the last one opens no session after the change.
 #[tokio::test]
@@ -26,4 +26,34 @@ async fn a_log_in_that_a_change_of_the_password_overtakes_is_refused() {
     assert_eq!(node.sessions(ada).await.expect("a list"), []);
     drop((node, change, looks));
     cluster.finish().await;
+}
+
+#[tokio::test]
+async fn a_session_opened_again_by_its_token_is_the_same() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        let ada = user(&node, "ada").await.user_id;
+        let token = NewSession::token_for(ada);
+        let with = |token: &SecretString| NewSession { token: Some(token.clone()), ..NewSession::default() };
+        let open = node.open_session(ada, with(&token)).await.expect("a session");
+        assert_eq!(open.token.expose_secret(), token.expose_secret());
+        let again = node.open_session(ada, with(&token)).await.expect("a retry");
+        assert_eq!(again.session, open.session);
+        assert_eq!(node.sessions(ada).await.expect("a list"), std::slice::from_ref(&open.session));
+        assert_eq!(node.verify_session(token.expose_secret()).await.expect("it is good"), open.session);
+        // The same id, and another secret after it.
+        let mut other = token.expose_secret().to_owned();
+        let last = if other.pop() == Some('A') { 'B' } else { 'A' };
+        let refused = node.open_session(ada, with(&SecretString::from(format!("{other}{last}")))).await;
+        assert!(matches!(refused, Err(Error::Conflict { what: "id", .. })), "{refused:?}");
+        let mut others = std::iter::repeat_with(UserId::new).filter(|id| id.bucket() != ada.bucket());
+        let others = NewSession::token_for(others.next().expect("one of another bucket"));
+        for wrong in [others, SecretString::from("none")] {
+            let refused = node.open_session(ada, with(&wrong)).await;
+            assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+        }
+        drop(node);
+        cluster.finish().await;
+    }
 }

@@ -169,7 +169,7 @@ async fn community(cluster: &TestCluster) -> (Traffic, Mover) {
 /// Invariant 1.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn four_to_five_to_four_under_load() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let (traffic, mover) = community(&cluster).await;
     grow(&cluster, &traffic, &mover, 4..5).await;
     shrink(&cluster, &traffic, &mover, 4..5).await;
@@ -184,7 +184,7 @@ async fn four_to_five_to_four_under_load() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/test --full runs it"]
 async fn four_to_five_to_eight_to_four_under_load() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let (traffic, mover) = community(&cluster).await;
     grow(&cluster, &traffic, &mover, 4..5).await;
     grow(&cluster, &traffic, &mover, 5..8).await;
@@ -237,7 +237,7 @@ fn said<T: std::fmt::Debug, E: std::fmt::Display>(refused: Result<T, E>) -> Stri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_added_is_refused_with_the_reason() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let add = async |address: &str| add_shard(node.shards(), &plan(address)).await;
 
@@ -249,7 +249,7 @@ async fn what_cannot_be_added_is_refused_with_the_reason() {
     assert!(said(add(&cluster.url("shard_2")).await).contains("is shard 2 of this cluster already"));
     assert!(said(add(&cluster.url("directory")).await).contains("it is the directory database already"));
     // Copied from the same template: another cluster only by its place, to begin with.
-    let other = TestCluster::colocated().await;
+    let other = TestCluster::usual().await;
     assert!(said(add(&other.url("shard_0")).await).contains("it was made shard 0 of this cluster once"));
     let shard = other.stranger("shard_0").await;
     let own = shard.query_one("SELECT cluster_id FROM therev.identity", &[]).await.expect("an identity");

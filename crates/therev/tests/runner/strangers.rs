@@ -78,7 +78,8 @@ async fn somebody_with_everything(cluster: &TestCluster, node: &Therev) {
     node.log_in("ada", &password, NewSession::default()).await.expect("a session");
     node.set_active(ada, true, &operator()).await.expect("an audit row");
     let tasks = node.tasks();
-    tasks.create_account(NewAccount::new(ada, Provider::Claude, AccountType::Api, "mine")).await.expect("an account");
+    let account = NewAccount::new(ada, Provider::Claude, AccountType::Api, "mine");
+    tasks.create_account(account, &operator()).await.expect("an account");
     let task = NewTask::new(ada, TaskType::Summarization, serde_json::json!({}));
     let task = tasks.create_task(task).await.expect("a task").task_id;
     tasks.cancel_task(task, &Actor::User(ada)).await.expect("a line in its log");
@@ -283,7 +284,7 @@ async fn whose_ids_carry_no_bucket_need_routes() {
 
 #[tokio::test]
 async fn a_reader_sees_no_secret() {
-    let cluster = TestCluster::colocated().await;
+    let cluster = TestCluster::usual().await;
     let node = cluster.node().await;
     let new = NewUser { user_name: "ada".into(), email: Some("ada@example.org".into()), ..NewUser::default() };
     node.register(new, &operator()).await.expect("a user with an address");

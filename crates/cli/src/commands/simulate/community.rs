@@ -6,7 +6,7 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use rand_distr::{Distribution, StandardNormal};
-use therev::planner::{Item, Pin, UserLoad};
+use therev::planner::{self, Item, Pin, UserLoad};
 use therev::{Bucket, ShardNo, UserId, bucket_of};
 use uuid::Uuid;
 
@@ -139,17 +139,23 @@ impl Community {
         (Bucket::all().zip(held).map(item).collect(), pins)
     }
 
-    /// The users with at least so many operations today.
-    pub(super) fn busy(&self, load: u64, shard_of: impl Fn(Bucket) -> ShardNo) -> Vec<UserLoad> {
-        let busy = self.busiest.iter().filter(|user| whole(user.load) >= load);
-        busy.map(|user| UserLoad {
+    /// What nodes would tell of the load: that of the busiest users of today by name, and that of everybody.
+    pub(super) fn told(&self, shard_of: impl Fn(Bucket) -> ShardNo) -> (Vec<UserLoad>, u64) {
+        let mut order: Vec<&User> = self.busiest.iter().collect();
+        order.sort_by(|a, b| b.load.total_cmp(&a.load));
+        let told = order.into_iter().take(planner::BUSIEST).map(|user| UserLoad {
             user: user.id,
             bucket: user.bucket,
             shard: user.pinned.unwrap_or_else(|| shard_of(user.bucket)),
             bytes: whole(user.bytes),
             load: whole(user.load),
-        })
-        .collect()
+        });
+        (told.collect(), whole(self.load()))
+    }
+
+    /// Everybody's operations today.
+    fn load(&self) -> f64 {
+        self.busiest.iter().map(|user| user.load).chain(self.rest.iter().map(|rest| rest.load)).sum()
     }
 
     /// Pins a user to a shard; back to its bucket's is no pin.
@@ -160,9 +166,7 @@ impl Community {
 
     /// The busiest user's part of today's load.
     pub(super) fn busiest_part(&self) -> f64 {
-        let loads = || self.busiest.iter().map(|user| user.load);
-        let all: f64 = loads().chain(self.rest.iter().map(|rest| rest.load)).sum();
-        loads().fold(0.0, f64::max) / all.max(f64::MIN_POSITIVE)
+        self.busiest.iter().map(|user| user.load).fold(0.0, f64::max) / self.load().max(f64::MIN_POSITIVE)
     }
 
     /// How many users are pinned.
@@ -228,7 +232,9 @@ mod tests {
             let (items, pins) = community.items(|_| ShardNo(0));
             assert_eq!((items.len(), pins.len()), (4_096, 0));
             let whole: u64 = items.iter().map(|it| it.load).sum();
-            let first = community.busy(1, |_| ShardNo(0))[0];
+            let (told, load) = community.told(|_| ShardNo(0));
+            let first = told[0];
+            assert!(told.iter().all(|it| it.load <= first.load) && load.abs_diff(whole) <= 2_048, "{load} {whole}");
             community.pin(first.user, ShardNo(1), ShardNo(0));
             let (items, pins) = community.items(|_| ShardNo(0));
             let parts = items.iter().map(|it| it.load).sum::<u64>() + pins[0].load;

@@ -2,11 +2,11 @@
 
 use super::community::Community;
 use serde::Serialize;
-use therev::planner::{By, HotUsers, PlanError, Reached, Shard, ShardShare, isolate, plan, skew};
-use therev::{Group, Layout, Map, Place, ShardNo};
+use therev::planner::{By, HotUsers, PlanError, Reached, Shard, ShardShare, isolate_told, plan, skew};
+use therev::{Bucket, Group, Layout, Map, Place, ShardNo};
 
-/// How many users are isolated in a day at the most.
-const PINS_PER_DAY: usize = 32;
+/// How often in a day it is looked whether somebody should be isolated, while somebody is.
+const LOOKS_PER_DAY: usize = 100;
 
 /// What is simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,16 +71,23 @@ fn one(setting: Setting, day: u16, community: &mut Community, map: &mut Map) -> 
     let shard_of = |map: &Map, bucket| map.place(Group::Account, bucket).shard;
     let (items, pins) = community.items(|bucket| shard_of(map, bucket));
     let before = plan(&shards, &items, &pins, by, Some(0))?.before;
-    let mut isolations = Vec::new();
-    if hot_users != HotUsers::Off {
-        let load: u64 = before.iter().map(|it| it.load).sum();
-        let busy = community.busy(load / u64::from(wanted) / 20, |bucket| shard_of(map, bucket));
-        isolations = isolate(&shards, &items, &pins, &busy, PINS_PER_DAY)?;
-    }
-    let mut bytes = 0;
-    if hot_users == HotUsers::Apply {
+    let (mut isolated, mut bytes) = (0, 0);
+    let looks = match hot_users {
+        HotUsers::Off => 0,
+        HotUsers::Plan => 1,
+        HotUsers::Apply => LOOKS_PER_DAY,
+    };
+    let (mut told, load) = community.told(|bucket| shard_of(map, bucket));
+    for _ in 0..looks {
+        let places = Bucket::all().map(|bucket| (bucket, shard_of(map, bucket)));
+        let isolations = isolate_told(&shards, places, &told, load)?;
+        isolated += isolations.len();
+        if hot_users == HotUsers::Plan || isolations.is_empty() {
+            break;
+        }
         for it in &isolations {
             community.pin(it.user, it.to, shard_of(map, it.bucket));
+            told.iter_mut().filter(|one| one.user == it.user).for_each(|one| one.shard = it.to);
             bytes += it.bytes;
         }
     }
@@ -104,7 +111,7 @@ fn one(setting: Setting, day: u16, community: &mut Community, map: &mut Map) -> 
         bytes_all: before.iter().map(|it| it.bytes).sum(),
         rounds: plan.rounds().len(),
         busiest: community.busiest_part() * f64::from(wanted),
-        isolated: isolations.len(),
+        isolated,
         pins: community.pinned(),
         reached: plan.reached,
     })

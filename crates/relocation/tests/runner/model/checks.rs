@@ -71,6 +71,8 @@ fn breaks(rule: Rule) -> (&'static str, Bounds) {
     match rule {
         Rule::DrainedRefusesWrites
         | Rule::LockBeforeFence
+        | Rule::DrainComparesAttempt
+        | Rule::TakeOverComparesState
         | Rule::WaitForWriters
         | Rule::SentinelBeforeReady
         | Rule::DecideComparesAttempt

@@ -30,7 +30,9 @@ impl Switch {
     }
 
     fn drain(&self, state: &mut State, way: Way, k: u8, answer: Answer) -> Mover {
-        if !state.part(way.from()).reads(Is::Owned, k - 1) {
+        let part = state.part(way.from());
+        let attempt = part.attempt == k - 1 || !self.keeps(Rule::DrainComparesAttempt);
+        if part.is != Is::Owned || !attempt {
             return Mover::Looking;
         }
         // It waits for no disk: whatever commits next on this server takes it there, and to the standbys.
@@ -125,12 +127,13 @@ impl Switch {
             let part = state.change_softly(way.to());
             part.is = Is::Owned;
             part.epoch += 1;
-            if way == Way::Forward {
-                state.since = state.servers[way.to()].now.rows.len();
-            }
+            note_since(state, way);
             return if answer == Answer::Given { Mover::TakeOver(way, k) } else { Mover::Looking };
         }
         let taken_over = part.is == Is::Owned && part.epoch == way.epoch();
+        if taken_over && !self.keeps(Rule::TakeOverComparesState) {
+            note_since(state, way);
+        }
         if taken_over { self.look(state, Mover::RecordPlacement(way)) } else { Mover::Looking }
     }
 
@@ -166,6 +169,15 @@ impl Switch {
             Flow::Running | Flow::Stopped | Flow::Lost => {}
         }
         Mover::Looking
+    }
+}
+
+/// From here on the way back streams what is written.
+fn note_since(state: &mut State, way: Way) {
+    let back = &mut state.streams[Way::Reverse as usize];
+    if way == Way::Forward && back.flow == Flow::NotStarted {
+        back.held = super::state::Changes::default();
+        state.since = state.servers[way.to()].now.rows.len();
     }
 }
 

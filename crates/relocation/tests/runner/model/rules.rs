@@ -7,6 +7,9 @@ pub(super) enum Rule {
     DrainedRefusesWrites,
     /// A write takes the table's lock first and looks at the part in a snapshot that is younger.
     LockBeforeFence,
+    /// `drain(k)` compares the attempt: not once more after a back-out. (It compares the state, too; nothing rests on that,
+    /// since whoever decided did so with an attempt that is no smaller.)
+    DrainComparesAttempt,
     /// `send_sentinel` comes after `wait_for_writers`.
     WaitForWriters,
     /// `get_ready(k)` finds k in the target's sentinel row, in its own transaction.
@@ -25,6 +28,9 @@ pub(super) enum Rule {
     BackOutComparesState,
     /// `take_over(k)` is committed only by whoever knows that the source said *moved* with that k.
     TakeOverAfterMoved,
+    /// `take_over(k)` compares the state: done once more, it would move `since` past what was written meanwhile. (It compares the
+    /// attempt, too; nothing rests on that, since a target that gave the bucket back gets ready no more.)
+    TakeOverComparesState,
     /// `decide` commits synchronously, on the standbys too.
     MovedIsDurable,
     /// Whoever finds *moved, k* instead of making it so makes it durable before he builds upon it.
@@ -53,9 +59,10 @@ pub(super) enum Rule {
 
 impl Rule {
     /// All of them.
-    pub(super) const ALL: [Rule; 22] = [
+    pub(super) const ALL: [Rule; 24] = [
         Rule::DrainedRefusesWrites,
         Rule::LockBeforeFence,
+        Rule::DrainComparesAttempt,
         Rule::WaitForWriters,
         Rule::SentinelBeforeReady,
         Rule::ReadyIsDurable,
@@ -65,6 +72,7 @@ impl Rule {
         Rule::DecideComparesState,
         Rule::BackOutComparesState,
         Rule::TakeOverAfterMoved,
+        Rule::TakeOverComparesState,
         Rule::MovedIsDurable,
         Rule::MovedFoundIsMadeDurable,
         Rule::OwnedFoundIsMadeDurable,
