@@ -47,6 +47,8 @@ const REFUSALS: &[&str] = &["not_found", "gone", "conflict", "invalid", "locked"
 
 #[derive(Default)]
 struct World {
+    /// In all its names, which others of before may have kept.
+    case: usize,
     users: Vec<UserId>,
     threads: Vec<ThreadId>,
     posts: Vec<PostId>,
@@ -72,12 +74,13 @@ impl World {
         let operator = Actor::Operator("test".into());
         match *step {
             Step::Register(name) => {
-                let new = NewUser { user_name: format!("name-{name}"), ..NewUser::default() };
+                let new = NewUser { user_name: format!("name-{}-{name}", self.case), ..NewUser::default() };
                 let registered = node.register(new, &operator).await;
                 Some(registered.map(|user| self.users.push(user.user_id)))
             }
             Step::Rename(user, name) => {
-                let change = UserChange { user_name: Some(format!("name-{name}")), ..UserChange::default() };
+                let change =
+                    UserChange { user_name: Some(format!("name-{}-{name}", self.case)), ..UserChange::default() };
                 Some(node.change_user(pick(&self.users, user)?, change, &operator).await.map(drop))
             }
             Step::Promote(user) => {
@@ -129,10 +132,11 @@ fn any_sequence_leaves_check_clean() {
         let cases = Cases { cases: if cases.cases > 256 { cases.cases / 32 } else { 8 }, ..cases };
         let mut runner = TestRunner::new(Cases { failure_persistence: None, ..cases });
         let sequences = prop::collection::vec(step(), 10..60);
-        let done = std::cell::Cell::new(0_usize);
+        let (case, done) = (std::cell::Cell::new(0_usize), std::cell::Cell::new(0_usize));
         let outcome = runner.run(&sequences, |steps| {
             runtime.block_on(async {
-                let mut world = World::default();
+                case.set(case.get() + 1);
+                let mut world = World { case: case.get(), ..World::default() };
                 for step in &steps {
                     let taken = world.take(&node, step).await;
                     prop_assert!(taken.is_ok(), "{taken:?}");

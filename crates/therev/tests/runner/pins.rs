@@ -240,7 +240,9 @@ async fn reads_by_id_go_on_over_the_switches_of_a_pin() {
         for post in posts {
             let before = scene.statements_on_shards();
             scene.node.post(post).await.expect("it is there");
-            assert_eq!(scene.statements_on_shards() - before, who_may_have_it, "{source} to {target}");
+            // One that has no connection ready while the other one has answered is not asked.
+            let asked = scene.statements_on_shards() - before;
+            assert!((1..=who_may_have_it).contains(&asked), "{source} to {target}: {asked}");
         }
     }
     tell_end.send_replace(true);
