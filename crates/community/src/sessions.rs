@@ -241,8 +241,8 @@ impl Community {
         })
     }
 
-    /// Opens a session for a user who was recognized by other means. The user must be active. With the token of a session that is there
-    /// the session is that one, as it is now.
+    /// Opens a session for a user who was recognized by other means. The user must be active. With the token of a session
+    /// that is there the session is that one, as it is now.
     pub async fn open_session(&self, user: UserId, new: NewSession) -> Result<OpenSession> {
         self.open(user, None, new).await
     }

@@ -47,12 +47,15 @@ impl Mover {
             Goal::Aborted | Goal::Reversed if !stays => (found.target, found.source),
             _ => (found.source, found.target),
         };
-        let held = match self.held_by(former, &found).await {
-            _ if stays || !obstacles.is_empty() => Some((0, 0)),
-            Ok(held) => Some(held),
-            // The source is freed at once, and the target's rows go when it is back.
-            Err(error) if goal == Goal::Aborted && error.is_passing() => None,
-            Err(error) => return Err(error),
+        let held = if stays || !obstacles.is_empty() {
+            Some((0, 0))
+        } else {
+            match self.held_by(former, &found).await {
+                Ok(held) => Some(held),
+                // The source is freed at once, and the target's rows go when it is back.
+                Err(error) if goal == Goal::Aborted && error.is_passing() => None,
+                Err(error) => return Err(error),
+            }
         };
         let (rows, bytes) = held.unzip();
         let (relocation, state, seconds) = (found.relocation, found.state, bytes.map(seconds_for));
