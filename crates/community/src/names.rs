@@ -237,8 +237,8 @@ static STALE: Unfenced = Unfenced::read(pending!(
       ORDER BY c.created_at, c.claim_key LIMIT $4"
 ));
 
-/// Of some users.
-static PENDING_OF: Unfenced = Unfenced::read(pending!("c.user_id = ANY ($1)"));
+/// The latest. There are few at any time: to look for those of some users by their ids would cost more than they all.
+static LATEST: Unfenced = Unfenced::read(pending!("true ORDER BY c.created_at DESC LIMIT $1"));
 
 /// The write on the user's shard that decides what becomes of a pending claim.
 ///
@@ -380,10 +380,12 @@ impl Community {
 
     /// Settles what is pending of some users' claims on some shards: a relay has doubted them while the users' rows were on
     /// their way. What cannot be asked now, a relay settles in its time.
-    pub(crate) async fn settle_doubted(&self, shards: &BTreeSet<ShardNo>, users: &[Uuid]) {
-        let look = async |shard: &ShardNo| self.shards().unfenced(*shard, &PENDING_OF, &[&users]).await;
-        for doubted in join_all(shards.iter().map(look)).await.into_iter().flatten() {
-            self.settle_rows(&doubted).await;
+    pub(crate) async fn settle_doubted(&self, shards: &BTreeSet<ShardNo>, users: &HashSet<Uuid>) {
+        let most = i64::from(STALE_AT_ONCE);
+        let look = async |shard: &ShardNo| self.shards().unfenced(*shard, &LATEST, &[&most]).await;
+        for mut pending in join_all(shards.iter().map(look)).await.into_iter().flatten() {
+            pending.retain(|row| users.contains(&row.get("user_id")));
+            self.settle_rows(&pending).await;
         }
     }
 

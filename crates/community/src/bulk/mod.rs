@@ -214,7 +214,7 @@ impl BulkWriter {
             };
             let parts = community.in_bulk(Group::Account, named, NamedUser::whose, write).await?;
             fail::fail_point!("bulk.users_written");
-            let written: Vec<Uuid> = parts.iter().flat_map(Part::new_rows).map(BulkRow::id).collect();
+            let written: HashSet<Uuid> = parts.iter().flat_map(Part::new_rows).map(BulkRow::id).collect();
             let shards = taken.iter().map(|(shard, _)| *shard).collect();
             Box::pin(community.settle_doubted(&shards, &written)).await;
             for (shard, event) in taken {

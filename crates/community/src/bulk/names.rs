@@ -25,6 +25,8 @@ struct Wanted {
 ///
 /// A name that the same user had taken before counts as taken; its version rises, so that a settling of the earlier
 /// taking, which may still be under way, leaves it alone.
+///
+/// Answers with the keys that were taken only if that was not all of them: it nearly always is.
 const TAKE: &str = "
     WITH taken AS (
         INSERT INTO therev.claims AS c (bucket, claim_key, kind, value, user_id, state, version)
@@ -40,8 +42,8 @@ const TAKE: &str = "
         SELECT 'account', -1, 'taken', array_agg(t.user_id), array_agg(t.claim_key)
           FROM taken AS t
         HAVING count(*) > 0
-        RETURNING outbox_id)
-    SELECT t.claim_key, e.outbox_id FROM taken AS t, told AS e";
+        RETURNING outbox_id, ids)
+    SELECT e.outbox_id, CASE WHEN cardinality(e.ids) < cardinality($2) THEN e.ids END AS won FROM told AS e";
 
 /// Clears the way for users whose earlier registration was given up, unless something was settled about them since: then
 /// the row that stays refuses the copy.
@@ -132,12 +134,22 @@ impl Community {
                     let values: Vec<&str> = names.iter().map(|n| n.value.as_str()).collect();
                     let users: Vec<Uuid> = names.iter().map(|n| n.user_id.0).collect();
                     let versions: Vec<i64> = names.iter().map(|n| n.version).collect();
-                    bulk.query(TAKE, &[&buckets, &keys, &values, &users, &versions]).await
+                    let told = bulk.query(TAKE, &[&buckets, &keys, &values, &users, &versions]).await?;
+                    Done::Ok(told.first().map(|row| {
+                        let won: Option<Vec<Uuid>> = row.get("won");
+                        (row.get::<_, i64>("outbox_id"), won.unwrap_or(keys))
+                    }))
                 },
             )
             .await?;
-        events.extend(parts.iter().filter_map(|part| Some((part.shard, part.said.first()?.get("outbox_id")))));
-        Ok(parts.iter().flat_map(|part| &part.said).map(|row| row.get("claim_key")).collect())
+        let mut won = HashSet::new();
+        for part in parts {
+            if let Some((event, keys)) = part.said {
+                events.insert((part.shard, event));
+                won.extend(keys);
+            }
+        }
+        Ok(won)
     }
 }
 

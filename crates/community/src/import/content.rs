@@ -2,13 +2,12 @@
 
 use super::ImportError;
 use super::dump::{CommentRow, PostKind, PostRow, Unusable};
-use super::source::{BATCH_BYTES, Import, Source, too_late};
+use super::source::{BATCH_BYTES, Import, Source, Votes, too_late};
 use crate::bulk::{BATCH, BulkPost, BulkThread};
 use crate::text::{BODY_BYTES_MAX, TITLE_CHARS_MAX};
 use crate::{Format, Parent};
 use placement::{PostId, ThreadId};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportError> {
@@ -66,19 +65,10 @@ pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), Impor
 
 /// Votes are not kept, their sum is the score; where it is not, the report says so.
 pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportError> {
-    let mut sums: HashMap<i64, i32> = HashMap::new();
-    while let Some(batch) = import.files.votes.recv().await {
-        for vote in batch? {
-            let Some(vote) = import.tally.read("votes", "vote", vote) else { continue };
-            let sign = match vote.vote_type {
-                2 => 1,
-                3 => -1,
-                _ => continue,
-            };
-            *sums.entry(vote.post).or_default() += sign;
-        }
-        import.say("votes");
-    }
+    import.say("votes");
+    let Some(votes) = import.files.votes.join_next().await else { return Ok(()) };
+    let Votes { sums, tally } = votes.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic()))?;
+    import.tally.add(tally);
     let mut posts: Vec<(&i64, &Source)> = import.posts.iter().collect();
     posts.sort_by_key(|(id, _)| **id);
     for (id, source) in posts {

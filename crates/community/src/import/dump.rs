@@ -340,7 +340,7 @@ impl Row {
 
 /// A time of the dump, which is UTC and does not say so; with or without a fraction of a second.
 fn time(value: &str) -> Option<DateTime<Utc>> {
-    let time = NaiveDateTime::parse_from_str(value.strip_suffix('Z').unwrap_or(value), "%Y-%m-%dT%H:%M:%S%.f").ok()?;
+    let time = value.strip_suffix('Z').unwrap_or(value).parse::<NaiveDateTime>().ok()?;
     (1970..10_000).contains(&time.year()).then(|| time.and_utc())
 }
 

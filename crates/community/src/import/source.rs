@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use uuid::{Builder, Uuid};
 
 /// A batch of long texts ends earlier: with so many bytes.
@@ -46,12 +47,39 @@ pub(super) struct Files {
     pub(super) users: Batches<UserRow>,
     pub(super) posts: Batches<PostRow>,
     pub(super) comments: Batches<CommentRow>,
-    pub(super) votes: Batches<VoteRow>,
+    /// One task, which ends with the import.
+    pub(super) votes: JoinSet<Result<Votes, DumpError>>,
 }
 
 /// Rows in their order; those that cannot be used come along, to be counted.
 type Batch<T> = Result<Vec<Result<T, Unusable>>, DumpError>;
 type Batches<T> = mpsc::Receiver<Batch<T>>;
+
+/// The votes of a dump.
+#[derive(Default)]
+pub(super) struct Votes {
+    /// By post: those for it minus those against it.
+    pub(super) sums: HashMap<i64, i32>,
+    pub(super) tally: Tally,
+}
+
+impl Votes {
+    async fn sum(mut batches: Batches<VoteRow>) -> Result<Votes, DumpError> {
+        let mut votes = Votes::default();
+        while let Some(batch) = batches.recv().await {
+            for vote in batch? {
+                let Some(vote) = votes.tally.read("votes", "vote", vote) else { continue };
+                let sign = match vote.vote_type {
+                    2 => 1,
+                    3 => -1,
+                    _ => continue,
+                };
+                *votes.sums.entry(vote.post).or_default() += sign;
+            }
+        }
+        Ok(votes)
+    }
+}
 
 impl Files {
     fn open(folder: &Path, counted: &Arc<AtomicU64>) -> Files {
@@ -59,7 +87,8 @@ impl Files {
             users: read(folder.join("Users.xml"), "users", counted),
             posts: read(folder.join("Posts.xml"), "posts", counted),
             comments: read(folder.join("Comments.xml"), "comments", counted),
-            votes: read(folder.join("Votes.xml"), "votes", counted),
+            // Nothing is written of them, so that they wait for nothing.
+            votes: JoinSet::from_iter([Votes::sum(read(folder.join("Votes.xml"), "votes", counted))]),
         }
     }
 }

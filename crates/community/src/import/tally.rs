@@ -40,6 +40,16 @@ impl Tally {
         }
     }
 
+    /// Counts what another one has counted, too.
+    pub(super) fn add(&mut self, other: Tally) {
+        for (file, count) in other.read {
+            *self.read.entry(file).or_default() += count;
+        }
+        for ((kind, reason), count) in other.skipped {
+            self.skip_many(kind, &reason, count);
+        }
+    }
+
     /// Counts what became of the rows. A kind of which nothing was written is in the report all the same.
     pub(super) fn copied(&mut self, by_kind: &BTreeMap<&'static str, Copied>) {
         for (kind, one, column) in KINDS {
