@@ -1,5 +1,6 @@
 //! Relocation: what is moved is whole, on one shard, and nothing of the move is left.
 
+use crate::outages::reachable;
 use crate::things::{begun_by_a_sleeper, post, thread, user_per_shard};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -446,15 +447,40 @@ async fn a_reversal_under_way_can_be_aborted() {
     while !mover.show(number).await.expect("the relocation").note.contains("a long transaction holds the tables") {
         looks.tick().await;
     }
+    let planned = mover.plan_ending(number, Goal::Aborted).await.expect("a plan");
     mover.want(number, Goal::Aborted).await.expect("it is called off");
     let kept = driven.await.expect("it rests while the transaction goes on");
     assert_eq!((kept.state, kept.goal), (State::Switched, Goal::Switched));
+    assert_eq!((planned.owner, planned.rows, planned.obstacles.len()), (kept.target, Some(0), 0), "nothing goes");
     brake.batch_execute("ROLLBACK").await.expect("the brake is off");
     mover.want(number, Goal::Done).await.expect("it stays where it went");
     assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
     assert_eq!(node.posts_by_author(authors[0], None, 50).await.expect("an answer").len(), 4);
     nothing_left(&cluster).await;
     cluster.prove().await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// The source is free at once; what lies on the target goes when that is back, and is counted then.
+#[tokio::test]
+async fn an_abort_is_planned_while_its_target_is_down() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let number = begun(&node, &mover, authors[0], Goal::Done).await;
+    reachable(&cluster, "shard_2", false).await;
+    let planned = mover.plan_ending(number, Goal::Aborted).await.expect("a plan");
+    assert_eq!((planned.owner, planned.former, planned.rows, planned.bytes), (ShardNo(0), ShardNo(2), None, None));
+    assert_eq!((planned.seconds, planned.obstacles.len()), (None, 0));
+    let back = mover.plan_ending(number, Goal::Reversed).await.expect("a plan");
+    assert_eq!((back.rows, back.obstacles.len()), (Some(0), 1), "nothing is switched that could go back: {back:?}");
+    reachable(&cluster, "shard_2", true).await;
+    let planned = mover.plan_ending(number, Goal::Aborted).await.expect("a plan");
+    assert_eq!(planned.rows, Some(0), "nothing was copied yet");
+    mover.want(number, Goal::Aborted).await.expect("it is called off");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Aborted);
     drop((mover, node));
     cluster.finish().await;
 }
