@@ -118,6 +118,11 @@ impl Shards {
 }
 
 impl Bulk {
+    /// Where it writes.
+    pub fn database(&self) -> Database {
+        self.database
+    }
+
     /// Runs a statement in the transaction, prepared once per connection.
     pub async fn query(&self, sql: &str, params: &Params<'_>) -> Result<Vec<Row>, Error> {
         let client = self.client()?;

@@ -18,6 +18,7 @@ use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use rows::{BulkRow, NamedUser};
 use shards::Bulk;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -52,6 +53,8 @@ pub struct BulkWriter {
     /// Events that ask for the totals of touched threads, until those are told.
     totals: Vec<(ShardNo, i64)>,
     marked_at: Instant,
+    contributions: Arc<tell::WrittenBefore>,
+    participants: Arc<tell::WrittenBefore>,
     /// The order of the batches decides who gets a name.
     names_taken: Steps,
     /// Nobody shall find a post without its thread.
@@ -120,19 +123,23 @@ impl Community {
             touched: BTreeMap::new(),
             totals: Vec::new(),
             marked_at: Instant::now(),
+            contributions: Arc::default(),
+            participants: Arc::default(),
             names_taken: Steps::default(),
             threads_written: Steps::default(),
         }
     }
 
     /// Does some work on rows, on the shards that have their owners, side by side, until all of it is done somewhere.
-    /// The work must be one that can be repeated; it hears whether it is.
-    pub(crate) async fn in_bulk<T, R>(
+    /// The work must be one that can be repeated; it hears whether it is, and is given what it needs to know: a closure that has
+    /// borrowed that itself is none that the compiler lets run on another thread.
+    pub(crate) async fn in_bulk<T, R, K>(
         &self,
         group: Group,
         rows: Vec<T>,
         whose: impl Fn(&T) -> Whose,
-        work: impl AsyncFn(&Bulk, &[T], bool) -> Done<R>,
+        known: &K,
+        work: impl AsyncFn(&Bulk, &[T], &K, bool) -> Done<R>,
     ) -> Result<Vec<Part<T, R>>> {
         let mut done = Vec::new();
         let mut open = rows;
@@ -147,7 +154,8 @@ impl Community {
             }
             let work = &work;
             let parts = by_shard.into_iter().map(|(shard, (owners, rows))| async move {
-                let said = self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, tries > 0).await).await;
+                let said =
+                    self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, known, tries > 0).await).await;
                 (shard, rows, said)
             });
             for (shard, rows, said) in join_all(parts).await {
@@ -208,11 +216,11 @@ impl BulkWriter {
             let (named, taken) = community.name_users(new, &buried).await?;
             // Where nobody waits for it, nobody hears it.
             let _ = names_taken.send(());
-            let write = async |bulk: &Bulk, users: &[NamedUser], again| {
+            let write = async |bulk: &Bulk, users: &[NamedUser], (): &(), again| {
                 names::unbury(bulk, users).await?;
                 copy(bulk, users, again).await
             };
-            let parts = community.in_bulk(Group::Account, named, NamedUser::whose, write).await?;
+            let parts = community.in_bulk(Group::Account, named, NamedUser::whose, &(), write).await?;
             fail::fail_point!("bulk.users_written");
             let written: HashSet<Uuid> = parts.iter().flat_map(Part::new_rows).map(BulkRow::id).collect();
             let shards = taken.iter().map(|(shard, _)| *shard).collect();
@@ -233,8 +241,8 @@ impl BulkWriter {
         let community = self.community.clone();
         let (before, written) = self.threads_written.add();
         self.begin(kind, threads.len(), async move {
-            let write = async |bulk: &Bulk, threads: &[BulkThread], again| copy(bulk, threads, again).await;
-            let parts = community.in_bulk(Group::Content, threads, BulkThread::whose, write).await?;
+            let write = async |bulk: &Bulk, threads: &[BulkThread], (): &(), again| copy(bulk, threads, again).await;
+            let parts = community.in_bulk(Group::Content, threads, BulkThread::whose, &(), write).await?;
             if is_done(before).await {
                 let _ = written.send(());
             }
@@ -249,17 +257,18 @@ impl BulkWriter {
     pub async fn posts(&mut self, kind: &'static str, posts: Vec<BulkPost>) -> Result<()> {
         let community = self.community.clone();
         let threads = self.threads_written.last.clone();
+        let (contributions, participants) = (self.contributions.clone(), self.participants.clone());
         self.begin(kind, posts.len(), async move {
             if !is_done(threads).await {
                 return Ok(Batch::default());
             }
-            let write = async |bulk: &Bulk, posts: &[BulkPost], again| {
+            let write = async |bulk: &Bulk, posts: &[BulkPost], before: &tell::WrittenBefore, again| {
                 let mut landed = copy(bulk, posts, again).await?;
-                let (event, sums) = tell::contribute(bulk, posts, &landed).await?;
+                let (event, sums) = tell::contribute(bulk, posts, &landed, before, again).await?;
                 landed.event = event;
                 Ok((landed, sums))
             };
-            let parts = community.in_bulk(Group::Content, posts, BulkPost::whose, write).await?;
+            let parts = community.in_bulk(Group::Content, posts, BulkPost::whose, &*contributions, write).await?;
             let (mut landed, mut sums) = (Vec::new(), Vec::new());
             for Part { shard, rows, said } in parts {
                 landed.push(Part { shard, rows, said: said.0 });
@@ -267,7 +276,7 @@ impl BulkWriter {
             }
             let mut batch = Batch { copied: copied(&landed), ..Batch::default() };
             batch.touched = sums.iter().map(|sum| (sum.thread_id, sum.thread_author_id)).collect();
-            let told = community.tell_participants(sums).await.map(|events| batch.totals = events);
+            let told = community.tell_participants(sums, &participants).await.map(|events| batch.totals = events);
             community.settle_events(kind, told, &landed);
             Ok(batch)
         })

@@ -128,7 +128,8 @@ impl Community {
                 Group::Account,
                 wanted,
                 |name| name.bucket.into(),
-                async |bulk: &Bulk, names: &[Wanted], _| {
+                &(),
+                async |bulk: &Bulk, names: &[Wanted], (): &(), _| {
                     let buckets: Vec<i16> = names.iter().map(|n| n.bucket.sql()).collect();
                     let keys: Vec<Uuid> = names.iter().map(|n| n.key).collect();
                     let values: Vec<&str> = names.iter().map(|n| n.value.as_str()).collect();

@@ -7,8 +7,11 @@ use crate::error::Result;
 use crate::newest::{changed_totals, kept_totals, newer_participant, summed};
 use chrono::{DateTime, Utc};
 use placement::{Group, ShardNo, ThreadId, UserId, Whose};
-use shards::{Bulk, Unfenced};
+use shards::{Bulk, Database, Unfenced};
 use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::OwnedMutexGuard;
 use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
@@ -24,12 +27,19 @@ pub(super) struct Contribution {
     deleted: i32,
     last_post_at: DateTime<Utc>,
     version: i64,
+    /// Whether it begins with this batch, as far as the writer knows.
+    is_new: bool,
 }
 
 const LEAVE_EVENT: &str = "
     INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
     SELECT $1::text::therev.colocation_group, -1, $2::text::therev.event_kind, $3, $4
     RETURNING outbox_id";
+
+/// Contributions that begin with a batch. Should one be there, the batch is refused and all of it goes the longer way.
+const COPY_CONTRIBUTIONS: &str = "
+    COPY therev.thread_contributions (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
+    FROM STDIN (FORMAT binary)";
 
 /// What the posts of a batch add to their authors' contributions. Answers with those that were there before.
 const CONTRIBUTE: &str = "
@@ -45,6 +55,12 @@ const CONTRIBUTE: &str = "
         RETURNING c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version, c.xmax <> 0 AS was_there)
     SELECT c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version
       FROM contribution AS c WHERE c.was_there";
+
+/// Participants that their threads have not heard of, likewise.
+const COPY_PARTICIPANTS: &str = "
+    COPY therev.thread_participants
+         (bucket, author_id, thread_id, participant_id, posts, deleted, last_post_at, version)
+    FROM STDIN (FORMAT binary)";
 
 const TELL_PARTICIPANTS: &str = concat!(
     "INSERT INTO therev.thread_participants AS p
@@ -96,15 +112,38 @@ pub(crate) async fn leave_event(
     Ok(rows.iter().map(|row| row.get::<_, i64>("outbox_id")).sum())
 }
 
+/// Whose contribution to which thread a writer has written, by shard: of all others there are no rows yet, unless somebody else
+/// writes there. A hash of each: one that is wrong costs no more than the longer way.
+#[derive(Default)]
+pub(super) struct WrittenBefore(Mutex<BTreeMap<Database, Arc<Turn>>>);
+
+type Turn = tokio::sync::Mutex<HashSet<u64>>;
+
+impl WrittenBefore {
+    /// What was written on a shard. Whoever has it is the only one of the writer's batches that locks such rows there: no two of
+    /// them wait for each other.
+    async fn on(&self, shard: Database) -> OwnedMutexGuard<HashSet<u64>> {
+        let turn = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(shard).or_default().clone();
+        turn.lock_owned().await
+    }
+}
+
+fn hashed(author: UserId, thread: ThreadId) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((author.0, thread.0))
+}
+
 /// One contribution per author and thread, whatever the batch holds of them, and the event about them. Answers with the
 /// contributions as they are now.
 pub(super) async fn contribute(
     bulk: &Bulk,
     posts: &[BulkPost],
     landed: &Landed,
+    before: &WrittenBefore,
+    again: bool,
 ) -> Done<(Option<i64>, Vec<Contribution>)> {
-    let mut sums: BTreeMap<(UserId, ThreadId), Contribution> = BTreeMap::new();
-    for post in posts.iter().filter(|post| !landed.known.contains(&post.post_id.0)) {
+    let (old, new): (Vec<_>, Vec<_>) = posts.iter().partition(|post| landed.known.contains(&post.post_id.0));
+    let mut sums = Sums::new();
+    for post in new {
         let sum = sums.entry((post.author_id, post.thread_id)).or_insert_with(|| Contribution {
             author_id: post.author_id,
             thread_id: post.thread_id,
@@ -113,20 +152,57 @@ pub(super) async fn contribute(
             deleted: 0,
             last_post_at: post.created_at,
             version: landed.version_floor,
+            is_new: false,
         });
         sum.posts += 1;
         sum.last_post_at = sum.last_post_at.max(post.created_at);
     }
+    let mut before = before.on(bulk.database()).await;
+    before.extend(old.iter().map(|post| hashed(post.author_id, post.thread_id)));
     if sums.is_empty() {
         return Ok((None, Vec::new()));
     }
-    let buckets: Vec<i16> = sums.values().map(|sum| sum.author_id.bucket().sql()).collect();
+    for sum in sums.values_mut() {
+        sum.is_new = before.insert(hashed(sum.author_id, sum.thread_id)) && !again;
+    }
+    copy_contributions(bulk, &sums).await?;
+    add_contributions(bulk, &mut sums, landed.version_floor).await?;
+    drop(before);
     let authors: Vec<Uuid> = sums.values().map(|sum| sum.author_id.0).collect();
     let threads: Vec<Uuid> = sums.values().map(|sum| sum.thread_id.0).collect();
-    let thread_authors: Vec<Uuid> = sums.values().map(|sum| sum.thread_author_id.0).collect();
-    let counts: Vec<i32> = sums.values().map(|sum| sum.posts).collect();
-    let times: Vec<DateTime<Utc>> = sums.values().map(|sum| sum.last_post_at).collect();
-    let floor = landed.version_floor;
+    let event = leave_event(bulk, Group::Content, "contribution", &authors, Some(&threads)).await?;
+    Ok((Some(event), sums.into_values().collect()))
+}
+
+type Sums = BTreeMap<(UserId, ThreadId), Contribution>;
+
+async fn copy_contributions(bulk: &Bulk, sums: &Sums) -> Done<()> {
+    let new = sums.values().filter(|sum| sum.is_new);
+    let new: Vec<(i16, &Contribution)> = new.map(|sum| (sum.author_id.bucket().sql(), sum)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    let types = [Type::INT2, Type::UUID, Type::UUID, Type::UUID, Type::INT4, Type::TIMESTAMPTZ, Type::INT8];
+    let rows = new.iter().map(|(bucket, sum)| -> Vec<&(dyn ToSql + Sync)> {
+        let Contribution { author_id, thread_id, thread_author_id, posts, last_post_at, version, .. } = sum;
+        vec![bucket, &author_id.0, &thread_id.0, &thread_author_id.0, posts, last_post_at, version]
+    });
+    bulk.copy(COPY_CONTRIBUTIONS, &types, rows).await?;
+    Ok(())
+}
+
+/// Adds to those that may be there, and notes what they are now.
+async fn add_contributions(bulk: &Bulk, sums: &mut Sums, floor: i64) -> Done<()> {
+    let added: Vec<&Contribution> = sums.values().filter(|sum| !sum.is_new).collect();
+    if added.is_empty() {
+        return Ok(());
+    }
+    let buckets: Vec<i16> = added.iter().map(|sum| sum.author_id.bucket().sql()).collect();
+    let authors: Vec<Uuid> = added.iter().map(|sum| sum.author_id.0).collect();
+    let threads: Vec<Uuid> = added.iter().map(|sum| sum.thread_id.0).collect();
+    let thread_authors: Vec<Uuid> = added.iter().map(|sum| sum.thread_author_id.0).collect();
+    let counts: Vec<i32> = added.iter().map(|sum| sum.posts).collect();
+    let times: Vec<DateTime<Utc>> = added.iter().map(|sum| sum.last_post_at).collect();
     let there =
         bulk.query(CONTRIBUTE, &[&buckets, &authors, &threads, &thread_authors, &counts, &times, &floor]).await?;
     for row in there {
@@ -138,8 +214,39 @@ pub(super) async fn contribute(
             sum.version = row.get("version");
         }
     }
-    let event = leave_event(bulk, Group::Content, "contribution", &authors, Some(&threads)).await?;
-    Ok((Some(event), sums.into_values().collect()))
+    Ok(())
+}
+
+async fn copy_participants(bulk: &Bulk, new: &[&Contribution]) -> Done<()> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let new: Vec<(i16, &Contribution)> = new.iter().map(|sum| (sum.thread_author_id.bucket().sql(), *sum)).collect();
+    let types = [Type::INT2, Type::UUID, Type::UUID, Type::UUID, Type::INT4, Type::INT4, Type::TIMESTAMPTZ, Type::INT8];
+    let rows = new.iter().map(|(bucket, sum)| -> Vec<&(dyn ToSql + Sync)> {
+        let Contribution { author_id, thread_id, thread_author_id, posts, deleted, last_post_at, version, .. } = sum;
+        vec![bucket, &thread_author_id.0, &thread_id.0, &author_id.0, posts, deleted, last_post_at, version]
+    });
+    bulk.copy(COPY_PARTICIPANTS, &types, rows).await?;
+    Ok(())
+}
+
+async fn tell_participants(bulk: &Bulk, told: &[&Contribution]) -> Done<()> {
+    if told.is_empty() {
+        return Ok(());
+    }
+    let buckets: Vec<i16> = told.iter().map(|sum| sum.thread_author_id.bucket().sql()).collect();
+    let owners: Vec<Uuid> = told.iter().map(|sum| sum.thread_author_id.0).collect();
+    let threads: Vec<Uuid> = told.iter().map(|sum| sum.thread_id.0).collect();
+    let participants: Vec<Uuid> = told.iter().map(|sum| sum.author_id.0).collect();
+    let posts: Vec<i32> = told.iter().map(|sum| sum.posts).collect();
+    let deleted: Vec<i32> = told.iter().map(|sum| sum.deleted).collect();
+    let times: Vec<DateTime<Utc>> = told.iter().map(|sum| sum.last_post_at).collect();
+    let versions: Vec<i64> = told.iter().map(|sum| sum.version).collect();
+    let params: [&(dyn ToSql + Sync); 8] =
+        [&buckets, &owners, &threads, &participants, &posts, &deleted, &times, &versions];
+    bulk.query(TELL_PARTICIPANTS, &params).await?;
+    Ok(())
 }
 
 impl Community {
@@ -220,27 +327,29 @@ impl Community {
     }
 
     /// Tells the threads' shards who wrote in them. Answers with the events that ask for the threads' totals.
-    pub(super) async fn tell_participants(&self, mut sums: Vec<Contribution>) -> Result<Vec<(ShardNo, i64)>> {
+    pub(super) async fn tell_participants(
+        &self,
+        mut sums: Vec<Contribution>,
+        before: &WrittenBefore,
+    ) -> Result<Vec<(ShardNo, i64)>> {
         sums.sort_unstable_by_key(|sum| (sum.thread_id, sum.author_id));
-        let tell = async |bulk: &Bulk, sums: &[Contribution], _| {
-            let buckets: Vec<i16> = sums.iter().map(|sum| sum.thread_author_id.bucket().sql()).collect();
-            let owners: Vec<Uuid> = sums.iter().map(|sum| sum.thread_author_id.0).collect();
-            let threads: Vec<Uuid> = sums.iter().map(|sum| sum.thread_id.0).collect();
-            let participants: Vec<Uuid> = sums.iter().map(|sum| sum.author_id.0).collect();
-            let posts: Vec<i32> = sums.iter().map(|sum| sum.posts).collect();
-            let deleted: Vec<i32> = sums.iter().map(|sum| sum.deleted).collect();
-            let times: Vec<DateTime<Utc>> = sums.iter().map(|sum| sum.last_post_at).collect();
-            let versions: Vec<i64> = sums.iter().map(|sum| sum.version).collect();
-            let params: [&(dyn ToSql + Sync); 8] =
-                [&buckets, &owners, &threads, &participants, &posts, &deleted, &times, &versions];
-            bulk.query(TELL_PARTICIPANTS, &params).await?;
-            let mut touched: Vec<(Uuid, Uuid)> = owners.into_iter().zip(threads).collect();
+        let tell = async |bulk: &Bulk, sums: &[Contribution], before: &WrittenBefore, again: bool| {
+            let mut before = before.on(bulk.database()).await;
+            let (new, told): (Vec<_>, Vec<_>) = sums.iter().partition(|sum| {
+                let first = before.insert(hashed(sum.author_id, sum.thread_id));
+                first && sum.is_new && !again
+            });
+            copy_participants(bulk, &new).await?;
+            tell_participants(bulk, &told).await?;
+            drop(before);
+            let mut touched: Vec<(Uuid, Uuid)> =
+                sums.iter().map(|sum| (sum.thread_author_id.0, sum.thread_id.0)).collect();
             touched.dedup();
             let (owners, threads) = touched.into_iter().unzip();
             leave_event(bulk, Group::Content, "totals", &owners, Some(&threads)).await
         };
         let whose = |sum: &Contribution| Whose::from(sum.thread_author_id);
-        let parts = self.in_bulk(Group::Content, sums, whose, tell).await?;
+        let parts = self.in_bulk(Group::Content, sums, whose, before, tell).await?;
         Ok(parts.iter().map(|part| (part.shard, part.said)).collect())
     }
 
@@ -248,14 +357,14 @@ impl Community {
     pub(super) async fn tell_totals(&self, threads: Vec<(ThreadId, UserId)>) -> Result<bool> {
         let mut all_known = true;
         for batch in threads.chunks(TOTALS_BATCH) {
-            let sum = async |bulk: &Bulk, threads: &[(ThreadId, UserId)], _| {
+            let sum = async |bulk: &Bulk, threads: &[(ThreadId, UserId)], (): &(), _| {
                 let buckets: Vec<i16> = threads.iter().map(|(_, author)| author.bucket().sql()).collect();
                 let authors: Vec<Uuid> = threads.iter().map(|(_, author)| author.0).collect();
                 let ids: Vec<Uuid> = threads.iter().map(|(thread, _)| thread.0).collect();
                 bulk.query(SUM_TOTALS, &[&buckets, &authors, &ids]).await
             };
             let whose = |thread: &(ThreadId, UserId)| Whose::from(thread.1);
-            let parts = self.in_bulk(Group::Content, batch.to_vec(), whose, sum).await?;
+            let parts = self.in_bulk(Group::Content, batch.to_vec(), whose, &(), sum).await?;
             let mut rows: Vec<_> = parts.iter().flat_map(|part| &part.said).collect();
             rows.sort_unstable_by_key(|row| row.get::<_, Uuid>("thread_id"));
             let ids: Vec<Uuid> = rows.iter().map(|row| row.get("thread_id")).collect();

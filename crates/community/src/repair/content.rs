@@ -212,7 +212,7 @@ impl Community {
 
     /// Counts contributions from posts and leaves the event about them. Answers with those that are there, with their versions.
     async fn count_again(&self, wrong: Vec<Wrong>) -> Result<Vec<(Contributed, i64)>> {
-        let count = async |bulk: &Bulk, wrong: &[Wrong], _| {
+        let count = async |bulk: &Bulk, wrong: &[Wrong], (): &(), _| {
             let buckets: Vec<i16> = wrong.iter().map(|one| one.author.bucket().sql()).collect();
             let authors: Vec<Uuid> = wrong.iter().map(|one| one.author.0).collect();
             let threads: Vec<Uuid> = wrong.iter().map(|one| one.thread).collect();
@@ -230,7 +230,7 @@ impl Community {
             }
             Done::Ok(there)
         };
-        let parts = self.in_bulk(Group::Content, wrong, |one| one.author.into(), count).await?;
+        let parts = self.in_bulk(Group::Content, wrong, |one| one.author.into(), &(), count).await?;
         Ok(parts.into_iter().flat_map(|part| part.said).collect())
     }
 

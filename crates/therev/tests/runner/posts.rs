@@ -1,6 +1,6 @@
 //! Posts and threads, created again and deleted by the hundred.
 
-use crate::things::{operator, post, thread, user_per_shard};
+use crate::things::{bulk_post, operator, post, thread, user_per_shard};
 use futures_util::future::join_all;
 use testkit::TestCluster;
 use therev::{NewPost, NewThread, PostId, ThreadId};
@@ -40,6 +40,33 @@ async fn a_user_goes_with_hundreds_of_posts() {
     let gone = node.delete_user(bob, true, &operator()).await.expect("deleted");
     assert_eq!((gone.posts, gone.threads), (520, 0));
     assert_eq!(node.posts_by_author(bob, None, 9).await.expect("a list"), []);
+    drop(node);
+    cluster.finish().await;
+}
+
+/// Contributions that others have begun, that an earlier batch has, and that begin with a batch, of posts some of which are there
+/// already: all of them add up.
+#[tokio::test]
+async fn posts_in_bulk_add_to_what_is_there() {
+    let cluster = TestCluster::usual().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Half full").await;
+    for author in &authors[..2] {
+        post(&node, *author, &open, "by hand").await;
+    }
+    let batch = || authors.map(|author| bulk_post(&open, author)).to_vec();
+    let (first, second) = (batch(), batch());
+    for rows in [vec![&first], vec![&first, &second], vec![&second, &batch()]] {
+        let mut writer = node.bulk_writer();
+        for rows in rows {
+            writer.posts("posts", rows.clone()).await.expect("they are on their way");
+        }
+        writer.finish().await.expect("they are written");
+        assert_eq!(writer.written(), 4, "of each author one that was not there");
+    }
+    let page = node.thread_page(open.thread_id, None, 50).await.expect("the page");
+    assert_eq!((page.posts.len(), page.partial), (14, false));
     drop(node);
     cluster.finish().await;
 }

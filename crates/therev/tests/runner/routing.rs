@@ -1,6 +1,6 @@
 //! Nodes whose placement is wrong, and ownership that changes under writers.
 
-use crate::things::{operator, post, thread, user_per_shard};
+use crate::things::{bulk_post, operator, post, thread, user_per_shard};
 use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -235,21 +235,6 @@ async fn an_epoch_never_falls() {
     changed.rollback().await.expect("as it was");
     drop(shard);
     cluster.finish().await;
-}
-
-fn bulk_post(thread: &therev::Thread, author: therev::UserId) -> therev::bulk::BulkPost {
-    therev::bulk::BulkPost {
-        post_id: therev::PostId::new(author),
-        author_id: author,
-        thread_id: thread.thread_id,
-        thread_author_id: thread.author_id,
-        parent: None,
-        body: "one of many".into(),
-        format: therev::Format::Plain,
-        score: 0,
-        metadata: serde_json::json!({}),
-        created_at: chrono::DateTime::UNIX_EPOCH,
-    }
 }
 
 /// Ownership is taken away and given back, as by switches that are backed out, while writers update rows: a row that

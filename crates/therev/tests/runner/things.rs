@@ -42,6 +42,22 @@ pub(crate) async fn post(node: &Therev, author: UserId, thread: &Thread, body: &
     node.create_post(NewPost::new(author, thread.thread_id, body)).await.expect("the post is written")
 }
 
+/// The same, to be brought in with many others.
+pub(crate) fn bulk_post(thread: &therev::Thread, author: therev::UserId) -> therev::bulk::BulkPost {
+    therev::bulk::BulkPost {
+        post_id: therev::PostId::new(author),
+        author_id: author,
+        thread_id: thread.thread_id,
+        thread_author_id: thread.author_id,
+        parent: None,
+        body: "one of many".into(),
+        format: therev::Format::Plain,
+        score: 0,
+        metadata: serde_json::json!({}),
+        created_at: chrono::DateTime::UNIX_EPOCH,
+    }
+}
+
 /// Waits until somebody waits for a lock in this database.
 ///
 /// Not asked through a transaction of its own: that would see the same activity all the while.
