@@ -407,8 +407,9 @@ impl<T: BulkRow> Part<T, Landed> {
     }
 }
 
+/// A connection that broke says nothing of the server: it may have been promoted. One that is down is named at once again.
 fn is_worth_another_try(error: &shards::Error) -> bool {
-    matches!(error, shards::Error::OutcomeUnknown { .. })
+    matches!(error, shards::Error::OutcomeUnknown { .. } | shards::Error::Down { .. })
         || error.sql_error().is_some_and(|refused| {
             matches!(*refused.code(), SqlState::UNIQUE_VIOLATION | SqlState::T_R_DEADLOCK_DETECTED)
         })

@@ -31,6 +31,9 @@ pub(super) struct Contribution {
     is_new: bool,
 }
 
+/// What the posts of a batch add up to.
+type Sums = BTreeMap<(UserId, ThreadId), Contribution>;
+
 const LEAVE_EVENT: &str = "
     INSERT INTO therev.outbox (colocation_group, bucket, kind, owners, ids)
     SELECT $1::text::therev.colocation_group, -1, $2::text::therev.event_kind, $3, $4
@@ -173,8 +176,6 @@ pub(super) async fn contribute(
     let event = leave_event(bulk, Group::Content, "contribution", &authors, Some(&threads)).await?;
     Ok((Some(event), sums.into_values().collect()))
 }
-
-type Sums = BTreeMap<(UserId, ThreadId), Contribution>;
 
 async fn copy_contributions(bulk: &Bulk, sums: &Sums) -> Done<()> {
     let new = sums.values().filter(|sum| sum.is_new);
