@@ -54,7 +54,8 @@ fn lock(group: Group) -> &'static str {
 const CHECK_BUCKETS: &str = "
     SELECT f.version_floor
       FROM therev.fence AS f
-     WHERE f.colocation_group = $1::text::therev.colocation_group AND f.pinned = '{}' AND f.writable & $2::bit(4096) = $2::bit(4096)";
+     WHERE f.colocation_group = $1::text::therev.colocation_group
+       AND f.pinned = '{}' AND f.writable & $2::bit(4096) = $2::bit(4096)";
 
 const CHECK: &str = "
     SELECT f.version_floor,

@@ -53,6 +53,7 @@ pub struct BulkWriter {
     /// Events that ask for the totals of touched threads, until those are told.
     totals: Vec<(ShardNo, i64)>,
     marked_at: Instant,
+    /// What it has written so far of each: what it has not is new.
     contributions: Arc<tell::WrittenBefore>,
     participants: Arc<tell::WrittenBefore>,
     /// The order of the batches decides who gets a name.
@@ -131,15 +132,15 @@ impl Community {
     }
 
     /// Does some work on rows, on the shards that have their owners, side by side, until all of it is done somewhere.
-    /// The work must be one that can be repeated; it hears whether it is, and is given what it needs to know: a closure that has
-    /// borrowed that itself is none that the compiler lets run on another thread.
-    pub(crate) async fn in_bulk<T, R, K>(
+    /// The work must be one that can be repeated; it hears whether it is. What it needs besides is `given` to it: were it borrowed by
+    /// the closure, the compiler would not believe that the batch may run on any thread.
+    pub(crate) async fn in_bulk<T, R, G>(
         &self,
         group: Group,
         rows: Vec<T>,
         whose: impl Fn(&T) -> Whose,
-        known: &K,
-        work: impl AsyncFn(&Bulk, &[T], &K, bool) -> Done<R>,
+        given: &G,
+        work: impl AsyncFn(&Bulk, &[T], &G, bool) -> Done<R>,
     ) -> Result<Vec<Part<T, R>>> {
         let mut done = Vec::new();
         let mut open = rows;
@@ -155,7 +156,7 @@ impl Community {
             let work = &work;
             let parts = by_shard.into_iter().map(|(shard, (owners, rows))| async move {
                 let said =
-                    self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, known, tries > 0).await).await;
+                    self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, given, tries > 0).await).await;
                 (shard, rows, said)
             });
             for (shard, rows, said) in join_all(parts).await {

@@ -232,7 +232,8 @@ async fn copy_participants(bulk: &Bulk, new: &[&Contribution]) -> Done<()> {
     Ok(())
 }
 
-async fn tell_participants(bulk: &Bulk, told: &[&Contribution]) -> Done<()> {
+/// Tells of those that the thread may have heard of.
+async fn add_participants(bulk: &Bulk, told: &[&Contribution]) -> Done<()> {
     if told.is_empty() {
         return Ok(());
     }
@@ -341,7 +342,7 @@ impl Community {
                 first && sum.is_new && !again
             });
             copy_participants(bulk, &new).await?;
-            tell_participants(bulk, &told).await?;
+            add_participants(bulk, &told).await?;
             drop(before);
             let mut touched: Vec<(Uuid, Uuid)> =
                 sums.iter().map(|sum| (sum.thread_author_id.0, sum.thread_id.0)).collect();

@@ -9,6 +9,10 @@ use crate::{Format, Parent};
 use placement::{PostId, ThreadId};
 use serde_json::{Map, Value, json};
 use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+/// How often an import that has nothing left but votes to read says how far it is.
+const SAY_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) async fn import_posts(import: &mut Import<'_>) -> Result<(), ImportError> {
     // Answers that stand before their question.
@@ -65,8 +69,14 @@ pub(super) async fn import_comments(import: &mut Import<'_>) -> Result<(), Impor
 
 /// Votes are not kept, their sum is the score; where it is not, the report says so.
 pub(super) async fn compare_votes(import: &mut Import<'_>) -> Result<(), ImportError> {
-    import.say("votes");
-    let Some(votes) = import.files.votes.join_next().await else { return Ok(()) };
+    let mut ticks = tokio::time::interval(SAY_EVERY);
+    let votes = loop {
+        tokio::select! {
+            votes = import.files.votes.join_next() => break votes,
+            _ = ticks.tick() => import.say("votes"),
+        }
+    };
+    let Some(votes) = votes else { return Ok(()) };
     let Votes { sums, tally } = votes.unwrap_or_else(|failure| std::panic::resume_unwind(failure.into_panic()))?;
     import.tally.add(tally);
     let mut posts: Vec<(&i64, &Source)> = import.posts.iter().collect();
