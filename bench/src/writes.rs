@@ -6,7 +6,7 @@ use crate::{Anyhow, PERIOD};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use therev::{Actor, NewPost, NewThread, NewUser, PostId, ThreadId, ThreadOrder, UserId};
+use therev::{Actor, AnyFenced, NewPost, NewThread, NewUser, PostId, ThreadId, ThreadOrder, UserId};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
@@ -68,18 +68,28 @@ impl Row {
         let Row { bucket, author, id, thread, thread_author, parent, metadata } = self;
         [bucket, &author.0, &id.0, &thread.0, &thread_author.0, parent, parent, &"TEXT", &BODY, &"plain", metadata]
     }
+
+    /// The same as the statement for many takes it.
+    fn item(&self) -> Value {
+        json!({
+            "author_id": self.author, "post_id": self.id, "thread_id": self.thread, "thread_author_id": self.thread_author,
+            "parent_post_id": self.parent, "parent_author_id": self.parent, "type": "TEXT", "body": BODY,
+            "format": "plain", "metadata": self.metadata,
+        })
+    }
 }
 
-/// A post's own statement: the library's (fence, contribution, event), the same rows without fence and library, and the
-/// bare insert.
+/// A post by itself: the library's (fence, contribution, event, with others that come at once), the same rows without fence and
+/// library, and the bare insert.
 pub(crate) async fn insert(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
     let scene = Scene::new(ground).await?;
     let node = ground.node(WORKERS).await?;
-    let statements = therev::fenced_statements();
-    let Some(therev::AnyFenced::Write(create)) =
-        statements.into_iter().find(|(name, _)| name.ends_with("posts::CREATE")).map(|(_, statement)| statement)
+    let statements = || therev::fenced_statements().into_iter();
+    let named = |end| statements().find(|(name, _)| name.ends_with(end)).map(|(_, statement)| statement);
+    let (Some(AnyFenced::Write(create)), Some(AnyFenced::WriteMany(together))) =
+        (named("posts::CREATE"), named("posts::CREATE_TOGETHER"))
     else {
-        return Err("there is no statement posts::CREATE".into());
+        return Err("there is no statement posts::CREATE, or posts::CREATE_TOGETHER".into());
     };
     let prepare = async |sql: &str| {
         let mut all: Vec<(Client, Statement)> = Vec::new();
@@ -110,7 +120,10 @@ pub(crate) async fn insert(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
             throughput(WORKERS, PERIOD, move |worker, number| {
                 let (node, post) = (node.clone(), scene.pick(worker, number));
                 async move {
-                    node.shards().write(create, post.0.bucket(), &Row::new(post).params()[1..]).await?;
+                    let row = Row::new(post);
+                    let (params, item) = (row.params(), || row.item());
+                    let bucket = row.author.bucket();
+                    node.shards().write_together(create, together, bucket, &params[1..], (row.id.0, item)).await?;
                     Ok(())
                 }
             })
@@ -122,7 +135,8 @@ pub(crate) async fn insert(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
             to_rows.add(ours, rows);
         }
     }
-    let note = "fence, contribution and event in one statement, 8 workers, one shard, fsync on";
+    let note =
+        "fence, contribution and event, posts that come at once in one statement; 8 workers, one shard, fsync on";
     Ok(vec![
         to_insert.rate("insert", Some(0.60), "posts/s").note(format!("{note}; bare: the post's row alone")),
         to_rows.rate("insert_side_rows", Some(0.85), "posts/s").note(format!("{note}; bare: the same rows, no fence")),

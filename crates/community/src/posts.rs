@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use placement::{Group, PostId, ShardNo, ThreadId, UserId};
 use serde::Serialize;
 use serde_json::{Value, json};
-use shards::{Read, Write};
+use shards::{Read, Write, WriteMany};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -114,6 +114,16 @@ impl NewPost {
             metadata: None,
         }
     }
+
+    /// As the statement for many takes it.
+    fn item(&self, id: PostId, thread_author: UserId, metadata: &Value) -> Value {
+        json!({
+            "author_id": self.author_id, "post_id": id, "thread_id": self.thread_id, "thread_author_id": thread_author,
+            "parent_post_id": self.parent.map(|parent| parent.post_id),
+            "parent_author_id": self.parent.map(|parent| parent.author_id),
+            "type": self.post_type.name(), "body": self.body, "format": self.format.name(), "metadata": metadata,
+        })
+    }
 }
 
 /// What to change of a post: absent fields stay.
@@ -178,6 +188,51 @@ static CREATE: Write = Write::of_owner(
                FROM created AS p, sent AS s)"
     ),
 );
+
+/// The same for posts of several authors that come at once. Who holds on to a contribution of one of them is not waited for by the
+/// others: those then go each for itself. Contributions are locked in the order in which bulk writes lock them.
+static CREATE_TOGETHER: WriteMany = WriteMany::new(
+    Group::Content,
+    concat!(
+        "hurried AS MATERIALIZED (SELECT set_config('lock_timeout', '20ms', true)),
+         created AS (
+             INSERT INTO posts (bucket, author_id, post_id, thread_id, thread_author_id, parent_post_id,
+                                parent_author_id, type, body, format, metadata, version)
+             SELECT o.bucket, i.author_id, i.post_id, i.thread_id, i.thread_author_id, i.parent_post_id,
+                    i.parent_author_id, i.type, i.body, i.format, i.metadata, o.version_floor
+               FROM hurried CROSS JOIN owned AS o
+              CROSS JOIN jsonb_to_record(o.item) AS i (author_id uuid, post_id uuid, thread_id uuid,
+                                                       thread_author_id uuid, parent_post_id uuid,
+                                                       parent_author_id uuid, type text, body text, format text,
+                                                       metadata jsonb)
+             RETURNING bucket, author_id, post_id, thread_id, thread_author_id, is_pinned, moderation, score,
+                       created_at, updated_at, version),
+         contribution AS (
+             INSERT INTO therev.thread_contributions AS c
+                    (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
+             SELECT p.bucket, p.author_id, p.thread_id, p.thread_author_id, count(*), max(p.created_at),
+                    max(p.version)
+               FROM created AS p
+              GROUP BY p.bucket, p.author_id, p.thread_id, p.thread_author_id
+              ORDER BY p.author_id, p.thread_id
+             ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+                SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
+                    version = greatest(c.version + 1, excluded.version)
+             RETURNING c.*),
+         ",
+        contribution_sent!(),
+        ", result AS (
+             SELECT p.post_id AS key, s.outbox_id, s.kind, s.facts, p.is_pinned, p.moderation, p.score, p.created_at,
+                    p.updated_at, p.version
+               FROM created AS p
+               JOIN sent AS s
+                 ON (s.facts #>> '{0,author_id}')::uuid = p.author_id
+                AND (s.facts #>> '{0,thread_id}')::uuid = p.thread_id)"
+    ),
+);
+
+/// A longer post goes alone: nobody shall wait for its bytes.
+const TOGETHER_BYTES: usize = 16 * 1_024;
 
 static GET: Read = Read::by_id(
     Group::Content,
@@ -267,7 +322,7 @@ static DELETE: Write = Write::by_id(
     ),
 );
 
-crate::fenced_list! { CREATE GET BY_AUTHOR IDS_OF_AUTHOR CHANGE DELETE }
+crate::fenced_list! { CREATE CREATE_TOGETHER GET BY_AUTHOR IDS_OF_AUTHOR CHANGE DELETE }
 
 /// The unique indexes that refuse a post whose id is in use: whichever is looked at first. That is the older one, and after a
 /// REINDEX CONCURRENTLY the other.
@@ -308,7 +363,14 @@ impl Community {
         let mut unknown = None;
         let from = self.shard_of(Group::Content, new.author_id);
         for _ in 0..2 {
-            match self.shards().write(&CREATE, bucket, &params).await {
+            let is_alone = unknown.is_some() || new.body.len() > TOGETHER_BYTES;
+            let written = if is_alone {
+                self.shards().write(&CREATE, bucket, &params).await
+            } else {
+                let item = || new.item(id, thread_author, &metadata);
+                self.shards().write_together(&CREATE, &CREATE_TOGETHER, bucket, &params, (id.0, item)).await
+            };
+            match written {
                 Ok(rows) => {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { break };

@@ -52,8 +52,8 @@ pub enum Error {
     OutcomeUnknown {
         /// Which database.
         database: Database,
-        /// What the connection ended with.
-        source: tokio_postgres::Error,
+        /// What the connection ended with; `None` where it was lost with others' writes, or their answer was too late.
+        source: Option<tokio_postgres::Error>,
     },
     /// The call's deadline passed.
     #[error("no answer within {limit_ms} ms, waiting for {waiting_for}")]
@@ -168,7 +168,7 @@ impl Error {
         match source.code() {
             // The server ends or ended the session: what the statement did is not said.
             Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)) | None if writes && !is_local(&source) => {
-                Error::OutcomeUnknown { database, source }
+                Error::OutcomeUnknown { database, source: Some(source) }
             }
             Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)) => {
                 Error::Down { database, source: Some(source) }

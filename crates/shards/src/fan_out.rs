@@ -2,7 +2,7 @@
 
 use crate::bucket_set::BucketSet;
 use crate::error::Error;
-use crate::pool::Params;
+use crate::pool::{Params, Pool};
 use crate::statement::{ReadBuckets, ReadMany, WriteMany};
 use crate::store::Shards;
 use futures_util::future::join_all;
@@ -123,12 +123,8 @@ impl Shards {
 
     /// Writes rows of many owners, each checked by itself; those of one shard in one transaction.
     pub async fn write_many(&self, statement: &WriteMany, items: Vec<Item>) -> Many {
-        let ask = |shard, items: Vec<Item>| async move {
-            let (buckets, users) = columns(&items);
-            let values: Vec<&serde_json::Value> = items.iter().map(|item| &item.value).collect();
-            let answer = self.pool(shard).await?.query(statement.sql(), &[&buckets, &values, &users], true).await;
-            answer.map(Told::by_place)
-        };
+        let ask =
+            |shard, items: Vec<Item>| async move { tell(self.pool(shard).await?.as_ref(), statement, &items).await };
         self.fan_out(statement.group, items, ask).await
     }
 
@@ -247,15 +243,22 @@ impl Shards {
     }
 }
 
+/// Writes rows of many owners on one shard, as far as that owns them.
+pub(crate) async fn tell(pool: &Pool, statement: &WriteMany, items: &[Item]) -> Result<Told, Error> {
+    let (buckets, users) = columns(items);
+    let values: Vec<&serde_json::Value> = items.iter().map(|item| &item.value).collect();
+    pool.query(statement.sql(), &[&buckets, &values, &users], true).await.map(Told::by_place)
+}
+
 /// What a shard said.
 #[derive(Default)]
-struct Told {
+pub(crate) struct Told {
     /// What it refused, by its place in what it was asked for.
-    refused: Vec<usize>,
+    pub(crate) refused: Vec<usize>,
     /// Who of the buckets is to be had elsewhere.
     apart: Vec<(UserId, ShardNo)>,
     /// The rows that hold something.
-    rows: Vec<Row>,
+    pub(crate) rows: Vec<Row>,
 }
 
 impl Told {

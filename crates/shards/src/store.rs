@@ -10,6 +10,7 @@ use crate::load::{Load, TELL_EVERY};
 use crate::looks::Looks;
 use crate::pool::{Errand, Expected, Limits, Params, Pool};
 use crate::statement::{By, Read, Unfenced, Write};
+use crate::together::Together;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use placement::{Bucket, Group, Map, Ownership, Place, ShardNo, UserId, Whose};
@@ -31,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) control: Arc<Pool>,
     pub(crate) load: Load,
     pub(crate) looks: Looks,
+    pub(crate) together: Together,
     pub(crate) lives: Arc<Lives>,
     found: FoundPlacement,
     catalog: ArcSwap<Catalog>,
@@ -95,6 +97,7 @@ impl Shards {
                 control,
                 load: Load::new(),
                 looks: Looks::default(),
+                together: Together::default(),
                 lives,
                 found,
                 directory,

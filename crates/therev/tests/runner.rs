@@ -62,3 +62,5 @@ mod strangers;
 mod tasks;
 #[path = "runner/things.rs"]
 mod things;
+#[path = "runner/together.rs"]
+mod together;

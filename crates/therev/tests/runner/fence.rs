@@ -586,8 +586,13 @@ impl Things {
             json!({}),
         ];
         let opened = values![ThreadId::new(ada).0, "new".to_owned(), "new".to_owned(), "plain".to_owned(), json!({})];
+        let item = json!({
+            "author_id": ada.0, "post_id": PostId::new(ada).0, "thread_id": thread, "thread_author_id": ada.0,
+            "type": "TEXT", "body": "new", "format": "plain", "metadata": {}
+        });
         vec![
             Attempt::of_owner("community::posts::CREATE", ada, written),
+            Attempt::many("community::posts::CREATE_TOGETHER", ada.bucket(), Some(ada), item),
             Attempt::by_id("community::posts::CHANGE", ada, post, values![json!({ "body": "changed" }), note()]),
             Attempt::by_id("community::posts::DELETE", ada, post, values![note()]),
             Attempt::of_owner("community::threads::CREATE", ada, opened),

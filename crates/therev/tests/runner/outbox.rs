@@ -212,9 +212,10 @@ async fn what_writers_have_delivered_is_marked_without_a_relay() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
     let [ada, bob, ..] = user_per_shard(&node).await;
-    let open = thread(&node, ada, "Busy").await;
+    // An event for each post: of one thread several would be one.
+    let open = join_all((0..30).map(|_| thread(&node, ada, "Busy"))).await;
     for _ in 0..10 {
-        join_all((0..30).map(|_| post(&node, bob, &open, "text"))).await;
+        join_all(open.iter().map(|open| post(&node, bob, open, "text"))).await;
     }
     let shard = cluster.stranger("shard_1").await;
     let marked = "SELECT count(*) FROM therev.outbox WHERE kind = 'contribution' AND delivered_at IS NOT NULL";

@@ -1,0 +1,175 @@
+//! Writes of one kind that come at once go to their shard together: one statement, one commit, one wait for the disk.
+//!
+//! A caller who finds nobody under way writes alone, at once. What comes while enough are gathers, and goes as one statement on
+//! many owners, each fenced by itself. Whatever becomes of it, nobody suffers for another: what the shard refused is sent on by
+//! itself, and of a statement that failed everybody tries alone.
+
+use crate::error::{Database, Error};
+use crate::fan_out::{Item, Told, tell};
+use crate::gathering::Gathering;
+use crate::pool::{Errand, Params};
+use crate::statement::{Write, WriteMany};
+use crate::store::{Route, Shards, found};
+use placement::{Bucket, ShardNo, Whose};
+use std::collections::BTreeMap;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+/// How many statements of one kind are under way to a shard before others gather: with a single one, a caller would wait for
+/// almost all of another's.
+const UNDER_WAY: usize = 2;
+/// How many wait at the most; whoever comes then goes alone.
+const GATHERED: usize = 500;
+/// How many go at once: a relocation's switch waits for each statement.
+const AT_ONCE: usize = 32;
+
+/// Where a statement goes, and which it is.
+type To = (ShardNo, &'static str);
+
+/// What waits to go together.
+pub(crate) struct Together(Gathering<To, Waiting>);
+
+struct Waiting {
+    key: Uuid,
+    item: Item,
+    caller: oneshot::Sender<Outcome>,
+}
+
+/// What became of one of many.
+enum Outcome {
+    Written(Row),
+    /// Its owner's rows are not written there.
+    Refused,
+    /// Nothing was done for it: it goes alone.
+    Alone,
+    /// It may have been done.
+    Unknown,
+}
+
+impl Default for Together {
+    fn default() -> Together {
+        Together(Gathering::new(UNDER_WAY, GATHERED, AT_ONCE))
+    }
+}
+
+/// A place under way, until the end of a statement that went alone.
+struct UnderWay<'a> {
+    shards: &'a Shards,
+    to: To,
+    many: &'static WriteMany,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        // Without a runtime there is nobody left who would wait.
+        if let (true, Ok(runtime)) = (self.shards.inner.together.0.end(self.to), Handle::try_current()) {
+            runtime.spawn(self.shards.clone().carry(self.to, self.many));
+        }
+    }
+}
+
+impl Shards {
+    /// As [`Shards::write`], for a statement that always writes, and of which many may come at once: what would wait goes with
+    /// others as one of `many`. `item` is what that finds in `owned.item`; its result names each row by `key`.
+    pub async fn write_together(
+        &self,
+        alone: &Write,
+        many: &'static WriteMany,
+        bucket: Bucket,
+        params: &Params<'_>,
+        (key, item): (Uuid, impl Fn() -> serde_json::Value),
+    ) -> Result<Vec<Row>, Error> {
+        let number = bucket.sql();
+        let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
+        all.extend_from_slice(params);
+        let whose = Whose { bucket, user: self.inner.load.count(params.first()) };
+        let mut route = Route::new(self, alone.group, whose);
+        loop {
+            let to = (route.place.shard, many.sql());
+            let pool = self.pool(to.0).await?;
+            let place = self.inner.together.0.begin(to).then(|| UnderWay { shards: self, to, many });
+            let outcome = if place.is_some() {
+                Outcome::Alone
+            } else {
+                let (caller, outcome) = oneshot::channel();
+                if self.inner.together.0.add(to, Waiting { key, item: Item { whose, value: item() }, caller }) {
+                    tokio::spawn(self.clone().carry(to, many));
+                }
+                // Without a word there was no room for it.
+                route.within(async { Ok(outcome.await.unwrap_or(Outcome::Alone)) }).await?
+            };
+            let rows = match outcome {
+                Outcome::Written(row) => vec![row],
+                Outcome::Refused => Vec::new(),
+                Outcome::Alone => route.within(pool.answer(alone.sql(), &all, Errand::Write)).await?,
+                Outcome::Unknown => {
+                    return Err(Error::OutcomeUnknown { database: Database::Shard(to.0), source: None });
+                }
+            };
+            drop(place);
+            if !rows.is_empty() {
+                return Ok(found(rows));
+            }
+            Box::pin(route.follow()).await?;
+        }
+    }
+
+    /// Sends what has gathered until nothing has.
+    async fn carry(self, to: To, many: &'static WriteMany) {
+        loop {
+            let next = self.inner.together.0.next(to);
+            if next.is_empty() {
+                return;
+            }
+            // Who waits no longer is not written for.
+            let waiting: Vec<Waiting> = next.into_iter().filter(|one| !one.caller.is_closed()).collect();
+            let shards = self.clone();
+            // Of its own, so that whatever becomes of it the next ones are carried.
+            let _ = tokio::spawn(async move { shards.send(to.0, many, waiting).await }).await;
+        }
+    }
+
+    async fn send(&self, shard: ShardNo, many: &WriteMany, waiting: Vec<Waiting>) {
+        let (mut items, mut keys, mut callers) = (Vec::new(), Vec::new(), Vec::new());
+        for Waiting { key, item, caller } in waiting {
+            items.push(item);
+            keys.push(key);
+            callers.push(caller);
+        }
+        if items.is_empty() {
+            return;
+        }
+        let answer = match self.pool(shard).await {
+            Ok(pool) => tell(&pool, many, &items).await,
+            Err(error) => Err(error),
+        };
+        let outcomes = match answer {
+            Ok(told) => each(told, &keys),
+            Err(error) => {
+                tracing::debug!(%shard, %error, "a statement of many did not succeed");
+                let is_unknown = matches!(error, Error::OutcomeUnknown { .. } | Error::Deadline { .. });
+                keys.iter().map(|_| if is_unknown { Outcome::Unknown } else { Outcome::Alone }).collect()
+            }
+        };
+        for (caller, outcome) in callers.into_iter().zip(outcomes) {
+            // Who waits no longer was late.
+            let _ = caller.send(outcome);
+        }
+    }
+}
+
+/// What became of each of those that a shard was told of.
+fn each(told: Told, keys: &[Uuid]) -> Vec<Outcome> {
+    let mut rows: BTreeMap<Uuid, Row> = told.rows.into_iter().map(|row| (row.get("key"), row)).collect();
+    let of = |(at, key): (usize, &Uuid)| {
+        if told.refused.contains(&at) {
+            Outcome::Refused
+        } else {
+            rows.remove(key).map_or(Outcome::Alone, Outcome::Written)
+        }
+    };
+    keys.iter().enumerate().map(of).collect()
+}
