@@ -365,10 +365,10 @@ impl Community {
         for _ in 0..2 {
             let is_alone = unknown.is_some() || new.body.len() > TOGETHER_BYTES;
             let written = if is_alone {
-                self.shards().write(&CREATE, bucket, &params).await
+                Box::pin(self.shards().write(&CREATE, bucket, &params)).await
             } else {
                 let item = || new.item(id, thread_author, &metadata);
-                self.shards().write_together(&CREATE, &CREATE_TOGETHER, bucket, &params, (id.0, item)).await
+                Box::pin(self.shards().write_together(&CREATE, &CREATE_TOGETHER, bucket, &params, (id.0, item))).await
             };
             match written {
                 Ok(rows) => {

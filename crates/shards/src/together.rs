@@ -12,6 +12,8 @@ use crate::statement::{Write, WriteMany};
 use crate::store::{Route, Shards, found};
 use placement::{Bucket, ShardNo, Whose};
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_postgres::Row;
@@ -25,6 +27,9 @@ const UNDER_WAY: usize = 2;
 const GATHERED: usize = 500;
 /// How many go at once: a relocation's switch waits for each statement.
 const AT_ONCE: usize = 32;
+
+/// How long a statement keeps others gathering: one that takes longer waits for something that is not theirs.
+const SHORT: Duration = Duration::from_millis(20);
 
 /// Where a statement goes, and which it is.
 type To = (ShardNo, &'static str);
@@ -104,12 +109,11 @@ impl Shards {
             let rows = match outcome {
                 Outcome::Written(row) => vec![row],
                 Outcome::Refused => Vec::new(),
-                Outcome::Alone => route.within(pool.answer(alone.sql(), &all, Errand::Write)).await?,
+                Outcome::Alone => route.within(ended(place, pool.answer(alone.sql(), &all, Errand::Write))).await?,
                 Outcome::Unknown => {
                     return Err(Error::OutcomeUnknown { database: Database::Shard(to.0), source: None });
                 }
             };
-            drop(place);
             if !rows.is_empty() {
                 return Ok(found(rows));
             }
@@ -128,7 +132,8 @@ impl Shards {
             let waiting: Vec<Waiting> = next.into_iter().filter(|one| !one.caller.is_closed()).collect();
             let shards = self.clone();
             // Of its own, so that whatever becomes of it the next ones are carried.
-            let _ = tokio::spawn(async move { shards.send(to.0, many, waiting).await }).await;
+            let sent = tokio::spawn(async move { shards.send(to.0, many, waiting).await });
+            let _ = tokio::time::timeout(SHORT, sent).await;
         }
     }
 
@@ -159,6 +164,19 @@ impl Shards {
             let _ = caller.send(outcome);
         }
     }
+}
+
+/// Waits for a statement that goes alone, and keeps its place no longer than it is short.
+async fn ended<T>(place: Option<UnderWay<'_>>, statement: impl Future<Output = T>) -> T {
+    let mut statement = pin!(statement);
+    if let Some(place) = place {
+        let answer = tokio::time::timeout(SHORT, &mut statement).await;
+        drop(place);
+        if let Ok(answer) = answer {
+            return answer;
+        }
+    }
+    statement.await
 }
 
 /// What became of each of those that a shard was told of.

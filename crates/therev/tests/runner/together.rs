@@ -161,15 +161,17 @@ async fn a_writer_who_waits_for_a_lock_holds_nobody_else_up() {
     let held = holder.transaction().await.expect("a transaction");
     held.execute("SELECT FROM therev.thread_contributions FOR UPDATE", &[]).await.expect("the lock");
     let posts = busy.new_posts();
-    let waits = busy.node.create_post(posts[0].clone());
+    // As many as may be under way before others gather.
+    let hers = [0, 1].map(|_| NewPost { post_id: Some(PostId::new(ada)), ..posts[0].clone() });
     let others = async {
-        let all = all_written(&posts[1..], write_all(&busy.node, &posts[1..]).await);
         until_somebody_waits(&watcher).await;
+        let all = all_written(&posts[1..], write_all(&busy.node, &posts[1..]).await);
         held.rollback().await.expect("the lock is gone");
         all
     };
-    let (hers, mut written) = join(waits, others).await;
-    written.extend([first, hers.expect("the post is written")]);
+    let (waited, mut written) = join(write_all(&busy.node, &hers), others).await;
+    written.push(first);
+    written.extend(all_written(&hers, waited));
     drop((holder, watcher));
     busy.finish(written).await;
 }
