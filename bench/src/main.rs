@@ -31,6 +31,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// How long a run of throughput takes.
 const PERIOD: Duration = Duration::from_secs(2);
 
+/// The community that the goals are set for.
+const POSTS: u32 = 1_000_000;
+
 type Anyhow<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 /// What is measured, by the name that `--only` takes.
@@ -69,7 +72,7 @@ struct Arguments {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..100))]
     runs: u32,
     /// How many posts the community has
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(20_000..))]
+    #[arg(long, default_value_t = POSTS, value_parser = clap::value_parser!(u32).range(20_000..))]
     posts: u32,
     /// A folder with a Stack Exchange data dump, for the import
     #[arg(long)]
@@ -85,6 +88,12 @@ struct Arguments {
 impl Arguments {
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    /// What is made first, and whether its figures are those that the goals are set for.
+    fn community(&self) -> String {
+        let less = if self.posts < POSTS { format!("; the goals are set for {POSTS}") } else { String::new() };
+        format!("making a community of {} posts{less}", self.posts)
     }
 }
 
@@ -147,7 +156,7 @@ async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>
     let wanted = |name: &str| arguments.wants(name);
     let runs = usize::try_from(arguments.runs)?;
     if arguments.what.is_some() {
-        eprintln!("making a community of {} posts", arguments.posts);
+        eprintln!("{}", arguments.community());
         let ground = Ground::new(servers, "ground", 4, arguments.posts, runs).await?;
         return Box::pin(relocate::relocate(&ground, arguments)).await;
     }
@@ -156,7 +165,7 @@ async fn measure(arguments: &Arguments, servers: &Servers) -> Anyhow<Vec<Figure>
     let on_ground =
         ["check", "point_read", "author_page", "thread_page", "one_of_sixteen", "growth", "waits", "post", "insert"];
     if on_ground.into_iter().any(wanted) {
-        eprintln!("making a community of {} posts", arguments.posts);
+        eprintln!("{}", arguments.community());
         let ground = Ground::new(servers, "ground", 4, arguments.posts, runs).await?;
         for name in on_ground.into_iter().filter(|name| wanted(name)) {
             eprintln!("measuring {name}");

@@ -360,10 +360,11 @@ impl Community {
             &format,
             &metadata,
         ];
+        let is_long = new.body.len() + metadata.to_string().len() > TOGETHER_BYTES;
         let mut unknown = None;
         let from = self.shard_of(Group::Content, new.author_id);
         for _ in 0..2 {
-            let is_alone = unknown.is_some() || new.body.len() > TOGETHER_BYTES;
+            let is_alone = unknown.is_some() || is_long;
             let written = if is_alone {
                 Box::pin(self.shards().write(&CREATE, bucket, &params)).await
             } else {

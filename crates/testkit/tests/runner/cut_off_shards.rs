@@ -7,7 +7,7 @@ use testkit::{PASSWORD, TestCluster};
 use therev::generate::Plan;
 use therev::planner::By;
 use therev::relocation::{Aim, Mover, Options};
-use therev::{AddPlan, Layout, RolePasswords, ShardNo, add_shard, remove_shard};
+use therev::{AddPlan, Layout, RolePasswords, ShardNo, add_shard, look_at_leaving, remove_shard};
 
 fn plan(address: &str) -> AddPlan {
     let word = || PASSWORD.to_owned();
@@ -65,7 +65,9 @@ async fn balancing_and_removing() {
     Box::pin(mover.rebalance(Aim::Empty(ShardNo(1)), "test", &|_| {})).await.expect("it is emptied");
     assert!(cut_off(&cluster, "remove_shard.pointed_past", 1, &["remove-shard", "1"]));
     cluster.prove().await;
-    remove_shard(node.shards(), ShardNo(1)).await.expect("it goes on");
+    let seen = look_at_leaving(node.shards(), ShardNo(1)).await.expect("nothing is in the way");
+    let removed = remove_shard(node.shards(), ShardNo(1)).await.expect("it goes on");
+    assert_eq!((seen.shard, removed.shard), (ShardNo(1), ShardNo(1)));
     assert_eq!(node.shards().numbers(), [ShardNo(0)]);
     drop((mover, node));
     cluster.finish().await;
