@@ -26,7 +26,7 @@ impl Community {
     /// Delivers an event that a statement has just returned, and waits for that a bounded time. What fails is left to the relay.
     pub(crate) async fn deliver_now(&self, to: ShardNo, event: Event) {
         let (writer, delivered) = oneshot::channel();
-        if self.inner.eager.0.add(to, (event, writer)) {
+        if let Ok(true) = self.inner.eager.0.add(to, (event, writer)) {
             tokio::spawn(self.clone().carry(to));
         }
         let limit = Duration::from_millis(self.shards().config().delivery_ms);

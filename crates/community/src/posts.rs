@@ -190,7 +190,8 @@ static CREATE: Write = Write::of_owner(
 );
 
 /// The same for posts of several authors that come at once. Who holds on to a contribution of one of them is not waited for by the
-/// others: those then go each for itself. Contributions are locked in the order in which bulk writes lock them.
+/// others: those then go each for itself. An id that is there is left out, so that one of many that comes again is not refused with
+/// all of them; whoever has it goes alone. Two such statements lock contributions in the same order.
 static CREATE_TOGETHER: WriteMany = WriteMany::new(
     Group::Content,
     concat!(
@@ -205,6 +206,7 @@ static CREATE_TOGETHER: WriteMany = WriteMany::new(
                                                        thread_author_id uuid, parent_post_id uuid,
                                                        parent_author_id uuid, type text, body text, format text,
                                                        metadata jsonb)
+              WHERE NOT EXISTS (SELECT FROM posts AS p WHERE p.bucket = o.bucket AND p.post_id = i.post_id)
              RETURNING bucket, author_id, post_id, thread_id, thread_author_id, is_pinned, moderation, score,
                        created_at, updated_at, version),
          contribution AS (
@@ -232,7 +234,7 @@ static CREATE_TOGETHER: WriteMany = WriteMany::new(
 );
 
 /// A longer post goes alone: nobody shall wait for its bytes.
-const TOGETHER_BYTES: usize = 16 * 1_024;
+const TOGETHER_BYTES: usize = 4 * 1_024;
 
 static GET: Read = Read::by_id(
     Group::Content,

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// What gathers, by where it goes.
 ///
 /// A place under way is taken by [`Gathering::begin`] or [`Gathering::add`], and given back by [`Gathering::end`] or
-/// [`Gathering::next`] once nothing has gathered.
+/// [`Gathering::next`] once nothing has gathered, or by [`Gathering::abandon`].
 pub struct Gathering<To, T> {
     under_way: usize,
     gathered: usize,
@@ -44,16 +44,17 @@ impl<To: Ord + Copy, T> Gathering<To, T> {
         is_wanted
     }
 
-    /// Adds one, or drops it where too many wait; `true`: somebody is to carry what has gathered.
-    pub fn add(&self, to: To, one: T) -> bool {
+    /// Adds one, or hands it back where too many wait; `true`: somebody is to carry what has gathered.
+    pub fn add(&self, to: To, one: T) -> Result<bool, T> {
         let mut all = self.all();
         let gathered = Self::at(&mut all, to);
-        if gathered.waiting.len() < self.gathered {
-            gathered.waiting.push(one);
+        if gathered.waiting.len() >= self.gathered {
+            return Err(one);
         }
+        gathered.waiting.push(one);
         let is_wanted = gathered.under_way < self.under_way;
         gathered.under_way += usize::from(is_wanted);
-        is_wanted
+        Ok(is_wanted)
     }
 
     /// What is to be carried next. Nothing: whoever asks is not wanted any more.
@@ -63,6 +64,14 @@ impl<To: Ord + Copy, T> Gathering<To, T> {
         let many = gathered.waiting.len().min(self.at_once);
         gathered.under_way -= usize::from(many == 0);
         gathered.waiting.drain(..many).collect()
+    }
+
+    /// Nobody carries any more what has gathered, which is dropped.
+    pub fn abandon(&self, to: To) {
+        let mut all = self.all();
+        let gathered = Self::at(&mut all, to);
+        gathered.under_way -= 1;
+        gathered.waiting.clear();
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<To, Gathered<T>>> {
@@ -81,25 +90,26 @@ mod tests {
     #[test]
     fn what_comes_while_enough_is_under_way_goes_together() {
         let gathering = Gathering::new(2, 9, 9);
-        assert!(gathering.add(3, 1));
+        assert_eq!(gathering.add(3, 1), Ok(true));
         assert_eq!(gathering.next(3), [1]);
-        assert!(gathering.add(3, 2));
+        assert_eq!(gathering.add(3, 2), Ok(true));
         assert_eq!(gathering.next(3), [2]);
-        assert!(!gathering.add(3, 3) && !gathering.add(3, 4), "two are under way");
-        assert!(gathering.add(1, 9), "elsewhere none is");
+        assert_eq!([gathering.add(3, 3), gathering.add(3, 4)], [Ok(false); 2], "two are under way");
+        assert_eq!(gathering.add(1, 9), Ok(true), "elsewhere none is");
         assert_eq!(gathering.next(3), [3, 4]);
         assert!(gathering.next(3).is_empty(), "one of the two has nothing left to carry");
-        assert!(gathering.add(3, 5));
+        assert_eq!(gathering.add(3, 5), Ok(true));
         assert_eq!(gathering.next(3), [5]);
         assert!(gathering.next(3).is_empty() && gathering.next(3).is_empty());
-        assert!(gathering.add(3, 6), "nobody is under way");
+        assert_eq!(gathering.add(3, 6), Ok(true), "nobody is under way");
     }
 
     #[test]
     fn whoever_goes_alone_carries_what_has_gathered_meanwhile() {
         let gathering = Gathering::new(1, 9, 9);
         assert!(gathering.begin(()), "nobody is under way");
-        assert!(!gathering.begin(()) && !gathering.add((), 1));
+        assert!(!gathering.begin(()));
+        assert_eq!(gathering.add((), 1), Ok(false));
         assert!(gathering.end(()));
         assert!(!gathering.begin(()), "it still is");
         assert_eq!(gathering.next(()), [1]);
@@ -112,10 +122,20 @@ mod tests {
     fn neither_gathers_nor_goes_more_than_may() {
         let gathering = Gathering::new(1, 4, 3);
         assert!(gathering.begin(()));
-        (0..6).for_each(|one| assert!(!gathering.add((), one)));
+        let added: Vec<_> = (0..6).map(|one| gathering.add((), one)).collect();
+        assert_eq!(added, [Ok(false), Ok(false), Ok(false), Ok(false), Err(4), Err(5)]);
         assert!(gathering.end(()));
         assert_eq!(gathering.next(()), [0, 1, 2]);
-        assert_eq!(gathering.next(()), [3], "the others were dropped");
+        assert_eq!(gathering.next(()), [3]);
         assert!(gathering.next(()).is_empty());
+    }
+
+    #[test]
+    fn what_nobody_carries_any_more_is_dropped_and_its_place_is_free() {
+        let gathering = Gathering::new(1, 9, 9);
+        assert!(gathering.begin(()));
+        assert_eq!(gathering.add((), 1), Ok(false));
+        gathering.abandon(());
+        assert!(gathering.begin(()) && !gathering.end(()));
     }
 }

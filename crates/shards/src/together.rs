@@ -10,6 +10,7 @@ use crate::gathering::Gathering;
 use crate::pool::{Errand, Params};
 use crate::statement::{Write, WriteMany};
 use crate::store::{Route, Shards, found};
+use futures_util::future::join_all;
 use placement::{Bucket, ShardNo, Whose};
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -60,18 +61,51 @@ impl Default for Together {
     }
 }
 
-/// A place under way, until the end of a statement that went alone.
-struct UnderWay<'a> {
-    shards: &'a Shards,
+/// A place under way.
+struct Place {
+    shards: Shards,
     to: To,
     many: &'static WriteMany,
+    runtime: Handle,
+    held: Held,
 }
 
-impl Drop for UnderWay<'_> {
+/// For what a place is held, and so what becomes of what has gathered when it is left.
+enum Held {
+    /// A statement that goes alone: it is carried then.
+    Alone,
+    /// To carry it: nobody does any more.
+    Carries,
+    /// It was given back.
+    Nothing,
+}
+
+impl Place {
+    fn new(shards: &Shards, to: To, many: &'static WriteMany, held: Held) -> Place {
+        Place { shards: shards.clone(), to, many, runtime: Handle::current(), held }
+    }
+
+    /// What is to be carried next; the place is given back with the last look.
+    fn next(&mut self) -> Vec<Waiting> {
+        let next = self.shards.inner.together.0.next(self.to);
+        if next.is_empty() {
+            self.held = Held::Nothing;
+        }
+        next
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        // Without a runtime there is nobody left who would wait.
-        if let (true, Ok(runtime)) = (self.shards.inner.together.0.end(self.to), Handle::try_current()) {
-            runtime.spawn(self.shards.clone().carry(self.to, self.many));
+        let together = &self.shards.inner.together.0;
+        match self.held {
+            Held::Alone if together.end(self.to) => {
+                let (shards, runtime) = (self.shards.clone(), self.runtime.clone());
+                let carries = Place { shards, to: self.to, many: self.many, runtime, held: Held::Carries };
+                self.runtime.spawn(carry(carries));
+            }
+            Held::Carries => together.abandon(self.to),
+            Held::Alone | Held::Nothing => {}
         }
     }
 }
@@ -95,16 +129,21 @@ impl Shards {
         loop {
             let to = (route.place.shard, many.sql());
             let pool = self.pool(to.0).await?;
-            let place = self.inner.together.0.begin(to).then(|| UnderWay { shards: self, to, many });
+            let together = &self.inner.together.0;
+            let place = together.begin(to).then(|| Place::new(self, to, many, Held::Alone));
             let outcome = if place.is_some() {
                 Outcome::Alone
             } else {
                 let (caller, outcome) = oneshot::channel();
-                if self.inner.together.0.add(to, Waiting { key, item: Item { whose, value: item() }, caller }) {
-                    tokio::spawn(self.clone().carry(to, many));
+                match together.add(to, Waiting { key, item: Item { whose, value: item() }, caller }) {
+                    Err(_) => Outcome::Alone,
+                    Ok(is_wanted) => {
+                        if is_wanted {
+                            tokio::spawn(carry(Place::new(self, to, many, Held::Carries)));
+                        }
+                        route.within(async { Ok(outcome.await.unwrap_or(Outcome::Unknown)) }).await?
+                    }
                 }
-                // Without a word there was no room for it.
-                route.within(async { Ok(outcome.await.unwrap_or(Outcome::Alone)) }).await?
             };
             let rows = match outcome {
                 Outcome::Written(row) => vec![row],
@@ -121,25 +160,17 @@ impl Shards {
         }
     }
 
-    /// Sends what has gathered until nothing has.
-    async fn carry(self, to: To, many: &'static WriteMany) {
-        loop {
-            let next = self.inner.together.0.next(to);
-            if next.is_empty() {
-                return;
-            }
-            // Who waits no longer is not written for.
-            let waiting: Vec<Waiting> = next.into_iter().filter(|one| !one.caller.is_closed()).collect();
-            let shards = self.clone();
-            // Of its own, so that whatever becomes of it the next ones are carried.
-            let sent = tokio::spawn(async move { shards.send(to.0, many, waiting).await });
-            let _ = tokio::time::timeout(SHORT, sent).await;
-        }
-    }
-
     async fn send(&self, shard: ShardNo, many: &WriteMany, waiting: Vec<Waiting>) {
         let (mut items, mut keys, mut callers) = (Vec::new(), Vec::new(), Vec::new());
         for Waiting { key, item, caller } in waiting {
+            // Who waits no longer is not written for, and of two of one key the second goes alone: it would be refused.
+            if caller.is_closed() {
+                continue;
+            }
+            if keys.contains(&key) {
+                let _ = caller.send(Outcome::Alone);
+                continue;
+            }
             items.push(item);
             keys.push(key);
             callers.push(caller);
@@ -147,9 +178,12 @@ impl Shards {
         if items.is_empty() {
             return;
         }
-        let answer = match self.pool(shard).await {
-            Ok(pool) => tell(&pool, many, &items).await,
-            Err(error) => Err(error),
+        let told = async { tell(self.pool(shard).await?.as_ref(), many, &items).await };
+        let answer = tokio::select! {
+            biased;
+            answer = told => answer,
+            // Given up with its last caller, as any statement.
+            _ = join_all(callers.iter_mut().map(oneshot::Sender::closed)) => return,
         };
         let outcomes = match answer {
             Ok(told) => each(told, &keys),
@@ -166,8 +200,22 @@ impl Shards {
     }
 }
 
+/// Sends what has gathered until nothing has.
+async fn carry(mut place: Place) {
+    loop {
+        let waiting = place.next();
+        if waiting.is_empty() {
+            return;
+        }
+        let (shards, shard, many) = (place.shards.clone(), place.to.0, place.many);
+        // Of its own, so that whatever becomes of it the next ones are carried.
+        let sent = tokio::spawn(async move { shards.send(shard, many, waiting).await });
+        let _ = tokio::time::timeout(SHORT, sent).await;
+    }
+}
+
 /// Waits for a statement that goes alone, and keeps its place no longer than it is short.
-async fn ended<T>(place: Option<UnderWay<'_>>, statement: impl Future<Output = T>) -> T {
+async fn ended<T>(place: Option<Place>, statement: impl Future<Output = T>) -> T {
     let mut statement = pin!(statement);
     if let Some(place) = place {
         let answer = tokio::time::timeout(SHORT, &mut statement).await;

@@ -139,6 +139,8 @@ async fn one_that_cannot_be_written_takes_nobody_along() {
     let taken = busy.node.create_post(posts[7].clone()).await.expect("the first of this id");
     posts[7].body = "another text".into();
     posts[9].body = "a NUL \0 is no text".into();
+    // The same twice in one statement.
+    posts.push(posts[AUTHORS - 1].clone());
     let (mut rest, mut refused) = (Vec::new(), Vec::new());
     for (at, answer) in write_all(&busy.node, &posts).await.into_iter().enumerate() {
         match answer {
@@ -147,9 +149,38 @@ async fn one_that_cannot_be_written_takes_nobody_along() {
         }
     }
     let [(7, Error::Conflict { .. }), (9, _)] = refused[..] else { panic!("{refused:?}") };
-    assert_eq!(rest.len(), AUTHORS - 2);
+    assert_eq!(rest.len(), AUTHORS - 1);
+    assert_eq!(rest.pop().as_ref(), rest.last(), "both have the same post");
     rest.push(taken);
+    let shard = busy.cluster.stranger("shard_0").await;
+    let transactions = transactions(&shard).await;
+    assert!(transactions < 20, "{transactions} transactions for {AUTHORS} posts");
+    drop(shard);
     busy.finish(rest).await;
+}
+
+/// Of callers who leave, those whose post has not been sent yet leave no trace, and no place is kept for any of them.
+#[tokio::test]
+async fn callers_who_leave_keep_nobody_waiting() {
+    let busy = Busy::one_shard().await;
+    for moments in 0..20 {
+        let left = busy.new_posts();
+        let leaves = async {
+            for _ in 0..moments * 4 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = write_all(&busy.node, &left) => (),
+            () = leaves => (),
+        }
+    }
+    let posts = busy.new_posts();
+    all_written(&posts, write_all(&busy.node, &posts).await);
+    let Busy { cluster, node, .. } = busy;
+    drop(node);
+    cluster.finish().await;
 }
 
 #[tokio::test]
