@@ -59,7 +59,7 @@ async fn per_operation() {
 }
 
 #[tokio::test]
-async fn replies_that_come_at_once_share_their_writes_and_deliveries() {
+async fn replies_that_come_at_once_share_their_deliveries() {
     const REPLIES: usize = 40;
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
@@ -90,14 +90,11 @@ async fn replies_that_come_at_once_share_their_writes_and_deliveries() {
         }
     };
     join(replies, written).await;
-    let asked = since(&node, &before);
-    let (heads, posts) = (REPLIES as u64, (REPLIES / authors.len()) as u64);
-    // Two posts that were under way, and what had gathered meanwhile.
-    let written = asked[&shard(1)];
-    assert!((3..posts).contains(&written), "{written} statements for {posts} posts");
-    // Besides, the heads, and likewise the deliveries.
-    let there = asked[&shard(0)];
-    assert!((heads + 3 + 3..heads + posts + 6).contains(&there), "{there} statements");
+    let asked = since(&node, &before)[&shard(0)];
+    // The heads, and what was written there, by several at once or each alone; besides, two deliveries that were under way, and what
+    // had gathered meanwhile. Each by itself would be forty more.
+    let (most, shared) = (REPLIES + REPLIES / authors.len() + REPLIES / 2, REPLIES + 3);
+    assert!((shared..most).contains(&usize::try_from(asked).expect("a number")), "{asked} statements");
     drop(node);
     drop(holder);
     cluster.finish().await;
