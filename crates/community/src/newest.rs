@@ -13,6 +13,17 @@ macro_rules! newer_participant {
 }
 pub(crate) use newer_participant;
 
+/// What an author has written in a thread besides, added to the contribution `c` that may be there; its version only grows.
+macro_rules! added_contribution {
+    () => {
+        "
+             ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
+                SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
+                    version = greatest(c.version + 1, excluded.version)"
+    };
+}
+pub(crate) use added_contribution;
+
 /// `kept`: the sums of `summed`, where they are later ones. A totals' version is the sum of the participants' versions:
 /// the later sum is the greater one, whoever made it.
 macro_rules! kept_totals {

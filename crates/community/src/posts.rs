@@ -5,6 +5,7 @@ use crate::columns::Columns;
 use crate::community::Community;
 use crate::delivery::Event;
 use crate::error::{Error, Result};
+use crate::newest::added_contribution;
 use crate::text::{Format, Moderation, check_body, check_object};
 use crate::users::word;
 use crate::words;
@@ -175,10 +176,9 @@ static CREATE: Write = Write::of_owner(
              INSERT INTO therev.thread_contributions AS c
                     (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
              SELECT p.bucket, p.author_id, p.thread_id, p.thread_author_id, 1, p.created_at, p.version
-               FROM created AS p
-             ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
-                SET posts = c.posts + 1, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
-                    version = greatest(c.version + 1, excluded.version)
+               FROM created AS p",
+        added_contribution!(),
+        "
              RETURNING c.*),
          ",
         contribution_sent!(),
@@ -216,10 +216,9 @@ static CREATE_TOGETHER: WriteMany = WriteMany::new(
                     max(p.version)
                FROM created AS p
               GROUP BY p.bucket, p.author_id, p.thread_id, p.thread_author_id
-              ORDER BY p.author_id, p.thread_id
-             ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
-                SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
-                    version = greatest(c.version + 1, excluded.version)
+              ORDER BY p.author_id, p.thread_id",
+        added_contribution!(),
+        "
              RETURNING c.*),
          ",
         contribution_sent!(),

@@ -4,7 +4,7 @@ use super::rows::{BulkPost, BulkRow, BulkThread, NamedUser};
 use super::{Done, Landed, Part};
 use crate::community::Community;
 use crate::error::Result;
-use crate::newest::{changed_totals, kept_totals, newer_participant, summed};
+use crate::newest::{added_contribution, changed_totals, kept_totals, newer_participant, summed};
 use chrono::{DateTime, Utc};
 use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use shards::{Bulk, Database, Unfenced};
@@ -45,19 +45,19 @@ const COPY_CONTRIBUTIONS: &str = "
     FROM STDIN (FORMAT binary)";
 
 /// What the posts of a batch add to their authors' contributions. Answers with those that were there before.
-const CONTRIBUTE: &str = "
-    WITH contribution AS (
+const CONTRIBUTE: &str = concat!(
+    "WITH contribution AS (
         INSERT INTO therev.thread_contributions AS c
                (bucket, author_id, thread_id, thread_author_id, posts, last_post_at, version)
         SELECT n.bucket, n.author_id, n.thread_id, n.thread_author_id, n.posts, n.last_post_at, $7::bigint
           FROM unnest($1::smallint[], $2::uuid[], $3::uuid[], $4::uuid[], $5::integer[], $6::timestamptz[])
-                   AS n (bucket, author_id, thread_id, thread_author_id, posts, last_post_at)
-        ON CONFLICT (bucket, author_id, thread_id) DO UPDATE
-           SET posts = c.posts + excluded.posts, last_post_at = greatest(c.last_post_at, excluded.last_post_at),
-               version = greatest(c.version + 1, excluded.version)
+                   AS n (bucket, author_id, thread_id, thread_author_id, posts, last_post_at)",
+    added_contribution!(),
+    "
         RETURNING c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version, c.xmax <> 0 AS was_there)
     SELECT c.author_id, c.thread_id, c.posts, c.deleted, c.last_post_at, c.version
-      FROM contribution AS c WHERE c.was_there";
+      FROM contribution AS c WHERE c.was_there"
+);
 
 /// Participants that their threads have not heard of, likewise.
 const COPY_PARTICIPANTS: &str = "

@@ -2,9 +2,11 @@
 
 use crate::things::{thread, until_somebody_waits, user};
 use futures_util::future::{join, join_all};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use testkit::{At, Mode, TestCluster};
 use therev::{Config, Error, Layout, Map, NewPost, Post, PostId, Therev, Thread, UserId};
+use tokio::sync::Notify;
 use tokio_postgres::Client;
 
 /// Who writes at once, more than go together.
@@ -191,18 +193,28 @@ async fn a_writer_who_waits_for_a_lock_holds_nobody_else_up() {
     let (mut holder, watcher) = (busy.cluster.stranger("shard_0").await, busy.cluster.stranger("shard_0").await);
     let held = holder.transaction().await.expect("a transaction");
     held.execute("SELECT FROM therev.thread_contributions FOR UPDATE", &[]).await.expect("the lock");
-    let posts = busy.new_posts();
-    // As many as may be under way before others gather.
-    let hers = [0, 1].map(|_| NewPost { post_id: Some(PostId::new(ada)), ..posts[0].clone() });
-    let others = async {
+    // Some of hers go alone, as many as may be under way before others gather, and some with others' in one statement. Fewer than the
+    // node has connections: each of them waits on one.
+    let mut posts = busy.new_posts();
+    for n in 0..3 {
+        posts.insert(n * 12, NewPost { post_id: Some(PostId::new(ada)), ..posts[0].clone() });
+    }
+    let (left, others_are_done) = (AtomicUsize::new(AUTHORS - 1), Notify::new());
+    let written = join_all(posts.iter().map(async |new| {
+        let post = busy.node.create_post(new.clone()).await;
+        if new.author_id != ada && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            others_are_done.notify_one();
+        }
+        post
+    }));
+    let freed = async {
+        others_are_done.notified().await;
         until_somebody_waits(&watcher).await;
-        let all = all_written(&posts[1..], write_all(&busy.node, &posts[1..]).await);
         held.rollback().await.expect("the lock is gone");
-        all
     };
-    let (waited, mut written) = join(write_all(&busy.node, &hers), others).await;
+    let (written, ()) = join(written, freed).await;
+    let mut written = all_written(&posts, written);
     written.push(first);
-    written.extend(all_written(&hers, waited));
     drop((holder, watcher));
     busy.finish(written).await;
 }
