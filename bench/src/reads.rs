@@ -178,8 +178,7 @@ pub(crate) async fn thread_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
             pairs.add(ours, slowest);
         }
     }
-    let note =
-        "p50, shown before; head beside 4 shards' shares, then names; bare: the slowest shard's query for all 50 alone";
+    let note = "p50, shown before; the head beside 4 shards' shares; bare: the slowest shard's query for all 50 alone";
     Ok(vec![pairs.time("thread_page", Some(1.6), "ms").note(note)])
 }
 

@@ -31,6 +31,11 @@ CREATE TABLE users (
             AND metadata = '{}' AND NOT is_active AND role = 'STANDARD'))
 );
 
+-- What others see beside the user name.
+CREATE FUNCTION therev.display_name(u users) RETURNS text
+    LANGUAGE sql STABLE
+    RETURN nullif(concat_ws(' ', u.first_name, u.last_name), '');
+
 -- Written by community/sessions.rs; community/users.rs deletes. Of a token only its SHA-256 is kept.
 CREATE TABLE user_sessions (
     bucket       smallint    NOT NULL,

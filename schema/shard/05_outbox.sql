@@ -51,7 +51,7 @@ CREATE FUNCTION therev.user_state(u users) RETURNS jsonb
     LANGUAGE sql STABLE
     RETURN jsonb_build_object(
         'user_id', u.user_id, 'user_name', u.user_name, 'email', u.email,
-        'display_name', nullif(concat_ws(' ', u.first_name, u.last_name), ''),
+        'display_name', therev.display_name(u),
         'profile_pic_url', u.profile_pic_url, 'role', u.role, 'is_active', u.is_active,
         'created_at', u.created_at, 'deleted', u.deleted_at IS NOT NULL, 'version', u.version);
 

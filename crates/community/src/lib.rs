@@ -4,6 +4,7 @@
 //! other databases is in the same transaction's outbox, and is delivered at once, within a bounded wait, or by a relay.
 
 mod audit;
+mod authors;
 pub mod bulk;
 pub mod check;
 mod columns;
@@ -32,13 +33,14 @@ mod wherever;
 mod words;
 
 pub use audit::{Actor, AuditEntry, AuditList};
+pub use authors::Author;
 pub use community::{Community, Seen, Written};
 pub use error::{Error, Result};
 pub use lists::{Listed, ThreadCard, ThreadOrder, UserCard};
 pub use maintenance::Maintained;
 pub use names::normalized_user_name;
 pub use overview::{DirectoryStatus, OutboxStatus, Overview, ShardStatus, Standby, State};
-pub use page::{Author, Cursor, PagePost, ThreadPage};
+pub use page::{Cursor, PagePost, ThreadPage};
 pub use posts::{NewPost, Parent, Post, PostChange, PostType};
 pub use relay::{Relayed, relay_rest};
 pub use sessions::{NewSession, OpenSession, Session, SessionStatus};

@@ -1,8 +1,9 @@
 //! Lists from the directory: threads newest, most active, by author; names by prefix. Read on its replicas.
 
+use crate::authors::Author;
 use crate::community::{Community, Seen};
 use crate::error::{Error, Result};
-use crate::page::{Author, Cursor};
+use crate::page::Cursor;
 use crate::text::Moderation;
 use crate::users::{Role, word};
 use chrono::{DateTime, Utc};

@@ -1,9 +1,11 @@
-//! A thread's page: the head, one statement per shard that holds posts of it, one for the names. Of a thread that is longer than the
-//! page a shard that holds much more of the page than its even share is asked twice.
+//! A thread's page: the head, and one statement per shard that holds posts of it; one more for the names of those whose accounts lie
+//! apart from their posts. Of a thread that is longer than the page a shard that holds much more of the page than its even share is
+//! asked twice.
 //!
 //! The head says in which buckets there are posts. Where a node has shown the thread before, it asks for head and posts at once,
 //! and for the posts of other buckets besides once the head names some.
 
+use crate::authors::{Author, author_columns, author_joined};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::posts::{Post, post_columns, post_from};
@@ -11,7 +13,7 @@ use crate::threads::Thread;
 use chrono::{DateTime, Utc};
 use placement::{Group, PostId, ShardNo, ThreadId, UserId, Whose};
 use serde::Serialize;
-use shards::{BucketSet, Many, Part, ReadBuckets, Unfenced};
+use shards::{BucketSet, Many, Part, ReadBuckets};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -79,17 +81,6 @@ impl Serialize for Cursor {
     }
 }
 
-/// What a page shows of an author; it comes from the directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Author {
-    /// Who.
-    pub user_id: UserId,
-    /// Absent: deleted, or not known to the directory (yet).
-    pub user_name: Option<String>,
-    /// First and last name, where given.
-    pub display_name: Option<String>,
-}
-
 /// One post of a page with its author.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PagePost {
@@ -144,23 +135,24 @@ impl moka::Expiry<ThreadId, Arc<Known>> for FromTheFirst {
     }
 }
 
-/// This shard's share of a page: the posts of the authors whose buckets it was asked for and owns, in the order of their index,
-/// and no more of them than are wanted.
+/// This shard's share of a page: the posts of the authors whose buckets it was asked for and owns, read in the order of their index
+/// and no more of them than are wanted, each with its author.
 static POSTS: ReadBuckets = ReadBuckets::new(
     Group::Content,
     concat!(
-        "SELECT ",
+        "SELECT p.*, ",
+        author_columns!(),
+        " FROM (SELECT ",
         post_columns!(),
-        " FROM posts AS p, therev.fence AS f
-          WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
-            AND (get_bit($1::varbit, p.bucket) <> 0 OR p.author_id = ANY ($2::uuid[]))
-            AND f.colocation_group = 'content' AND therev.may_read(f, p.bucket, p.author_id)
-          ORDER BY p.created_at, p.post_id LIMIT $6"
+        ", p.bucket
+                  FROM posts AS p, therev.fence AS f
+                 WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
+                   AND (get_bit($1::varbit, p.bucket) <> 0 OR p.author_id = ANY ($2::uuid[]))
+                   AND f.colocation_group = 'content' AND therev.may_read(f, p.bucket, p.author_id)
+                 ORDER BY p.created_at, p.post_id LIMIT $6) AS p",
+        author_joined!("p")
     ),
 );
-
-static NAMES: Unfenced =
-    Unfenced::read("SELECT d.user_id, d.user_name, d.display_name FROM user_directory AS d WHERE d.user_id = ANY ($1)");
 
 crate::fenced_list! { POSTS }
 
@@ -181,22 +173,24 @@ impl Community {
                 let buckets = known.buckets.iter().chain(more.iter()).collect();
                 remembered.insert(id, Arc::new(Known { buckets, posts }));
             }
-            Ok::<_, Error>((head.thread, posts_of(Known { buckets: more, posts }).await?))
+            Ok::<_, Error>((head.thread, head.author, posts_of(Known { buckets: more, posts }).await?))
         });
         // Both to the end: to leave an answer costs its connection.
         let guess = Known { buckets: known.buckets.clone(), ..*known };
         let (begun, guessed) = tokio::join!(begun, posts_of(guess));
-        let (thread, (more_posts, more_missing)) = begun?;
+        let (thread, opened_by, (more_posts, more_missing)) = begun?;
         let (known_posts, mut missing) = guessed?;
         missing.extend(more_missing);
         // Each is the first of its own buckets; no two posts share a place.
-        let by_place: BTreeMap<Cursor, Post> =
-            known_posts.into_iter().chain(more_posts).map(|post| (Cursor::from(&post), post)).collect();
-        let mut posts: Vec<Post> = by_place.into_values().take(wanted).collect();
-        let more = posts.len() > limit;
-        posts.truncate(limit);
+        let by_place: BTreeMap<Cursor, (Post, Option<Author>)> =
+            known_posts.into_iter().chain(more_posts).map(|found| (Cursor::from(&found.0), found)).collect();
+        let more = by_place.len() > limit;
+        let (posts, with_posts): (Vec<Post>, Vec<Option<Author>>) = by_place.into_values().take(limit).unzip();
         let next = posts.last().filter(|_| more).map(Cursor::from);
-        let authors = self.authors(posts.iter().map(|p| p.author_id).chain([thread.author_id]).collect()).await;
+        let found = with_posts.into_iter().chain([opened_by]).flatten();
+        let mut authors: BTreeMap<UserId, Author> = found.map(|author| (author.user_id, author)).collect();
+        let all = posts.iter().map(|post| post.author_id).chain([thread.author_id]).collect();
+        self.other_authors(&mut authors, all).await;
         let author_of = |id: UserId| {
             authors.get(&id).cloned().unwrap_or(Author { user_id: id, user_name: None, display_name: None })
         };
@@ -222,7 +216,7 @@ impl Community {
         known: Known,
         after: Cursor,
         wanted: usize,
-    ) -> Result<(Vec<Post>, BTreeSet<ShardNo>)> {
+    ) -> Result<(Vec<(Post, Option<Author>)>, BTreeSet<ShardNo>)> {
         let ask = async |whose: Vec<Whose>, after: Cursor, limit: usize| {
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             self.shards().read_buckets(&POSTS, whose, &[&id.0, &after.created_at, &after.id, &limit]).await
@@ -246,30 +240,8 @@ impl Community {
                 rows.extend(by_place(rest));
             }
         }
-        let posts = rows.values().take(wanted).map(post_from).collect::<Result<Vec<Post>>>()?;
-        Ok((posts, missing))
-    }
-
-    /// What the directory knows of some users; while it is down, nothing.
-    ///
-    /// Whom a replica does not know may have come a moment ago: the writer is asked for those.
-    pub(crate) async fn authors(&self, ids: BTreeSet<UserId>) -> BTreeMap<UserId, Author> {
-        let directory = self.shards().directory();
-        let mut wanted: Vec<Uuid> = ids.into_iter().map(|id| id.0).collect();
-        let mut rows = directory.read(&NAMES, &[&wanted], None).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "names are missing: the directory gave no answer");
-            Vec::new()
-        });
-        let known: BTreeSet<Uuid> = rows.iter().map(|row| row.get("user_id")).collect();
-        wanted.retain(|id| !known.contains(id));
-        if !wanted.is_empty() && directory.replica_count() > 0 {
-            rows.extend(directory.writer(&NAMES, &[&wanted]).await.unwrap_or_default());
-        }
-        let author = |row: &Row| {
-            let user_id = UserId(row.get("user_id"));
-            (user_id, Author { user_id, user_name: row.get("user_name"), display_name: row.get("display_name") })
-        };
-        rows.iter().map(author).collect()
+        let found = rows.values().take(wanted).map(|row| Ok((post_from(row)?, Author::with_row(row))));
+        Ok((found.collect::<Result<_>>()?, missing))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Threads: open, read, change, delete. Writes table `threads`.
 
 use crate::audit::{Actor, audited};
+use crate::authors::{Author, author_columns, author_joined};
 use crate::columns::Columns;
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
@@ -48,9 +49,11 @@ pub struct Thread {
     pub version: i64,
 }
 
-/// A thread's head with the buckets whose authors wrote in it, but for those that were known.
+/// A thread's head with who opened it, where this is known on its shard, and the buckets whose authors wrote in it, but for those
+/// that were known.
 pub(crate) struct Head {
     pub(crate) thread: Thread,
+    pub(crate) author: Option<Author>,
     pub(crate) more_buckets: Vec<Bucket>,
 }
 
@@ -120,8 +123,11 @@ static HEAD: Read = Read::by_id(
     concat!(
         "SELECT ",
         thread_columns!(),
-        ", p.post_count, p.buckets
-           FROM threads AS t,
+        ", p.post_count, p.buckets, ",
+        author_columns!(),
+        " FROM threads AS t",
+        author_joined!("t"),
+        "CROSS JOIN
                 LATERAL (SELECT coalesce(sum(p.posts), 0) AS post_count,
                                 array_agg(therev.bucket_of(p.participant_id))
                                     FILTER (WHERE p.posts + p.deleted > 0
@@ -257,7 +263,7 @@ impl Community {
         let row = rows.first().ok_or_else(|| Error::not_found("thread", id))?;
         let numbers: Option<Vec<i16>> = row.get("buckets");
         let more_buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
-        Ok(Head { thread: living(row, id)?, more_buckets })
+        Ok(Head { thread: living(row, id)?, author: Author::with_row(row), more_buckets })
     }
 
     /// Who opened a thread that takes replies.

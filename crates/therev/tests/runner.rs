@@ -6,6 +6,8 @@ mod agreement;
 mod apart;
 #[path = "runner/attacks.rs"]
 mod attacks;
+#[path = "runner/authors.rs"]
+mod authors;
 #[path = "runner/examples.rs"]
 mod examples;
 #[path = "runner/fence.rs"]

@@ -38,12 +38,11 @@ async fn per_operation() {
     node.users(&authors).await.expect("users");
     assert_eq!(since(&node, &before).values().sum::<u64>(), 4, "many users: one per shard");
 
-    cluster.replica_caught_up().await;
-    // The head on shard 0; posts are on shards 1 and 2 only; the names from a replica of the directory.
+    // The head on shard 0; posts are on shards 1 and 2 only.
     let before = node.shards().statements();
     node.thread_page(open.thread_id, None, 50).await.expect("a page");
-    let asked = BTreeMap::from([(shard(0), 1), (shard(1), 1), (shard(2), 1), (Database::Replica(1), 1)]);
-    assert_eq!(since(&node, &before), asked, "a page: the head, one per shard that holds posts, one for the names");
+    let asked = BTreeMap::from([(shard(0), 1), (shard(1), 1), (shard(2), 1)]);
+    assert_eq!(since(&node, &before), asked, "a page: the head, one per shard that holds posts, each with names");
 
     let before = node.shards().statements();
     post(&node, authors[3], &open, "a reply").await;
@@ -129,15 +128,14 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
         written.push(post(&node, author, &open, "text").await.post_id);
     }
     node.relay_once().await.expect("the relay runs");
-    cluster.replica_caught_up().await;
     let before = node.shards().statements();
     let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
     assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1), (Database::Replica(1), 1)]);
-    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where most posts are, the names");
+    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1)]);
+    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where most posts are");
 
     // Of a thread that the page holds whole nobody is asked twice, by a node that has seen it and by one that has not.
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1), (Database::Replica(1), 1)]);
+    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1)]);
     let fresh = cluster.node().await;
     for _ in 0..2 {
         let before = fresh.shards().statements();
@@ -173,20 +171,18 @@ async fn a_page_shown_before_shows_whoever_came_since() {
     let open = thread(&node, author, "Shown before").await;
     post(&node, author, &open, "the first").await;
     post(&node, second, &open, "the second").await;
-    cluster.replica_caught_up().await;
     let shown = async || {
         let before = node.shards().statements();
         let page = node.thread_page(open.thread_id, None, 9).await.expect("a page");
         assert!(!page.partial);
         (page.posts.len(), page.thread.post_count, since(&node, &before))
     };
-    let names = (Database::Replica(1), 1);
-    let cost = BTreeMap::from([(shard(0), 2), (shard(1), 1), names]);
-    assert_eq!(shown().await, (2, 2, cost.clone()), "the head, one per shard, the names");
+    let cost = BTreeMap::from([(shard(0), 2), (shard(1), 1)]);
+    assert_eq!(shown().await, (2, 2, cost.clone()), "the head, one per shard");
     assert_eq!(shown().await, (2, 2, cost), "the same");
 
     post(&other, third, &open, "of somebody new, by another node").await;
-    let cost = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), names]);
+    let cost = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1)]);
     assert_eq!(shown().await, (3, 3, cost.clone()), "nobody is asked twice");
     assert_eq!(shown().await, (3, 3, cost));
     drop((node, other));
