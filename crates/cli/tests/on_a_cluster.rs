@@ -4,6 +4,7 @@ use crate::therev;
 use serde_json::{Value, json};
 use std::process::Output;
 use testkit::TestCluster;
+use therev::relocation::{Goal, Mover, Options, State};
 
 /// Runs a command on a cluster, found by the superuser's address as `cluster env` would print it.
 fn on(cluster: &TestCluster, args: &[&str]) -> Output {
@@ -14,7 +15,7 @@ fn on(cluster: &TestCluster, args: &[&str]) -> Output {
 }
 
 /// What a command prints for programs.
-fn json_of(cluster: &TestCluster, args: &[&str]) -> Value {
+pub(crate) fn json_of(cluster: &TestCluster, args: &[&str]) -> Value {
     let output = on(cluster, &[args, &["--json"]].concat());
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -294,6 +295,39 @@ async fn an_interrupted_move_goes_on_by_the_same_command() {
     mover.want(left, done).await.unwrap();
     assert_eq!(ended(&["move", "buckets", "4,8", "--to", "0"]), json!(left));
     assert_eq!(planned("finish")["obstacles"][0]["reason"], json!(format!("relocation {left} is done")));
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// `abort` on the way back has done what it was for when everything stays where it was switched to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_way_back_is_called_off() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let held = json_of(&cluster, &["move", "buckets", "4", "--to", "2", "--hold"]);
+    let relocation = held[0]["relocation"].as_i64().unwrap();
+    // Whoever holds on to a table where the buckets are lets no try get through.
+    let mut holder = cluster.stranger("shard_2").await;
+    let holds = holder.transaction().await.unwrap();
+    holds.batch_execute("LOCK TABLE posts IN ROW EXCLUSIVE MODE").await.unwrap();
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    mover.want(relocation, Goal::Reversed).await.unwrap();
+    let called_off = async {
+        while mover.show(relocation).await.unwrap().state != State::Switching {
+            tokio::task::yield_now().await;
+        }
+        let (control, number) = (cluster.url("control"), relocation.to_string());
+        let abort = move || therev(&["--control", &control, "relocation", "abort", &number, "--json"]);
+        tokio::task::spawn_blocking(abort).await.unwrap()
+    };
+    let (driven, output) = tokio::join!(mover.drive(relocation, &|_| {}), called_off);
+    assert_eq!(driven.unwrap().state, State::Switched);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &said["state"]), (Some(0), &json!("switched")), "{said}");
+    drop(holds);
+    drop(holder);
+    let ended = json_of(&cluster, &["relocation", "finish", &relocation.to_string()]);
+    assert_eq!(ended["state"], "done");
     drop((mover, node));
     cluster.finish().await;
 }

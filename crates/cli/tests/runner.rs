@@ -5,6 +5,7 @@
 mod desk;
 mod exit_codes;
 mod help;
+mod json_page;
 mod moving;
 mod on_a_cluster;
 mod promotion;

@@ -22,34 +22,59 @@ impl Default for Eager {
     }
 }
 
+/// Whoever carries what gathers for a shard. One that ends before its time, with its runtime, leaves its place to others.
+struct Carrier {
+    community: Community,
+    to: ShardNo,
+    has_ended: bool,
+}
+
+impl Carrier {
+    /// What is to be delivered next; the place is given back with the last look.
+    fn next(&mut self) -> Vec<(Event, oneshot::Sender<()>)> {
+        let next = self.community.inner.eager.0.next(self.to);
+        self.has_ended = next.is_empty();
+        next
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.community.inner.eager.0.abandon(self.to);
+        }
+    }
+}
+
 impl Community {
     /// Delivers an event that a statement has just returned, and waits for that a bounded time. What fails is left to the relay.
     pub(crate) async fn deliver_now(&self, to: ShardNo, event: Event) {
         let (writer, delivered) = oneshot::channel();
         if let Ok(true) = self.inner.eager.0.add(to, (event, writer)) {
-            tokio::spawn(self.clone().carry(to));
+            tokio::spawn(carry(Carrier { community: self.clone(), to, has_ended: false }));
         }
         let limit = Duration::from_millis(self.shards().config().delivery_ms);
         // Late, or without a word: it is in the outbox all the same.
         let _ = tokio::time::timeout(limit, delivered).await;
     }
+}
 
-    async fn carry(self, to: ShardNo) {
-        loop {
-            let (events, writers): (Vec<Event>, Vec<_>) = self.inner.eager.0.next(to).into_iter().unzip();
-            if events.is_empty() {
-                return;
-            }
-            let community = self.clone();
-            // Of its own, so that whatever becomes of it the next ones are carried.
-            let delivery = tokio::spawn(async move { community.deliver(events).await.failed });
-            for (kind, error) in delivery.await.unwrap_or_default() {
-                tracing::debug!(kind, %error, "events stay in the outbox for the relay");
-            }
-            for writer in writers {
-                // Who waits no longer misses nothing.
-                let _ = writer.send(());
-            }
+/// Delivers what has gathered until nothing has.
+async fn carry(mut carrier: Carrier) {
+    loop {
+        let (events, writers): (Vec<Event>, Vec<_>) = carrier.next().into_iter().unzip();
+        if events.is_empty() {
+            return;
+        }
+        let community = carrier.community.clone();
+        // Of its own, so that whatever becomes of it the next ones are carried.
+        let delivery = tokio::spawn(async move { community.deliver(events).await.failed });
+        for (kind, error) in delivery.await.unwrap_or_default() {
+            tracing::debug!(kind, %error, "events stay in the outbox for the relay");
+        }
+        for writer in writers {
+            // Who waits no longer misses nothing.
+            let _ = writer.send(());
         }
     }
 }

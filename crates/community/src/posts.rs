@@ -195,7 +195,7 @@ static CREATE: Write = Write::of_owner(
 static CREATE_TOGETHER: WriteMany = WriteMany::new(
     Group::Content,
     concat!(
-        "hurried AS MATERIALIZED (SELECT set_config('lock_timeout', '20ms', true)),
+        "hurried AS MATERIALIZED (SELECT set_config('lock_timeout', '100ms', true)),
          created AS (
              INSERT INTO posts (bucket, author_id, post_id, thread_id, thread_author_id, parent_post_id,
                                 parent_author_id, type, body, format, metadata, version)
@@ -363,26 +363,29 @@ impl Community {
         ];
         let is_long = new.body.len() + metadata.to_string().len() > TOGETHER_BYTES;
         let mut unknown = None;
-        let from = self.shard_of(Group::Content, new.author_id);
         for _ in 0..2 {
             let is_alone = unknown.is_some() || is_long;
             let written = if is_alone {
-                Box::pin(self.shards().write(&CREATE, bucket, &params)).await
+                Box::pin(self.shards().write_on(&CREATE, bucket, &params)).await
             } else {
                 let item = || new.item(id, thread_author, &metadata);
                 Box::pin(self.shards().write_together(&CREATE, &CREATE_TOGETHER, bucket, &params, (id.0, item))).await
             };
             match written {
-                Ok(rows) => {
+                Ok((shard, rows)) => {
                     fail::fail_point!("post.written");
                     let Some(row) = rows.first() else { break };
-                    // Where the belief has changed meanwhile, nobody here knows which of two shards answered; on the wrong one the
-                    // mark would be another event's of the same number. To have it said would cost every post something.
-                    let is_sure = from == self.shard_of(Group::Content, new.author_id);
-                    self.deliver_contribution(is_sure.then_some(from), thread_author, row).await;
+                    self.deliver_contribution(shard, thread_author, row).await;
                     return created(id, new, thread_author, metadata, row);
                 }
-                Err(error) if is_id_in_use(&error) => return self.same_post(id, &new).await,
+                // It is there; and where nothing more is heard of it, that is no word on what became of the first try.
+                Err(error) if is_id_in_use(&error) => {
+                    let same = self.same_post(id, &new).await;
+                    return same.map_err(|error| match (error, unknown) {
+                        (Error::Store(_), Some(unknown)) => Error::Store(unknown),
+                        (error, _) => error,
+                    });
+                }
                 // Whether it was written, the same create tells; one that fails does not.
                 Err(error @ shards::Error::OutcomeUnknown { .. }) => unknown = Some(error),
                 Err(error) => return Err(unknown.map_or_else(|| Error::of_constraint(error), Error::Store)),
@@ -409,7 +412,7 @@ impl Community {
         let Some(body) = &post.body else { return Err(Error::gone("post", id)) };
         // One that was changed since is still the same create; one that never looked like this is another.
         let differs = *body != new.body && post.updated_at == post.created_at;
-        if post.thread_id != new.thread_id || differs {
+        if post.author_id != new.author_id || post.thread_id != new.thread_id || differs {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
         Ok(post)
@@ -484,14 +487,14 @@ impl Community {
         let note = actor.note_unless(author, "delete post");
         let rows = self.shards().write(&DELETE, author.bucket(), &[&id.0, &note]).await?;
         if let Some(row) = rows.first() {
-            self.deliver_contribution(Some(ShardNo(row.get("shard"))), thread_author, row).await;
+            self.deliver_contribution(ShardNo(row.get("shard")), thread_author, row).await;
         }
         Ok(!rows.is_empty())
     }
 
     /// Delivers the contribution that a statement returned with its row; `shard`: whose outbox the event is in.
-    async fn deliver_contribution(&self, shard: Option<ShardNo>, thread_author: UserId, row: &Row) {
-        let event = Event::from_row(shard, row);
+    async fn deliver_contribution(&self, shard: ShardNo, thread_author: UserId, row: &Row) {
+        let event = Event::from_row(Some(shard), row);
         self.deliver_now(self.shard_of(Group::Content, thread_author), event).await;
         self.mark_many();
     }

@@ -164,17 +164,17 @@ impl Error {
 
     /// Sorts a driver's error: the server's word on the statement, or a broken connection.
     pub(crate) fn of_statement(database: Database, writes: bool, source: tokio_postgres::Error) -> Error {
-        use tokio_postgres::error::SqlState;
-        match source.code() {
-            // The server ends or ended the session: what the statement did is not said.
-            Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)) | None if writes && !is_local(&source) => {
-                Error::OutcomeUnknown { database, source: Some(source) }
-            }
-            Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)) => {
-                Error::Down { database, source: Some(source) }
-            }
-            None if !is_local(&source) => Error::Down { database, source: Some(source) },
-            _ => Error::Sql { database, source },
+        use tokio_postgres::error::Severity;
+        let is_over = match source.as_db_error() {
+            // The server ends the session, whatever the reason: what the statement did is not said. It may have been committed
+            // before the log of it could not be written on.
+            Some(said) => matches!(said.parsed_severity(), Some(Severity::Fatal | Severity::Panic)),
+            None => !is_local(&source),
+        };
+        match (is_over, writes) {
+            (true, true) => Error::OutcomeUnknown { database, source: Some(source) },
+            (true, false) => Error::Down { database, source: Some(source) },
+            (false, _) => Error::Sql { database, source },
         }
     }
 }

@@ -182,12 +182,34 @@ impl Shards {
         self.fenced(statement.group, statement.by, bucket, (None, statement.sql()), Errand::Write, params).await
     }
 
+    /// As [`Shards::write`] of rows that are named by their owner; also says which shard it was.
+    pub async fn write_on(
+        &self,
+        statement: &Write,
+        bucket: Bucket,
+        params: &Params<'_>,
+    ) -> Result<(ShardNo, Vec<Row>), Error> {
+        let number = bucket.sql();
+        let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
+        all.extend_from_slice(params);
+        let whose = Whose { bucket, user: self.inner.load.count(params.first()) };
+        self.of_owner(statement.group, whose, (None, statement.sql()), Errand::Write, &all).await
+    }
+
     /// Waits until what an owner's shard has committed is where commits have to be, on synchronous standbys too: before that is read for
     /// whose sake a write turned out to be done already, for its own wait may have been cut off.
     pub async fn confirm(&self, group: Group, whose: impl Into<Whose>) -> Result<(), Error> {
-        let route = Route::new(self, group, whose.into());
-        let pool = self.pool(route.place.shard).await?;
-        route.within(pool.confirm()).await
+        let mut route = Route::new(self, group, whose.into());
+        loop {
+            let shard = route.place.shard;
+            let pool = self.pool(shard).await?;
+            route.within(pool.confirm()).await?;
+            // Nothing refuses who only waits: whether it was the owner's shard that was waited for, it says itself.
+            Box::pin(route.follow()).await?;
+            if route.place.shard == shard {
+                return Ok(());
+            }
+        }
     }
 
     async fn fenced(
@@ -214,13 +236,27 @@ impl Shards {
                 return Ok(rows);
             }
         };
-        let mut route = Route::new(self, group, Whose { bucket, user });
+        let (_, rows) = self.of_owner(group, Whose { bucket, user }, (quick, sql), errand, &all).await?;
+        Ok(rows)
+    }
+
+    /// The answer of whichever shard owns a user's rows, or a bucket's that are no user's. `all` begins with the bucket.
+    async fn of_owner(
+        &self,
+        group: Group,
+        whose: Whose,
+        (quick, sql): (Option<&str>, &str),
+        errand: Errand,
+        all: &Params<'_>,
+    ) -> Result<(ShardNo, Vec<Row>), Error> {
+        let mut route = Route::new(self, group, whose);
         loop {
-            let pool = self.pool(route.place.shard).await?;
+            let shard = route.place.shard;
+            let pool = self.pool(shard).await?;
             for (form, has_verdict) in quick.map(|quick| (quick, false)).into_iter().chain([(sql, true)]) {
-                let rows = route.within(pool.answer(form, &all, errand)).await?;
+                let rows = route.within(pool.answer(form, all, errand)).await?;
                 if !rows.is_empty() {
-                    return Ok(if has_verdict { found(rows) } else { rows });
+                    return Ok((shard, if has_verdict { found(rows) } else { rows }));
                 }
             }
             Box::pin(route.follow()).await?;

@@ -111,7 +111,7 @@ impl Drop for Place {
 }
 
 impl Shards {
-    /// As [`Shards::write`], for a statement that always writes, and of which many may come at once: what would wait goes with
+    /// As [`Shards::write_on`], for a statement that always writes, and of which many may come at once: what would wait goes with
     /// others as one of `many`. `item` is what that finds in `owned.item`; its result names each row by `key`.
     pub async fn write_together(
         &self,
@@ -120,7 +120,7 @@ impl Shards {
         bucket: Bucket,
         params: &Params<'_>,
         (key, item): (Uuid, impl Fn() -> serde_json::Value),
-    ) -> Result<Vec<Row>, Error> {
+    ) -> Result<(ShardNo, Vec<Row>), Error> {
         let number = bucket.sql();
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
         all.extend_from_slice(params);
@@ -154,7 +154,7 @@ impl Shards {
                 }
             };
             if !rows.is_empty() {
-                return Ok(found(rows));
+                return Ok((to.0, found(rows)));
             }
             Box::pin(route.follow()).await?;
         }

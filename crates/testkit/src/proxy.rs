@@ -1,6 +1,6 @@
 //! A TCP proxy in front of one server, which spoils connections as it is told.
 //!
-//! It knows nothing of PostgreSQL: what it takes for a message is what arrives at once, which is how the driver writes
+//! It knows nothing of PostgreSQL but how an error looks: what it takes for a message is what arrives at once, which is how the driver writes
 //! its requests and how the server writes its answers.
 
 use std::io;
@@ -15,6 +15,9 @@ use tokio::sync::watch;
 
 /// How much is taken from a connection at once.
 const PIECE: usize = 1 << 16;
+
+/// An `ErrorResponse`: its kind, its length, and its fields.
+const LAST_WORDS: &[u8] = b"E\0\0\0\x39SPANIC\0VPANIC\0C53100\0Mcould not write to a log file\0\0";
 
 /// What becomes of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,9 @@ pub enum At {
     Silence,
     /// The server gets the request and answers; then everything is cut, as if it had crashed after the commit.
     Crash,
+    /// The server gets the request and answers; the client gets its last words instead, as of one that found no room for its log
+    /// after the commit.
+    Panic,
 }
 
 #[derive(Clone, Copy)]
@@ -137,6 +143,8 @@ enum Fate {
     Passes,
     /// So much of it does, and the connection ends.
     EndsAfter(usize),
+    /// This does in its place, and the connection ends.
+    EndsWith(&'static [u8]),
     /// It does not, and the connection does not end by itself.
     IsLost,
 }
@@ -146,7 +154,7 @@ fn of_request(mode: Mode, request: &[u8], broken: &Mutex<Option<At>>) -> Fate {
         Mode::Break(sign, at) if holds(request, sign) => match at {
             At::HalfRequest => Fate::EndsAfter(request.len() / 2),
             At::Silence => Fate::IsLost,
-            At::NoAnswer | At::HalfAnswer | At::Crash => {
+            At::NoAnswer | At::HalfAnswer | At::Crash | At::Panic => {
                 *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
                 Fate::Passes
             }
@@ -159,6 +167,7 @@ fn of_answer(answer: &[u8], broken: &Mutex<Option<At>>) -> Fate {
     match *broken.lock().unwrap_or_else(PoisonError::into_inner) {
         None => Fate::Passes,
         Some(At::HalfAnswer) => Fate::EndsAfter(answer.len() / 2),
+        Some(At::Panic) => Fate::EndsWith(LAST_WORDS),
         Some(_) => Fate::EndsAfter(0),
     }
 }
@@ -177,6 +186,7 @@ async fn pump(
         match fate(mode, piece) {
             Fate::Passes => to.write_all(piece).await?,
             Fate::EndsAfter(count) => return to.write_all(&piece[..count]).await,
+            Fate::EndsWith(last) => return to.write_all(last).await,
             // The other direction ends them both.
             Fate::IsLost => return std::future::pending().await,
         }

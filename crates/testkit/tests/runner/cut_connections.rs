@@ -57,7 +57,7 @@ async fn while_a_post_is_committed() {
     let (cluster, proxy, node) = behind_proxy().await;
     let (author, thread) = open_thread(&node).await;
     let post = |id| NewPost { post_id: Some(id), ..NewPost::new(author, thread, SIGN) };
-    for (count, at) in (1..).zip([At::HalfRequest, At::NoAnswer, At::HalfAnswer, At::Crash]) {
+    for (count, at) in (1..).zip([At::HalfRequest, At::NoAnswer, At::HalfAnswer, At::Panic, At::Crash]) {
         let id = PostId::new(author);
         proxy.set(Mode::Break(SIGN.as_bytes(), at));
         let error = node.create_post(post(id)).await.expect_err("no answer");
@@ -78,7 +78,7 @@ async fn while_a_post_is_committed() {
 #[tokio::test]
 async fn while_a_user_is_committed() {
     let (cluster, proxy, node) = behind_proxy().await;
-    for at in [At::HalfRequest, At::NoAnswer, At::HalfAnswer, At::Crash] {
+    for at in [At::HalfRequest, At::NoAnswer, At::HalfAnswer, At::Panic, At::Crash] {
         let (id, other) = (id_on(1), id_on(0));
         let name = format!("name-{}", id.0.simple());
         // The names are on any shard; the first name is only in the row.

@@ -118,6 +118,14 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     scene.moved(Some(*pinned), 0, 3).await;
     assert_eq!(scene.pins().await, [2, 0, 0, 2]);
     scene.prove(3, 0).await;
+    // What is waited for is the shard that has the rows, also by a node that believes them at home.
+    let lost = scene.cluster.node().await;
+    lost.shards().forget_placement(Map::first(Layout::Colocated, 4));
+    let asked = || lost.shards().statements()[&Database::Shard(ShardNo(3))];
+    let before = asked();
+    lost.shards().confirm(Group::Content, *pinned).await.expect("her commits are safe");
+    assert!(asked() > before);
+    drop(lost);
     // A node that has heard of it goes straight there, and its neighbour's calls are what they were.
     node.shards().refresh().await.expect("the control database answers");
     for user in [pinned, neighbour] {

@@ -3,7 +3,7 @@
 use crate::things::{bulk_post, operator, post, thread, user_per_shard};
 use futures_util::future::join_all;
 use testkit::TestCluster;
-use therev::{NewPost, NewThread, PostId, ThreadId};
+use therev::{Error, NewPost, NewThread, NewUser, PostId, ThreadId, UserId};
 
 /// Of two unique indexes the older one is looked at first: which that is, a REINDEX changes.
 #[tokio::test]
@@ -21,6 +21,12 @@ async fn a_create_again_is_the_same_whichever_index_refuses_it() {
     }
     assert_eq!(node.create_post(written).await.expect("the same post"), first);
     assert_eq!(node.create_thread(opened).await.expect("the same thread").thread_id, open.thread_id);
+    // The same id with the same text by somebody else of her bucket is not her post.
+    let neighbour = std::iter::repeat_with(UserId::new).find(|id| id.bucket() == ada.bucket()).expect("one of many");
+    let new = NewUser { user_id: Some(neighbour), user_name: "neighbour".into(), ..NewUser::default() };
+    node.register(new, &operator()).await.expect("registered");
+    let hers = NewPost { post_id: Some(first.post_id), ..NewPost::new(neighbour, open.thread_id, "once") };
+    assert!(matches!(node.create_post(hers).await, Err(Error::Conflict { .. })));
     drop((shard, node));
     cluster.finish().await;
 }

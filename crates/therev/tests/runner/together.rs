@@ -2,10 +2,11 @@
 
 use crate::things::{thread, until_somebody_waits, user};
 use futures_util::future::{join, join_all};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use testkit::{At, Mode, TestCluster};
-use therev::{Config, Error, Layout, Map, NewPost, Post, PostId, Therev, Thread, UserId};
+use testkit::{At, Mode, TestCluster, drive};
+use therev::relocation::{Goal, Mover, Options, Relocation, Request, State};
+use therev::{Bucket, Config, Error, Group, Layout, Map, NewPost, Post, PostId, ShardNo, Therev, Thread, UserId};
 use tokio::sync::Notify;
 use tokio_postgres::Client;
 
@@ -48,7 +49,7 @@ impl Busy {
         let Busy { cluster, node, open, .. } = self;
         // Whose answer was lost has delivered nothing.
         node.relay_once().await.expect("the relay runs");
-        let page = node.thread_page(open.thread_id, None, 200).await.expect("the page");
+        let page = node.thread_page(open.thread_id, None, written.len() + 1).await.expect("the page");
         assert_eq!((page.posts.len(), page.partial), (written.len(), false));
         for post in written {
             assert_eq!(node.post(post.post_id).await.expect("it is there"), post);
@@ -226,7 +227,7 @@ async fn a_connection_that_breaks_under_many_posts_doubles_and_loses_none() {
     let proxy = busy.cluster.proxy(0).await;
     let node = therev::connect(Config { breaker_ms: 20, ..busy.cluster.config() }).await.expect("a node");
     let mut written = Vec::new();
-    for at in [At::HalfRequest, At::NoAnswer, At::HalfAnswer] {
+    for at in [At::HalfRequest, At::NoAnswer, At::HalfAnswer, At::Panic] {
         let posts = busy.new_posts();
         // What only the statement of many says of a post.
         proxy.set(Mode::Break(b"\"thread_author_id\"", at));
@@ -248,4 +249,70 @@ async fn a_connection_that_breaks_under_many_posts_doubles_and_loses_none() {
     drop(node);
     busy.finish(written).await;
     drop(proxy);
+}
+
+/// Moves everything of some buckets, or of one user of them, by a node of its own.
+async fn moved(cluster: &TestCluster, request: &Request, goal: Goal) -> (Therev, Mover, Relocation) {
+    let node = cluster.node().await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let plan = mover.plan(request).await.expect("a plan");
+    let number = mover.begin(&plan, goal, "test").await.expect("it begins").relocation;
+    let moved = Box::pin(drive(&node, &mover, number)).await;
+    (node, mover, moved)
+}
+
+/// A node that has not heard who is placed apart, and then not that he is back: that one's post goes after its author, the others'
+/// where they were sent. Invariants 10 and 22.
+#[tokio::test]
+async fn one_who_is_placed_apart_goes_elsewhere() {
+    let busy = Busy::new(TestCluster::colocated().await).await;
+    // The last of a shard, for which two are under way by then.
+    let pinned = busy.authors[AUTHORS - 1];
+    let home = Layout::Colocated.first_shard(Group::Content, pinned.bucket(), 4);
+    let away = ShardNo((home.0 + 1) % 4);
+    let mut written = Vec::new();
+    for (source, target) in [(home, away), (away, home)] {
+        let (groups, buckets) = (Group::ALL.to_vec(), vec![pinned.bucket()]);
+        let request = Request { groups, buckets, pin: Some(pinned), source, target };
+        let (_, _, moved) = Box::pin(moved(&busy.cluster, &request, Goal::Done)).await;
+        assert_eq!(moved.state, State::Done);
+        let posts = busy.new_posts();
+        written.extend(all_written(&posts, write_all(&busy.node, &posts).await));
+        let last = written.last().expect("his").post_id;
+        assert_eq!(busy.node.where_id(last.0).await.expect("a place").shard, target);
+    }
+    busy.finish(written).await;
+}
+
+/// What goes together is written while the buckets of half of its authors change their shard: nobody is told of it, and nothing is
+/// lost or doubled. Invariants 10, 14 and 15.
+#[tokio::test]
+async fn a_switch_under_many_posts_loses_and_doubles_none() {
+    let busy = Busy::new(TestCluster::new(Layout::Colocated, 2).await).await;
+    let is_on_0 = |bucket: &Bucket| Layout::Colocated.first_shard(Group::Content, *bucket, 2) == ShardNo(0);
+    let mut buckets: Vec<Bucket> = busy.authors.iter().map(|author| author.bucket()).filter(is_on_0).collect();
+    buckets.sort_unstable();
+    buckets.dedup();
+    let (groups, source, target) = (Group::ALL.to_vec(), ShardNo(0), ShardNo(1));
+    let request = Request { groups, buckets, pin: None, source, target };
+    let over = AtomicBool::new(false);
+    let moving = async {
+        let moved = Box::pin(moved(&busy.cluster, &request, Goal::Switched)).await;
+        over.store(true, Ordering::Relaxed);
+        moved
+    };
+    let writing = async {
+        let mut written = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let posts = busy.new_posts();
+            written.extend(all_written(&posts, write_all(&busy.node, &posts).await));
+        }
+        written
+    };
+    let ((node, mover, moved), written) = join(moving, writing).await;
+    assert_eq!(moved.state, State::Switched);
+    mover.finish(moved.relocation).await.expect("no way back is wanted");
+    assert_eq!(Box::pin(drive(&node, &mover, moved.relocation)).await.state, State::Done);
+    drop((mover, node));
+    busy.finish(written).await;
 }
