@@ -27,7 +27,7 @@ CREATE TABLE therev.relocation_parts (
     state       text                      NOT NULL CHECK (state IN ('owned', 'draining', 'moved', 'incoming', 'ready')),
     -- Which try of the switch: grows with each, and a step of an earlier one finds nothing.
     attempt     integer                   NOT NULL DEFAULT 0 CHECK (attempt >= 0),
-    -- Which copy, if it had to begin anew: what is left of an earlier one finds nothing either.
+    -- Which copy, or which undoing of one, if it had to begin anew: what is left of an earlier one finds nothing either.
     copy_round  integer                   NOT NULL DEFAULT 0 CHECK (copy_round >= 0),
     -- In which life of this server the part began. A promoted server may lack the rows that the other side counts on.
     incarnation uuid                      NOT NULL,

@@ -76,22 +76,21 @@ async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
     let end_tries =
         "UPDATE therev.relocation_parts SET attempt = attempt + 1 WHERE relocation = $1 AND state = 'owned'";
     let has_ended = pair.source.execute(end_tries, &[&relocation.relocation]).await? == 1;
-    let begun = has_ended
-        && pair
-            .target
-            .execute(
-                "WITH begun AS (
-                     UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
-                      WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2
-                      RETURNING relocation),
-                 unsent AS (
-                     DELETE FROM therev.sentinels AS s USING begun AS b WHERE s.relocation = b.relocation)
-                 SELECT FROM begun",
-                &[&relocation.relocation, &relocation.copy_round],
-            )
-            .await?
-            == 1;
+    let begun = has_ended && take_round(relocation, &pair.target, relocation.copy_round).await?;
     if begun { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
+}
+
+/// Nothing of an earlier round gets in at the target any more, and it gets ready for none. `false`: a later one has begun, or it is not
+/// about to take anything.
+pub(crate) async fn take_round(relocation: &Relocation, target: &Side, round: i32) -> Result<bool> {
+    let sql = "WITH begun AS (
+                   UPDATE therev.relocation_parts SET copy_round = $2, state = 'incoming'
+                    WHERE relocation = $1 AND state IN ('incoming', 'ready') AND copy_round <= $2
+                    RETURNING relocation),
+               unsent AS (
+                   DELETE FROM therev.sentinels AS s USING begun AS b WHERE s.relocation = b.relocation)
+               SELECT FROM begun";
+    Ok(target.execute(sql, &[&relocation.relocation, &round]).await? == 1)
 }
 
 /// Removes a side's rows of these buckets in small batches, as long as its part is in one of these states and in this round.

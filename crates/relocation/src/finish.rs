@@ -1,25 +1,24 @@
 //! The end: after the switch what is left on the side that gave the buckets away goes, before it what came to the target.
 
-use crate::copy::delete_rows;
+use crate::copy::{delete_rows, take_round};
 use crate::error::{Error, Result};
 use crate::objects;
-use crate::record::{Goal, Relocation, State};
+use crate::record::{Goal, Records, Relocation, State};
 use crate::side::{Pair, Part, PartState, Side, Which};
-use crate::switch::{HAVE, hands};
+use crate::switch::{HAVE, STANDBY_LOOK, hands};
 use crate::throttle::Progress;
 use futures_util::future::{join_all, try_join_all};
 use placement::{ShardNo, UserId};
 use shards::{Admin, Database};
 use std::collections::BTreeSet;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often the outbox is looked at while it is waited for.
 const OUTBOX_LOOK: Duration = Duration::from_millis(100);
 
 /// How long shards have to learn where a user is who was placed apart, where nobody depends on it yet.
 const HOME_WITHIN: Duration = Duration::from_secs(1);
-/// How often a standby is asked whether it has what it must.
-const STANDBY_LOOK: Duration = Duration::from_millis(20);
 
 const OWNED: &str = "
     SELECT array_agg(o.colocation_group::text ORDER BY o.colocation_group, o.bucket) AS groups,
@@ -146,14 +145,17 @@ async fn may_end(relocation: &Relocation, former: &Side, owner: &Side) -> Result
         Some(_) => Err(Error::Taken(relocation.relocation)),
         // Ended, and the end on the other side taken back by a promotion of that.
         None if noted == Some(life) => Ok(()),
-        None => {
-            let (number, owner, former) = (relocation.relocation, owner.shard, former.shard);
-            Err(Error::refused(
-                format!("a promotion of shard {owner} has lost that relocation {number} brought rows there"),
-                format!("nothing is deleted on shard {former}, which has the rows; restore what shard {owner} lost"),
-            ))
-        }
+        None => Err(lost_at(relocation, former, owner)),
     }
+}
+
+/// The owner's server does not know that it took the buckets.
+pub(crate) fn lost_at(relocation: &Relocation, former: &Side, owner: &Side) -> Error {
+    let (number, owner, former) = (relocation.relocation, owner.shard, former.shard);
+    Error::refused(
+        format!("a promotion of shard {owner} has lost that relocation {number} brought rows there"),
+        format!("nothing is deleted on shard {former}, which has the rows; restore what shard {owner} lost"),
+    )
 }
 
 /// Nobody is at a way back any more once it is to end: what is left of one is called off, by the rule of the switch itself: the other
@@ -309,11 +311,12 @@ pub(crate) async fn by_the_parts(relocation: &Relocation, pair: &Pair, admin: &A
     })
 }
 
-/// Whether the buckets have gone there and come back: whatever is wanted by now, there is only the end of that left to do.
+/// Whether the buckets have gone there and come back, or it is decided that they do: whatever is wanted by now, there is only the end of
+/// that left to do.
 pub(crate) async fn has_gone_back(relocation: &Relocation, pair: &Pair) -> Result<bool> {
-    let is = |part: Option<Part>, state| part.is_some_and(|part| part.state == state);
-    Ok(is(pair.target.part(relocation.relocation).await?, PartState::Moved)
-        && is(pair.source.part(relocation.relocation).await?, PartState::Owned))
+    let gave = pair.target.part(relocation.relocation).await?.is_some_and(|part| part.state == PartState::Moved);
+    let takes = |part: Part| matches!(part.state, PartState::Ready | PartState::Owned);
+    Ok(gave && pair.source.part(relocation.relocation).await?.is_some_and(takes))
 }
 
 /// How one ended that has no part on either side any more.
@@ -337,8 +340,9 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
 
 /// Undoes a relocation whose switch was not decided. `false`: it was; there is only the way back by a reversal.
 ///
-/// The source's part goes first: without it nobody can switch any more.
-pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool> {
+/// The source's part goes first: without it nobody can switch any more. What was copied goes in a round of its own: whoever has slept
+/// while the relocation began anew takes nothing of what was copied since. Without a `worker` the relocation is over.
+pub(crate) async fn undo(relocation: &Relocation, admin: &Admin, worker: Option<Uuid>) -> Result<bool> {
     let source = Side::connect(admin, Which::Source, relocation.source).await?;
     if let Some(part) = source.part(relocation.relocation).await? {
         if part.state == PartState::Draining {
@@ -352,13 +356,13 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
     fail::fail_point!("relocation.undone_at_source");
     match Side::connect(admin, Which::Target, relocation.target).await {
         Ok(target) => {
+            // First: whoever has slept does not take the streams of another copy either.
+            let round = begin_undoing(relocation, &target, admin, worker).await?;
             objects::drop_between(&source, &target, &relocation.tag).await?;
             fail::fail_point!("relocation.undone_streams");
-            // A copier that slept finds another round.
-            let round = round_of(relocation, &target, 1).await?;
-            let those = copied(relocation, &target).await?;
-            delete_rows(&those, &target, &["incoming", "ready"], round).await?;
-            target.query("SELECT therev.end_part($1, '{incoming,ready}')", &[&relocation.relocation]).await?;
+            if let Some(round) = round {
+                undo_copy(relocation, &target, round).await?;
+            }
             Ok(true)
         }
         Err(error) => {
@@ -367,6 +371,36 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin) -> Result<bool>
             Err(error)
         }
     }
+}
+
+/// The round in which what was copied is removed; `None`: the target is not about to take anything.
+async fn begin_undoing(
+    relocation: &Relocation,
+    target: &Side,
+    admin: &Admin,
+    worker: Option<Uuid>,
+) -> Result<Option<i32>> {
+    let part = target.part(relocation.relocation).await?;
+    let Some(part) = part.filter(|part| matches!(part.state, PartState::Incoming | PartState::Ready)) else {
+        return Ok(None);
+    };
+    let control = admin.connect(Database::Control).await?;
+    let round = Records(&control).next_round(relocation.relocation, worker, part.round).await?;
+    if take_round(relocation, target, round).await? {
+        Ok(Some(round))
+    } else {
+        Err(Error::Taken(relocation.relocation))
+    }
+}
+
+/// Removes what was copied, and the target's part with it.
+async fn undo_copy(relocation: &Relocation, target: &Side, round: i32) -> Result<()> {
+    delete_rows(&copied(relocation, target).await?, target, &["incoming"], round).await?;
+    fail::fail_point!("relocation.undone_rows");
+    let end = "SELECT therev.end_part(mine.relocation, '{incoming}')
+                 FROM (SELECT p.relocation FROM therev.relocation_parts AS p
+                        WHERE p.relocation = $1 AND p.copy_round = $2 FOR UPDATE) AS mine";
+    target.query(end, &[&relocation.relocation, &round]).await.map(drop)
 }
 
 /// The relocation as the part at its target has it. Where a worker that slept began that part after the end, users of its buckets may
@@ -380,9 +414,8 @@ async fn copied(relocation: &Relocation, target: &Side) -> Result<Relocation> {
 pub(crate) async fn clear(relocation: &Relocation, admin: &Admin) -> Result<()> {
     match relocation.state {
         // The source owns the buckets, so that a part could begin there once more.
-        State::Aborted => undo(relocation, admin).await.map(drop),
-        State::Reversed => {
-            undo(relocation, admin).await?;
+        State::Aborted | State::Reversed => {
+            undo(relocation, admin, None).await?;
             end_again(relocation, &Pair::connect(admin, relocation).await?).await
         }
         State::Done => {

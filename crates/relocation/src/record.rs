@@ -305,6 +305,18 @@ impl Records<'_> {
         Ok(self.query(&sql, &[&number, &goal.name(), &states]).await?.pop())
     }
 
+    /// The next round of a relocation, of a copy or of the undoing of one: no two have the same, and it is a later one than `last`, which
+    /// the target was seen in. There is none for a worker whose it is no more; without a worker, it is over.
+    pub(crate) async fn next_round(&self, number: i64, worker: Option<Uuid>, last: i32) -> Result<i32> {
+        let sql = format!(
+            "UPDATE therev.relocations AS r SET copy_round = greatest(r.copy_round, $3) + 1
+              WHERE r.relocation = $1 AND (CASE WHEN $2::uuid IS NULL THEN r.ended_at IS NOT NULL ELSE r.worker = $2 END)
+              RETURNING {COLUMNS}"
+        );
+        let taken = self.query(&sql, &[&number, &worker, &last]).await?.pop();
+        taken.map(|of| of.copy_round).ok_or(Error::Taken(number))
+    }
+
     /// Has it rest, or go on.
     pub(crate) async fn set_paused(&self, number: i64, is_paused: bool) -> Result<Relocation> {
         let sql = format!(

@@ -40,6 +40,8 @@ pub(crate) enum PartState {
 pub(crate) struct Part {
     pub(crate) state: PartState,
     pub(crate) attempt: i32,
+    /// Which copy, or undoing of one, it is in.
+    pub(crate) round: i32,
     /// Whether the server still lives the life in which the part began.
     pub(crate) is_same_life: bool,
     pub(crate) since: Option<String>,
@@ -53,7 +55,7 @@ pub(crate) struct Side {
 }
 
 const PART: &str = "
-    SELECT p.state, p.attempt, therev.is_same_life(p) AS is_same_life, p.since::text
+    SELECT p.state, p.attempt, p.copy_round, therev.is_same_life(p) AS is_same_life, p.since::text
       FROM therev.relocation_parts AS p
      WHERE p.relocation = $1";
 
@@ -140,7 +142,13 @@ impl Side {
                 return Err(shards::Error::Answer { database: self.database(), reason }.into());
             }
         };
-        Ok(Part { state, attempt: row.get("attempt"), is_same_life: row.get("is_same_life"), since: row.get("since") })
+        Ok(Part {
+            state,
+            attempt: row.get("attempt"),
+            round: row.get("copy_round"),
+            is_same_life: row.get("is_same_life"),
+            since: row.get("since"),
+        })
     }
 
     /// Which life this server lives; an error while it is not known.

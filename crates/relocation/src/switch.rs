@@ -5,6 +5,7 @@
 
 use crate::beats::Beats;
 use crate::error::{Error, Result};
+use crate::finish;
 use crate::mover::Mover;
 use crate::objects::{self, Stream};
 use crate::record::Relocation;
@@ -32,6 +33,8 @@ const DECIDE: u32 = 4;
 const OWN_WORK: u32 = 2;
 /// How often is looked whether it has ended.
 const PROBE_LOOK: Duration = Duration::from_millis(5);
+/// How often a standby is asked whether it has what it must, where nobody waits for that.
+pub(crate) const STANDBY_LOOK: Duration = Duration::from_millis(20);
 /// The waits between two tries: the first, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
@@ -304,11 +307,17 @@ impl<'a> Switch<'a> {
         self.step(self.giver, &self.back_out, attempt).await.map(drop)
     }
 
-    /// After a decision that somebody else made: durable first; then the other side takes over.
+    /// After a decision that somebody else made: durable first; then the other side takes over. It was ready before anybody could
+    /// decide: what is not any more, a promotion has taken back.
     async fn complete(&self, attempt: i32) -> Result<()> {
         self.is_durable(0).await?;
         self.lay_ready(self.taker, &self.take_over, attempt).await?;
-        self.take_over().await
+        self.take_over().await?;
+        let takes = self.taker.must_have_part(self.relocation.relocation).await?;
+        if takes.state == PartState::Owned {
+            return Ok(());
+        }
+        Err(finish::lost_at(self.relocation, self.giver, self.taker))
     }
 
     /// What lies ready at the taking side is in force.
@@ -335,10 +344,13 @@ impl<'a> Switch<'a> {
     /// Waits until the standbys have a position, or it is late.
     async fn have(&self, side: usize, standbys: &Standbys, is_late: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
         let at = [self.giver, self.taker][side];
-        let mut have = standbys.have;
+        let (mut have, began) = (standbys.have, Instant::now());
         while !have {
             if is_late() {
                 return Ok(false);
+            }
+            if began.elapsed() > self.budget {
+                tokio::time::sleep(STANDBY_LOOK).await;
             }
             have = at.says(&self.have[side], &[&standbys.lsn]).await?;
         }
@@ -389,14 +401,13 @@ pub(crate) async fn run(
                 switch.is_durable(1).await?;
                 return Ok(Some(Switched { attempts, pause: None }));
             }
+            // A try to go back that nobody wants any more.
+            (PartState::Moved | PartState::Incoming | PartState::Ready, PartState::Draining) => {
+                taker.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &takes.attempt]).await?;
+            }
             // Decided by somebody who did not come to the end.
-            (PartState::Moved, _) => {
-                switch.complete(gives.attempt).await?;
-                tokio::time::sleep(BACK_OFF.0).await;
-            }
-            (PartState::Draining, _) => {
-                switch.back_out(gives.attempt).await?;
-            }
+            (PartState::Moved, _) => switch.complete(gives.attempt).await?,
+            (PartState::Draining, _) => switch.back_out(gives.attempt).await?,
             (PartState::Owned, PartState::Moved) => {
                 // Nobody takes it back who does not know of it: who cannot ask does not go on.
                 if mover.show(relocation.relocation).await?.aim() != relocation.aim() {
@@ -438,12 +449,14 @@ pub(crate) async fn run(
             // Something else is wanted before the buckets went back. The other side was looked at last; a promotion of it has ended
             // every try.
             (PartState::Incoming | PartState::Ready, PartState::Owned)
-                if takes.attempt >= gives.attempt || !takes.is_same_life =>
+                if giver.shard == relocation.source && (takes.attempt >= gives.attempt || !takes.is_same_life) =>
             {
                 let tried = takes.is_same_life.then_some(gives.attempt);
                 let call_off = "SELECT therev.call_off_return($1, $2)";
                 giver.query(call_off, &[&relocation.relocation, &tried]).await?;
             }
+            // A way back that is decided: whoever looks again wants the end of it.
+            (PartState::Ready, PartState::Moved) if giver.shard == relocation.source => return Ok(None),
             (gives, takes) => {
                 let reason = format!("its part is {gives:?} while the other side's is {takes:?}");
                 return Err(shards::Error::Answer { database: giver.database(), reason }.into());

@@ -265,7 +265,7 @@ async fn copy_anew(
     target.batch("COMMIT").await
 }
 
-/// How far the target's stream is behind the source, in bytes of log; `None` while no stream runs. An error where the source has
+/// How far the target's stream is behind the source, in bytes of log; `None` where it has no slot. An error where the source has
 /// dropped what the stream has not read: it will never get on.
 pub(crate) async fn lag_bytes(pair: &Pair, slot: &str) -> Result<Option<i64>> {
     let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint AS lag,

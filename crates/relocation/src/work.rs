@@ -19,8 +19,8 @@ use tokio_postgres::types::ToSql;
 
 /// How long after an error that passes the next try begins.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
-/// How often a copy begins anew because its stream stopped, before it is left to people.
-const ROUNDS_MAX: i32 = 5;
+/// In which round, five copies and their four ends, it is left to people when a stream has stopped once more.
+const ROUNDS_MAX: i32 = 9;
 /// Further behind than this, and the comparison waits.
 const CAUGHT_UP_BYTES: i64 = 16 << 20;
 
@@ -139,7 +139,7 @@ impl Mover {
     /// Undoes it, and plans it again.
     async fn anew(&self, relocation: &Relocation, heard: &Heard) -> Result<Relocation> {
         let admin = self.admin()?;
-        let undone = Box::pin(finish::undo(relocation, &admin));
+        let undone = Box::pin(finish::undo(relocation, &admin, Some(self.worker)));
         if unless_called_off(relocation, heard, undone).await? != Some(true) {
             return self.show(relocation.relocation).await;
         }
@@ -208,7 +208,7 @@ impl Mover {
     async fn overtaken(&self, relocation: &Relocation) -> Result<Error> {
         let number = relocation.relocation;
         let aborted = self.want(number, Goal::Aborted).await?;
-        let is_undone = finish::undo(&aborted, &self.admin()?).await?;
+        let is_undone = finish::undo(&aborted, &self.admin()?, Some(self.worker)).await?;
         self.after_undo(&aborted, is_undone).await?;
         let source = relocation.source;
         Ok(Error::refused(
@@ -284,15 +284,12 @@ impl Mover {
         admin: &Admin,
         progress: &Progress,
     ) -> Result<State> {
-        let row = control
-            .query_opt(
-                "UPDATE therev.relocations SET copy_round = copy_round + 1, rows_copied = 0, bytes_copied = 0
-                  WHERE relocation = $1 AND worker = $2 RETURNING copy_round",
-                &[&relocation.relocation, &self.worker],
-            )
-            .await
-            .map_err(at)?;
-        let copy_round = row.ok_or(Error::Taken(relocation.relocation))?.get(0);
+        progress.reset(relocation.rows_total);
+        let copied_nothing =
+            "UPDATE therev.relocations SET rows_copied = 0, bytes_copied = 0 WHERE relocation = $1 AND worker = $2";
+        control.execute(copied_nothing, &[&relocation.relocation, &self.worker]).await.map_err(at)?;
+        let last = pair.target.part(relocation.relocation).await?.map_or(0, |part| part.round);
+        let copy_round = Records(control).next_round(relocation.relocation, Some(self.worker), last).await?;
         let relocation = Relocation { copy_round, ..relocation.clone() };
         pair.check_lives(&relocation).await?;
         copy::run(&relocation, pair, admin, progress).await?;
@@ -314,9 +311,12 @@ impl Mover {
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
         loop {
-            let lag = verify::lag_bytes(pair, &name).await?;
-            progress.lag_bytes.store(lag.unwrap_or(-1), Ordering::Relaxed);
-            if lag.is_some_and(|bytes| bytes < CAUGHT_UP_BYTES) {
+            let Some(lag) = verify::lag_bytes(pair, &name).await? else {
+                let reason = format!("its slot on shard {} is gone", pair.source.shard);
+                return Err(Error::Stream { database: pair.target.database(), reason });
+            };
+            progress.lag_bytes.store(lag, Ordering::Relaxed);
+            if lag < CAUGHT_UP_BYTES {
                 break;
             }
             if verify::stream_errors(&pair.target, &name).await? > errors {
@@ -385,7 +385,7 @@ impl Mover {
 
     async fn abort(&self, relocation: &Relocation, progress: &Progress, heard: &Heard) -> Result<Relocation> {
         let admin = self.admin()?;
-        let undone = Box::pin(finish::undo(relocation, &admin));
+        let undone = Box::pin(finish::undo(relocation, &admin, Some(self.worker)));
         match unless_called_off(relocation, heard, undone).await? {
             Some(is_undone) => self.after_undo(relocation, is_undone).await,
             None => self.called_off(relocation, progress).await,

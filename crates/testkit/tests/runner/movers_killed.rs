@@ -19,7 +19,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 const BUDGET: Duration = Duration::from_secs(1);
 
 /// Points that only an abort passes.
-pub(crate) const OF_ABORTS: [&str; 2] = ["relocation.undone_at_source", "relocation.undone_streams"];
+pub(crate) const OF_ABORTS: [&str; 3] =
+    ["relocation.undone_at_source", "relocation.undone_streams", "relocation.undone_rows"];
 /// Points that are passed in several steps, and the passes that are worth a death: those between any two states, those at
 /// the end, and those where an earlier copy is cleared away. First those where no other point finds the same; the full tier
 /// goes through the others.
@@ -132,10 +133,9 @@ impl Scene {
         self.end_lease(number).await;
     }
 
-    /// A process is stopped at a point; writers and another mover go on without it, and it ends when it wakes.
-    async fn stopped_and_overtaken(&self, lot: &mut Lot, point: &str) {
-        let number = self.begin(lot, Goal::Done).await;
-        let mut child = self.process(number, point, "stop");
+    /// A process that carries the relocation on, stopped at a point.
+    async fn stopped(&self, number: i64, point: &str) -> (Child, Pid) {
+        let child = self.process(number, point, "stop");
         let pid = Pid::from_raw(child.id().and_then(|id| id.try_into().ok()).expect("it lives")).expect("a number");
         let is_stopped = async {
             let mut ticks = tokio::time::interval(Duration::from_millis(20));
@@ -150,11 +150,63 @@ impl Scene {
         tokio::time::timeout(LIMIT, is_stopped).await.unwrap_or_else(|_| panic!("{point} is not reached"));
         self.writers_go_on().await;
         self.end_lease(number).await;
-        assert_eq!(self.resume(number).await.state, State::Done, "{point}");
+        (child, pid)
+    }
+
+    /// A process that was stopped wakes, and ends.
+    async fn woken((mut child, pid): (Child, Pid), point: &str) {
         kill_process(pid, Signal::CONT).expect("it goes on");
         let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("it ends").expect("it ends");
         println!("{point}, stopped: {status}");
+    }
+
+    /// A process is stopped at a point; writers and another mover go on without it, and it ends when it wakes.
+    async fn stopped_and_overtaken(&self, lot: &mut Lot, point: &str) {
+        let number = self.begin(lot, Goal::Done).await;
+        let sleeper = self.stopped(number, point).await;
+        assert_eq!(self.resume(number).await.state, State::Done, "{point}");
+        Scene::woken(sleeper, point).await;
         lot.here = lot.there();
+    }
+
+    /// A process is stopped while it undoes a copy. Another one undoes it, too, copies anew and compares: whatever the first one still
+    /// meant to take is not there for it when it wakes.
+    async fn stopped_undoing(&self, lot: &mut Lot, point: &str) {
+        let number = self.begin(lot, Goal::Done).await;
+        self.cut_off(number, "relocation.caught_up", 1).await;
+        self.mover.want(number, Goal::Aborted).await.expect("it can be undone");
+        let sleeper = self.stopped(number, point).await;
+        self.mover.want(number, Goal::Done).await.expect("it is wanted again");
+        // From the beginning: planned, copied, caught up, verified.
+        self.cut_off(number, "relocation.stepped", 4).await;
+        Scene::woken(sleeper, point).await;
+        self.mover.verify(number, false).await.unwrap_or_else(|error| panic!("{point}: {error:?}"));
+        self.end_lease(number).await;
+        assert_eq!(self.resume(number).await.state, State::Done, "{point}");
+        lot.here = lot.there();
+    }
+
+    /// Killed on the way back, which is called off then: where it was decided it is carried through, else everything stays.
+    async fn killed_going_back_and_aborted(&self, lot: &mut Lot, point: &str) {
+        let number = self.begin(lot, Goal::Switched).await;
+        assert_eq!(self.resume(number).await.state, State::Switched);
+        self.mover.want(number, Goal::Reversed).await.expect("the way back is open");
+        let mut child = self.process(number, point, "1");
+        let status = tokio::time::timeout(LIMIT, child.wait()).await.expect("it is reached").expect("it ends");
+        assert_eq!(status.signal(), Some(9), "{point}: {status}");
+        self.end_lease(number).await;
+        let ended = match self.mover.want(number, Goal::Aborted).await {
+            Ok(_) => self.resume(number).await.state,
+            Err(error) => panic!("{point}: {error:?}"),
+        };
+        println!("{point} on the way back, aborted: {}", ended.name());
+        if ended == State::Switched {
+            self.mover.want(number, Goal::Done).await.expect("it can be finished");
+            assert_eq!(self.resume(number).await.state, State::Done, "{point}");
+            lot.here = lot.there();
+        } else {
+            assert_eq!(ended, State::Reversed, "{point}");
+        }
     }
 
     /// Another process carries it on as far as it goes.
@@ -317,8 +369,33 @@ async fn at_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_it_is_undone() {
     let (scene, one, other) = Scene::new().await;
-    let [first, second] = OF_ABORTS;
+    let [first, second, third] = OF_ABORTS;
     tokio::join!(Box::pin(scene.killed_aborting(&one, first)), Box::pin(scene.killed_aborting(&other, second)));
+    Box::pin(scene.killed_aborting(&one, third)).await;
+    scene.rests().await;
+    scene.finish().await;
+}
+
+/// Invariant 19.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_while_it_is_undone() {
+    let (scene, mut one, mut other) = Scene::new().await;
+    let in_the_middle = Box::pin(scene.stopped_undoing(&mut one, "relocation.deleted_some"));
+    let at_the_end = Box::pin(scene.stopped_undoing(&mut other, "relocation.undone_rows"));
+    tokio::join!(in_the_middle, at_the_end);
+    scene.rests().await;
+    Box::pin(scene.stopped_undoing(&mut one, "relocation.undone_streams")).await;
+    scene.rests().await;
+    scene.finish().await;
+}
+
+/// Invariants 15 and 17.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_way_back_that_was_broken_off_is_called_off() {
+    let (scene, mut one, mut other) = Scene::new().await;
+    let given_up = Box::pin(scene.killed_going_back_and_aborted(&mut one, "relocation.ready"));
+    let carried_through = Box::pin(scene.killed_going_back_and_aborted(&mut other, "relocation.decided"));
+    tokio::join!(given_up, carried_through);
     scene.rests().await;
     scene.finish().await;
 }
