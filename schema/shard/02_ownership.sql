@@ -192,6 +192,11 @@ BEGIN ATOMIC
       FROM therev.identity AS i
      WHERE therev.candidate(i) = granted;
 
+    -- Events of its own number each: who delivered one that a promotion lost may mark it only now.
+    SELECT setval(pg_get_serial_sequence('therev.outbox', 'outbox_id')::regclass, counter << 40)
+      FROM therev.identity AS i
+     WHERE therev.candidate(i) = granted;
+
     SELECT therev.begin_life(granted, counter);
 END;
 

@@ -7,7 +7,7 @@ use crate::delivery::Event;
 use crate::error::{Error, Result};
 use crate::newest::added_contribution;
 use crate::text::{Format, Moderation, check_body, check_object};
-use crate::users::word;
+use crate::users::{Passes, word};
 use crate::words;
 use chrono::{DateTime, Utc};
 use placement::{Group, PostId, ShardNo, ThreadId, UserId};
@@ -405,7 +405,7 @@ impl Community {
 
     /// The post whose id is in use, if it is the one that was to be created.
     async fn same_post(&self, id: PostId, new: &NewPost) -> Result<Post> {
-        // Found first, so that it is known where; then read as it is there once its commit is safe.
+        // An id that is nowhere costs no wait for a disk. One that is there is read once more when its commit is safe.
         self.post(id).await?;
         self.shards().confirm(Group::Content, new.author_id).await?;
         let post = self.post(id).await?;
@@ -462,14 +462,13 @@ impl Community {
         if is_deleted { Ok(()) } else { Err(Error::gone("post", id)) }
     }
 
-    /// Deletes all posts of an author, each by itself; says how many. It goes through them once, past what is deleted already, and
-    /// then from the start again for what came meanwhile, until nothing did.
-    pub(crate) async fn delete_posts_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
+    /// Deletes all posts of an author, each by itself and past what is deleted already; says how many.
+    pub(crate) async fn delete_posts_of(&self, author: UserId, actor: &Actor, passes: Passes) -> Result<u64> {
         let (mut count, mut after) = (0, Uuid::nil());
         loop {
             let posts = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0, &after]).await?;
             let Some(last) = posts.last() else {
-                if after.is_nil() {
+                if after.is_nil() || passes == Passes::Once {
                     return Ok(count);
                 }
                 after = Uuid::nil();

@@ -6,7 +6,7 @@ use crate::columns::Columns;
 use crate::community::{Community, Written};
 use crate::error::{Error, Result};
 use crate::text::{Format, Moderation, TITLE_CHARS_MAX, check_body, check_chars, check_object};
-use crate::users::word;
+use crate::users::{Passes, word};
 use chrono::{DateTime, Utc};
 use placement::{Bucket, Group, ThreadId, UserId};
 use serde::Serialize;
@@ -312,14 +312,13 @@ impl Community {
         Ok(Written { value: id, seen })
     }
 
-    /// Deletes all threads of an author, each by itself; says how many. It goes through them once, and then from the start again
-    /// for what came meanwhile, until nothing did.
-    pub(crate) async fn delete_threads_of(&self, author: UserId, actor: &Actor) -> Result<u64> {
+    /// Deletes all threads of an author, each by itself; says how many.
+    pub(crate) async fn delete_threads_of(&self, author: UserId, actor: &Actor, passes: Passes) -> Result<u64> {
         let (mut count, mut after) = (0, Uuid::nil());
         loop {
             let ids = self.shards().read(&IDS_OF_AUTHOR, author.bucket(), &[&author.0, &after]).await?;
             let Some(last) = ids.last() else {
-                if after.is_nil() {
+                if after.is_nil() || passes == Passes::Once {
                     return Ok(count);
                 }
                 after = Uuid::nil();

@@ -9,7 +9,7 @@ use crate::passwords::{hash_password, verify_password};
 use crate::text::{check_chars, check_object};
 use crate::words;
 use chrono::{DateTime, Utc};
-use placement::{Group, ShardNo, UserId};
+use placement::{Group, SessionId, ShardNo, UserId};
 use secrecy::SecretString;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -133,6 +133,9 @@ pub struct UserChange {
     /// Another password.
     #[serde(skip)]
     pub password: Option<SecretString>,
+    /// The session that a new password, or that the user may log in no more, leaves open: its own, as a rule.
+    #[serde(skip)]
+    pub keep_session: Option<SessionId>,
 }
 
 /// Many users at once.
@@ -153,6 +156,15 @@ pub struct Deleted {
     pub threads: u64,
     /// Posts that went with the user.
     pub posts: u64,
+}
+
+/// How often what somebody wrote is gone through to delete it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passes {
+    /// Past what comes meanwhile: its author may be quicker.
+    Once,
+    /// From the start again for what came meanwhile, until nothing did.
+    UntilNothingIsLeft,
 }
 
 macro_rules! user_columns {
@@ -244,7 +256,17 @@ static RAISE: Write = Write::of_owner(
     ),
 );
 
-/// `$3` is the change by column, `$4` the version that the caller read. The audit holds the changed columns, no hash.
+/// The name by which somebody was registered, as the audit has it.
+static REGISTERED_AS: Read = Read::of_owner(
+    Group::Account,
+    "SELECT a.after ->> 'user_name' AS user_name
+       FROM audit_log AS a
+      WHERE a.bucket = $1 AND a.user_id = $2 AND a.action = 'register'",
+)
+.long();
+
+/// `$3` is the change by column, `$4` the version that the caller read. The audit outlives the user: it holds what is public, and of
+/// everything else only that it was changed.
 static CHANGE: Write = Write::of_owner(
     Group::Account,
     concat!(
@@ -263,12 +285,16 @@ static CHANGE: Write = Write::of_owner(
                FROM fence
               WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL AND u.version = $4
              RETURNING u.*),
-         fields AS (SELECT k.key FROM jsonb_object_keys($3) AS k (key) WHERE k.key <> 'password_hash'),
+         fields AS (
+             SELECT k.key, k.key IN ('user_name', 'role', 'is_active') AS is_public FROM jsonb_object_keys($3) AS k (key)),
+         public AS (SELECT f.key FROM fields AS f WHERE f.is_public),
+         personal AS (SELECT jsonb_agg(f.key ORDER BY f.key) AS keys FROM fields AS f WHERE NOT f.is_public),
          change AS (
              SELECT o.bucket, o.user_id, 'user ' || o.user_id AS target,
-                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM fields AS f) AS before,
-                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM fields AS f) AS after
-               FROM old AS o, changed AS c),
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM public AS f) AS before,
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM public AS f)
+                        || CASE WHEN p.keys IS NULL THEN '{}' ELSE jsonb_build_object('changed', p.keys) END AS after
+               FROM old AS o, changed AS c, personal AS p),
          ",
         audited!("change", "$5"),
         ", result AS (SELECT ",
@@ -331,12 +357,13 @@ static SWEEP: Write = Write::of_owner(
     ),
 );
 
-crate::fenced_list! { GET GET_MANY KNOWN PASSWORD REGISTER RAISE CHANGE DELETE SWEEP }
+crate::fenced_list! { REGISTERED_AS GET GET_MANY KNOWN PASSWORD REGISTER RAISE CHANGE DELETE SWEEP }
 
 impl Community {
     /// Registers a user: takes the names, writes the row, confirms the names.
     ///
-    /// The same id with the same user name again is the same registration. Cut off at any point it leaves at most a
+    /// The same id with the same user name again is the same registration, and no proof of who asks: an id that comes from outside is
+    /// none to register. Cut off at any point it leaves at most a
     /// pending name, which a relay settles.
     pub async fn register(&self, new: NewUser, actor: &Actor) -> Result<Written<User>> {
         let user = new.user_id.unwrap_or_else(UserId::new);
@@ -367,11 +394,21 @@ impl Community {
         let others: Vec<Taken> = taken.into_iter().filter(|taken| !has(&taken.name)).collect();
         self.give_back(&others, user).await;
         // A registration that was changed since is still the same; one that never looked like this is another.
-        if !names.iter().all(has) && registered.updated_at == registered.created_at {
-            return Err(Error::Conflict { what: "id", value: user.to_string() });
+        if !names.iter().all(has) {
+            let is_as_it_was = registered.updated_at == registered.created_at;
+            if is_as_it_was || !self.was_registered_as(user, &names).await? {
+                return Err(Error::Conflict { what: "id", value: user.to_string() });
+            }
         }
         let seen = self.deliver_bucket(Group::Account, user.bucket()).await;
         Ok(Written { value: registered, seen })
+    }
+
+    async fn was_registered_as(&self, user: UserId, names: &[Name]) -> Result<bool> {
+        let rows = self.shards().read(&REGISTERED_AS, user.bucket(), &[&user.0]).await?;
+        let is_the_name =
+            |name: &Name| name.kind == NameKind::UserName && rows.iter().any(|row| name.value == row.get::<_, &str>(0));
+        Ok(names.iter().any(is_the_name))
     }
 
     /// Writes the row, or finds the one that is there. Names are given back when nothing was written for sure.
@@ -425,7 +462,8 @@ impl Community {
         Ok((lived, buried.iter().map(|row| (row.get("user_id"), row.get("version"))).collect()))
     }
 
-    /// Changes a user. What changes names takes the new ones first and frees the old ones after.
+    /// Changes a user. What changes names takes the new ones first and frees the old ones after. A new password ends all sessions but
+    /// `keep_session`, and so does the end of being active.
     pub async fn change_user(&self, id: UserId, change: UserChange, actor: &Actor) -> Result<Written<User>> {
         let mut fields = checked_change(&change)?;
         if let Some(password) = &change.password {
@@ -452,6 +490,12 @@ impl Community {
             changed?;
             return Err(Error::Changed { what: "user", id: id.to_string() });
         };
+        // In a statement of its own: whoever logged in beside the change was waited for by it, but is not in what it sees. Who had no
+        // answer before this was done asks for the same change again.
+        if change.password.is_some() || change.is_active == Some(false) {
+            let kept = change.keep_session.unwrap_or(SessionId(Uuid::nil()));
+            self.revoke_other_sessions(id, kept, actor).await?;
+        }
         let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
         Ok(Written { value: user_from(row)?, seen })
     }
@@ -474,12 +518,12 @@ impl Community {
         }
         let mut gone = Deleted::default();
         if with_content {
-            self.delete_content_of(id, actor, &mut gone).await?;
+            self.delete_content_of(id, actor, Passes::Once, &mut gone).await?;
         }
         let deleted = self.shards().write(&DELETE, id.bucket(), &[&id.0, &actor.note("delete user")]).await?;
         self.shards().write(&SWEEP, id.bucket(), &[&id.0]).await?;
         if with_content {
-            self.delete_content_of(id, actor, &mut gone).await?;
+            self.delete_content_of(id, actor, Passes::UntilNothingIsLeft, &mut gone).await?;
         }
         if deleted.is_empty() && gone == Deleted::default() {
             return Err(Error::gone("user", id));
@@ -489,9 +533,9 @@ impl Community {
     }
 
     /// Deletes what a user wrote, and counts it.
-    async fn delete_content_of(&self, id: UserId, actor: &Actor, gone: &mut Deleted) -> Result<()> {
-        gone.threads += self.delete_threads_of(id, actor).await?;
-        gone.posts += self.delete_posts_of(id, actor).await?;
+    async fn delete_content_of(&self, id: UserId, actor: &Actor, passes: Passes, gone: &mut Deleted) -> Result<()> {
+        gone.threads += self.delete_threads_of(id, actor, passes).await?;
+        gone.posts += self.delete_posts_of(id, actor, passes).await?;
         Ok(())
     }
 

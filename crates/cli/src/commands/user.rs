@@ -114,7 +114,7 @@ struct Profile {
     /// Address of a picture
     #[arg(long, value_name = "URL")]
     picture: Option<String>,
-    /// Read the password from standard input
+    /// Read the password from standard input; with a new one all sessions end
     #[arg(long)]
     password_stdin: bool,
 }
@@ -331,6 +331,7 @@ async fn change(app: &App, edit: Edit) -> Result<()> {
         role: edit.role.and_then(|role| role.parse().ok()),
         is_active: None,
         password: input::password(profile.password_stdin)?,
+        keep_session: None,
     };
     let therev = app.open().await?;
     let id = input::user(&therev, &edit.who.user).await?;

@@ -144,7 +144,8 @@ impl Community {
     ) -> Result<Vec<Part<T, R>>> {
         let mut done = Vec::new();
         let mut open = rows;
-        let mut tries = 0;
+        // A shard that has not all of the owners any more is no failure: a switch is going on.
+        let (mut rounds, mut failures) = (0_u32, 0);
         while !open.is_empty() {
             let mut by_shard: BTreeMap<ShardNo, (BTreeSet<Whose>, Vec<T>)> = BTreeMap::new();
             for row in open.drain(..) {
@@ -156,18 +157,23 @@ impl Community {
             let work = &work;
             let parts = by_shard.into_iter().map(|(shard, (owners, rows))| async move {
                 let said =
-                    self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, given, tries > 0).await).await;
+                    self.on_shard(group, shard, &owners, async |bulk| work(bulk, &rows, given, rounds > 0).await).await;
                 (shard, rows, said)
             });
+            let mut has_failed = false;
             for (shard, rows, said) in join_all(parts).await {
                 match said {
                     Ok(Some(said)) => done.push(Part { shard, rows, said }),
                     Ok(None) => open.extend(rows),
-                    Err(error) if tries < TRIES && is_worth_another_try(&error) => open.extend(rows),
+                    Err(error) if failures < TRIES && is_worth_another_try(&error) => {
+                        has_failed = true;
+                        open.extend(rows);
+                    }
                     Err(error) => return Err(Error::of_constraint(error)),
                 }
             }
-            tries += 1;
+            rounds = rounds.saturating_add(1);
+            failures += u32::from(has_failed);
         }
         Ok(done)
     }

@@ -189,14 +189,14 @@ impl Community {
             // What was counted is newer than its copies, and comes to replace them. Only copies of nothing are set back, and those
             // of a version that counting does not reach: until the truth comes any old event could replace such a one.
             let counted = |copy: &Copied| there.get(&(copy.participant, copy.thread, copy.thread_author.0)).copied();
-            let set_back = copies.iter().filter(|copy| counted(copy).is_none_or(|version| version <= copy.version));
-            self.write_all(&OPEN_COPIES, set_back.map(Copied::item).collect()).await?;
+            let set_back: Vec<&Copied> =
+                copies.iter().filter(|copy| counted(copy).is_none_or(|version| version <= copy.version)).collect();
+            self.write_all(&OPEN_COPIES, set_back.iter().map(|copy| copy.item()).collect()).await?;
             let of_nothing = copies.iter().filter(|copy| counted(copy).is_none());
             self.write_all(&DROP_COPIES, of_nothing.map(Copied::item).collect()).await?;
-            // The event about these may have come before they were set back.
-            let beyond = copies.iter().filter(|copy| counted(copy).is_some_and(|version| version <= copy.version));
-            let beyond = beyond.map(|copy| Wrong { author: UserId(copy.participant), thread: copy.thread, copied: 0 });
-            for batch in beyond.collect::<Vec<_>>().chunks(BATCH) {
+            // The event about these may have come before they were set back, also of one that was nothing when it was counted.
+            let told = |copy: &&Copied| Wrong { author: UserId(copy.participant), thread: copy.thread, copied: 0 };
+            for batch in set_back.iter().map(told).collect::<Vec<_>>().chunks(BATCH) {
                 self.count_again(batch.to_vec()).await?;
             }
             touched.extend(copies.iter().map(|copy| (copy.thread, copy.thread_author.0)));

@@ -32,6 +32,12 @@ async fn a_person_from_registration_to_deletion() {
         let changed = node.change_user(ada.user_id, change, &operator()).await.expect("she is renamed");
         assert_eq!((changed.user_name.as_str(), changed.email.as_deref()), ("countess", Some("ada@example.org")));
         assert!(changed.version > ada.version);
+        // What came of it since is no other registration; her id with a name that was never hers is one.
+        let again = NewUser { user_id: Some(ada.user_id), user_name: "ada".into(), ..NewUser::default() };
+        assert_eq!(node.register(again, &operator()).await.expect("a late retry").user_id, ada.user_id);
+        let eve = NewUser { user_id: Some(ada.user_id), user_name: "eve".into(), ..NewUser::default() };
+        assert!(matches!(node.register(eve, &operator()).await, Err(Error::Conflict { what: "id", .. })));
+        assert_eq!(node.user_named("eve").await.expect("an answer"), None);
         let second = user(&node, "ada").await;
         assert_eq!(node.user_named("countess").await.expect("an answer"), Some(ada.user_id));
 
@@ -43,6 +49,9 @@ async fn a_person_from_registration_to_deletion() {
         assert_eq!(actions, ["change user", "change user", "register"]);
         assert_eq!(log[1].before["user_name"], "ada");
         assert_eq!(log[1].after["role"], "MODERATOR");
+        // It outlives her, and her address does not.
+        assert_eq!(log[1].after["changed"], serde_json::json!(["email"]));
+        assert!(!format!("{log:?}").contains("example.org"), "{log:?}");
 
         node.delete_user(ada.user_id, false, &operator()).await.expect("she is deleted");
         assert!(matches!(node.user(ada.user_id).await, Err(Error::Gone { .. })));

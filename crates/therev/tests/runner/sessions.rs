@@ -2,7 +2,7 @@
 
 use crate::things::{operator, until_somebody_waits, user};
 use testkit::TestCluster;
-use therev::{Error, ExposeSecret, NewSession, NewUser, SecretString, UserId};
+use therev::{Actor, Error, ExposeSecret, NewSession, NewUser, OpenSession, SecretString, UserChange, UserId};
 
 /// Whoever knows only the password before the last one opens no session after the change.
 #[tokio::test]
@@ -26,6 +26,37 @@ async fn a_log_in_that_a_change_of_the_password_overtakes_is_refused() {
     assert_eq!(node.sessions(ada).await.expect("a list"), []);
     drop((node, change, looks));
     cluster.finish().await;
+}
+
+/// A new password ends all sessions but the one that it is changed in, and of whoever was deactivated none is open afterwards.
+#[tokio::test]
+async fn what_ends_with_a_password_and_with_being_active() {
+    for layout in TestCluster::LAYOUTS {
+        let cluster = TestCluster::new(layout, 4).await;
+        let node = cluster.node().await;
+        let ada = user(&node, "ada").await.user_id;
+        let open = async || node.open_session(ada, NewSession::default()).await.expect("a session");
+        let is_open = async |session: &OpenSession| match node.verify_session(session.token.expose_secret()).await {
+            Ok(_) => true,
+            Err(Error::Credentials) => false,
+            Err(error) => panic!("{error}"),
+        };
+        let (own, stolen) = (open().await, open().await);
+        let change = UserChange {
+            password: Some(SecretString::from("another horse")),
+            keep_session: Some(own.session.session_id),
+            ..UserChange::default()
+        };
+        node.change_user(ada, change, &Actor::User(ada)).await.expect("a new password");
+        assert_eq!((is_open(&own).await, is_open(&stolen).await), (true, false));
+        for is_active in [false, true] {
+            node.set_active(ada, is_active, &operator()).await.expect("changed");
+            assert!(!is_open(&own).await);
+        }
+        assert!(is_open(&open().await).await);
+        drop(node);
+        cluster.finish().await;
+    }
 }
 
 #[tokio::test]
