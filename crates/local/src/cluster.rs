@@ -179,8 +179,17 @@ impl Cluster {
             return Err(Error::NoneFollows { shard, primary: old });
         }
         self.server(old).running().stop()?;
-        let furthest = running.iter().copied().filter_map(|it| Some((replica::received(&self.server(it))?, it))).max();
-        let (_, new) = furthest.ok_or(Error::NoStandby { shard })?;
+        let said = running.iter().filter_map(|it| Some((replica::received(&self.server(*it))?, *it)));
+        let said: Vec<(u64, ServerId)> = said.collect();
+        let heard: Vec<ServerId> = said.iter().map(|(_, it)| *it).collect();
+        // Commits waited for any one of them: what the last one waited for may be on this one alone, which would be made anew.
+        if let Some(silent) = running.iter().find(|it| !heard.contains(it))
+            && !is_left_in_order
+            && self.server(old).waited_for(&running)
+        {
+            return Err(Error::Silent { shard, standby: *silent });
+        }
+        let (_, new) = said.into_iter().max().ok_or(Error::NoStandby { shard })?;
         let since = replica::last_commit(&self.server(new)).map_or(" last".to_owned(), |at| format!(" after {at}"));
         // Remembered first: whatever happens now, the old primary does not come back as one.
         self.state.promote(new);
@@ -190,7 +199,7 @@ impl Cluster {
             server.start(to)?;
             replica::promote(&server, to)
         })?;
-        let has_all = is_left_in_order || self.server(old).waited_for(&running);
+        let has_all = is_left_in_order || self.server(old).waited_for(&heard);
         let may_be_lost = (!has_all)
             .then(|| format!("{old} was down and had not waited for {new}: what it acknowledged{since} may be lost"));
         Ok(Promoted { primary: new, may_be_lost })

@@ -117,6 +117,17 @@ pub enum Error {
         /// Its primary.
         primary: ServerId,
     },
+    /// Commits may have waited for a standby alone that runs and does not answer.
+    #[error(
+        "{standby} runs and does not answer, and it may be the only one that has what shard {shard} acknowledged last; \
+         promote again when it answers, or end its process to do without it"
+    )]
+    Silent {
+        /// The shard.
+        shard: u16,
+        /// The standby.
+        standby: ServerId,
+    },
     /// A shard's data was made and is there no more. Nothing is made in its place: that would cost the last copy of it.
     #[error("shard {shard}'s data in {} is gone; {}", data.display(), after_loss(*shard, *standby, copy.as_deref()))]
     DataGone {

@@ -164,11 +164,11 @@ impl Server<'_> {
         Ok(())
     }
 
-    /// Has a server that runs take settings that have changed.
+    /// Has a server that runs take its settings. It is told of them also where they are as before: whoever wrote them may have ended
+    /// before that.
     pub(crate) fn configure_running(&self) -> Result<(), Error> {
-        if self.configure()?
-            && let Some(postmaster) = self.running().postmaster()
-        {
+        self.configure()?;
+        if let Some(postmaster) = self.running().postmaster() {
             process::signal(postmaster, Signal::HUP);
         }
         Ok(())
@@ -197,8 +197,8 @@ impl Server<'_> {
         names.split(',').all(|name| standbys.iter().any(|it| replica::slot(*it) == name.trim()))
     }
 
-    /// Writes the settings; true when they were others before.
-    pub(crate) fn configure(&self) -> Result<bool, Error> {
+    /// Writes the settings, where they are others.
+    pub(crate) fn configure(&self) -> Result<(), Error> {
         let path = self.data().join("therev.conf");
         let state = &self.cluster.state;
         let primary = match state.source(self.id) {
@@ -224,10 +224,9 @@ impl Server<'_> {
         }
         .text();
         if fs::read_to_string(&path).is_ok_and(|before| before == text) {
-            return Ok(false);
+            return Ok(());
         }
-        self.cluster.account.write(&path, &text)?;
-        Ok(true)
+        self.cluster.account.write(&path, &text)
     }
 
     /// One of PostgreSQL's programs, as the account that owns the data.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use local::{Addresses, Cluster, Error, Options, Promoted, ServerId, ServerState};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A folder for one cluster, which is destroyed with it.
 struct Ground {
@@ -370,6 +371,33 @@ fn a_primary_that_works_is_not_replaced_by_a_standby_that_is_behind() {
     Cluster::up(&options, &mut quiet).expect("up");
     assert_eq!(cluster.promote(0, &mut quiet).expect("promoted").primary, ServerId::Standby(0, 1));
     assert_eq!(ask(&cluster, &urls[0], "SELECT count(*) FROM kept").expect("it was received"), "0");
+}
+
+/// Commits wait for one of two. The one that has the last of them runs and gives no answer: the other one is not put first, nor is the
+/// first one made anew.
+#[test]
+fn a_standby_that_is_silent_may_have_what_no_other_has() {
+    let ground = Ground::new();
+    let options = Options { standbys: 2, synchronous: true, ..ground.options(1, 0) };
+    let mut cluster = Cluster::up(&options, &mut quiet).expect("up");
+    let urls = cluster.shard_urls();
+    ask(&cluster, &urls[0], "CREATE TABLE kept (n integer)").expect("written");
+    let behind = address_of(&cluster, &urls[0], ServerId::Standby(0, 2));
+    ask(&cluster, &behind, "ALTER SYSTEM SET primary_conninfo = 'host=127.0.0.1 port=1'").expect("another setting");
+    ask(&cluster, &behind, "SELECT pg_reload_conf()").expect("it is read");
+    while ask(&cluster, &urls[0], "SELECT count(*) FROM pg_stat_replication").expect("an answer") != "1" {}
+    ask(&cluster, &urls[0], "INSERT INTO kept VALUES (1)").expect("acknowledged");
+
+    let of_first = cluster.status().into_iter().find(|it| it.server == ServerId::Standby(0, 1)).and_then(|it| it.pid);
+    let first = of_first.and_then(Pid::from_raw).expect("it runs");
+    kill_process(first, Signal::STOP).expect("it is silent");
+    cluster.kill(ServerId::Shard(0)).expect("killed");
+    let refused = cluster.promote(0, &mut quiet);
+    kill_process(first, Signal::CONT).expect("it goes on");
+    assert!(matches!(refused, Err(Error::Silent { shard: 0, standby: ServerId::Standby(0, 1) })), "{refused:?}");
+    let new = cluster.promote(0, &mut quiet).expect("promoted");
+    assert_eq!(new, Promoted { primary: ServerId::Standby(0, 1), may_be_lost: None });
+    assert_eq!(ask(&cluster, &urls[0], "SELECT count(*) FROM kept").expect("read"), "1");
 }
 
 #[test]
