@@ -43,6 +43,21 @@ fn kill_at(point: &str, victim: u16, servers: &Servers) -> mpsc::UnboundedReceiv
     killed
 }
 
+/// Where a copy is complete, and its stream has caught up.
+const COPIED: &str = "relocation.caught_up";
+
+/// Has undone what rests there: there is something to undo.
+async fn abort_copied(mover: &Mover, number: i64) {
+    let copied = async {
+        while mover.show(number).await.expect("it is known").state != State::CatchingUp {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, copied).await.expect("it is copied");
+    mover.want(number, Goal::Aborted).await.expect("it can be undone");
+    fail::remove(COPIED);
+}
+
 impl Scene {
     /// `wish` is what is wanted of it once the server is back; what was decided by then is carried through all the same.
     async fn at(&mut self, point: &str, victim: u16, wish: Goal) {
@@ -58,7 +73,7 @@ impl Scene {
         let number = mover.begin(&plan, Goal::Done, "test").await.expect("it begins").relocation;
         let is_undone = OF_ABORTS.contains(&point);
         if is_undone {
-            mover.want(number, Goal::Aborted).await.expect("it can be undone");
+            fail::cfg(COPIED, "pause").expect("fail points are compiled in");
         }
         let mut killed = kill_at(point, victim, &self.servers);
         let (runtime, driver) = (tokio::runtime::Handle::current(), mover.clone());
@@ -78,6 +93,9 @@ impl Scene {
                 }
             }
         });
+        if is_undone {
+            abort_copied(&mover, number).await;
+        }
         let up_again = async {
             killed.recv().await.expect("the point is reached");
             let servers = self.servers.clone();
