@@ -363,8 +363,7 @@ impl Community {
     /// Registers a user: takes the names, writes the row, confirms the names.
     ///
     /// The same id with the same user name again is the same registration, and no proof of who asks: an id that comes from outside is
-    /// none to register. Cut off at any point it leaves at most a
-    /// pending name, which a relay settles.
+    /// none to register. Cut off at any point it leaves at most a pending name, which a relay settles.
     pub async fn register(&self, new: NewUser, actor: &Actor) -> Result<Written<User>> {
         let user = new.user_id.unwrap_or_else(UserId::new);
         let (columns, names) = checked(&new).await?;
@@ -406,9 +405,8 @@ impl Community {
 
     async fn was_registered_as(&self, user: UserId, names: &[Name]) -> Result<bool> {
         let rows = self.shards().read(&REGISTERED_AS, user.bucket(), &[&user.0]).await?;
-        let is_the_name =
-            |name: &Name| name.kind == NameKind::UserName && rows.iter().any(|row| name.value == row.get::<_, &str>(0));
-        Ok(names.iter().any(is_the_name))
+        let was = |name: &Name| rows.iter().any(|row| row.get::<_, Option<&str>>("user_name") == Some(&name.value));
+        Ok(names.iter().any(|name| name.kind == NameKind::UserName && was(name)))
     }
 
     /// Writes the row, or finds the one that is there. Names are given back when nothing was written for sure.

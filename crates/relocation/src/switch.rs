@@ -313,11 +313,10 @@ impl<'a> Switch<'a> {
         self.is_durable(0).await?;
         self.lay_ready(self.taker, &self.take_over, attempt).await?;
         self.take_over().await?;
-        let takes = self.taker.must_have_part(self.relocation.relocation).await?;
-        if takes.state == PartState::Owned {
-            return Ok(());
+        match self.taker.must_have_part(self.relocation.relocation).await?.state {
+            PartState::Incoming | PartState::Ready => Err(finish::lost_at(self.relocation, self.giver, self.taker)),
+            PartState::Owned | PartState::Draining | PartState::Moved => Ok(()),
         }
-        Err(finish::lost_at(self.relocation, self.giver, self.taker))
     }
 
     /// What lies ready at the taking side is in force.
