@@ -45,8 +45,9 @@ impl Place {
     /// Chooses where the servers of a new cluster go, and makes that folder.
     pub(crate) fn choose(dir: PathBuf, account: Account) -> Result<Self, Error> {
         let inside = Self::new(dir.clone(), None);
-        if fs::symlink_metadata(&inside.home).is_ok_and(|_| fs::read_dir(&inside.home).is_ok_and(|it| it.count() > 0)) {
-            // Data without the state that goes with it: only its owner can say whether it is needed.
+        let is_empty_folder = || fs::read_dir(&inside.home).is_ok_and(|mut it| it.next().is_none());
+        if fs::symlink_metadata(&inside.home).is_ok() && !is_empty_folder() {
+            // Data without the state that goes with it, or somebody's file: only its owner can say whether it is needed.
             return Err(Error::InTheWay { path: inside.home });
         }
         match account.make_folder(&inside.home) {

@@ -173,6 +173,8 @@ pub enum Why {
     Bucket(Bucket),
     /// Whole buckets do not come out even.
     WholeBuckets,
+    /// Only what has to leave a drained shard moves.
+    Stays,
 }
 
 /// What should move, and what comes of it.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::objects;
 use crate::record::Relocation;
-use crate::side::{Pair, PartState, Side, Which};
+use crate::side::{KEEP_PART, Pair, PartState, Side, Which};
 use crate::throttle::{self, Progress, REST_MAX};
 use bytes::BytesMut;
 use futures_util::future::{try_join, try_join_all};
@@ -69,6 +69,8 @@ async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
     if pair.target.query(is_last, &[&relocation.relocation, &relocation.copy_round]).await?.is_empty() {
         return Err(Error::Taken(relocation.relocation));
     }
+    pair.source.end_keepers(relocation.relocation).await?;
+    pair.target.end_keepers(relocation.relocation).await?;
     let gives = pair.source.must_have_part(relocation.relocation).await?;
     if gives.state == PartState::Draining {
         pair.source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &gives.attempt]).await?;
@@ -145,9 +147,8 @@ pub(crate) async fn delete_rows(relocation: &Relocation, side: &Side, states: &[
 /// Within a transaction of the target: its part must still await rows, those of this round, and does until the transaction ends.
 /// Whoever slept finds that another copy has begun or that a switch was quicker, and writes nothing.
 pub(crate) async fn hold_round(relocation: &Relocation, target: &Side) -> Result<()> {
-    let mine = "SELECT FROM therev.relocation_parts
-                 WHERE relocation = $1 AND copy_round = $2 AND state = 'incoming' FOR SHARE";
-    let round = target.query(mine, &[&relocation.relocation, &relocation.copy_round]).await?;
+    let mine = format!("{KEEP_PART} WHERE p.relocation = $1 AND p.copy_round = $2 AND p.state = 'incoming' FOR SHARE");
+    let round = target.query(&mine, &[&relocation.relocation, &relocation.copy_round]).await?;
     if round.is_empty() { Err(Error::Taken(relocation.relocation)) } else { Ok(()) }
 }
 
@@ -330,18 +331,24 @@ impl Lane {
         let sink = self.to.client.copy_in(&into).await.map_err(|e| self.to.sql(e))?;
         futures_util::pin_mut!(rows, sink);
         let mut piece = BytesMut::with_capacity(PIECE * 2);
+        // Each message is a row, but for the first and the last one.
+        let (mut messages, mut told) = (0, 0);
         while let Some(row) = rows.next().await {
             piece.extend_from_slice(&row.map_err(|e| self.from.sql(e))?);
+            messages += 1;
             if piece.len() >= PIECE {
                 progress.make_way().await;
                 self.send(&mut sink, &mut piece, progress).await?;
+                progress.rows.fetch_add(messages - told, Ordering::Relaxed);
+                told = messages;
                 pace.rest(progress).await;
             }
         }
+        fail::fail_point!("relocation.copying_some");
         self.send(&mut sink, &mut piece, progress).await?;
         let copied = sink.finish().await.map_err(|e| self.to.sql(e))?;
         self.to.batch("COMMIT").await?;
-        progress.rows.fetch_add(i64::try_from(copied).unwrap_or(0), Ordering::Relaxed);
+        progress.rows.fetch_add(i64::try_from(copied).unwrap_or(0) - told, Ordering::Relaxed);
         pace.rest(progress).await;
         Ok(())
     }

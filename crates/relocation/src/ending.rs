@@ -15,7 +15,7 @@ pub struct Ending {
     pub relocation: i64,
     /// How far it is.
     pub state: State,
-    /// What is to be wanted of it.
+    /// What is to be wanted of it; *switched* where a way back is called off.
     pub goal: Goal,
     /// The shard that has the buckets then.
     pub owner: ShardNo,
@@ -43,9 +43,10 @@ impl Mover {
         };
         // A way back that is called off: what was switched stays so, and nothing goes.
         let stays = goal == Goal::Aborted && found.goal == Goal::Reversed;
+        let goal = if stays { Goal::Switched } else { goal };
         let (former, owner) = match goal {
-            Goal::Aborted | Goal::Reversed if !stays => (found.target, found.source),
-            _ => (found.source, found.target),
+            Goal::Aborted | Goal::Reversed => (found.target, found.source),
+            Goal::Done | Goal::Switched => (found.source, found.target),
         };
         let held = if stays || !obstacles.is_empty() {
             Some((0, 0))

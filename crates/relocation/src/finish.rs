@@ -105,6 +105,8 @@ async fn record(relocation: &Relocation, owned: &Owned, owner: ShardNo, admin: &
 pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, progress: &Progress) -> Result<()> {
     let (former, owner) = hands(relocation, pair);
     may_end(relocation, former, owner).await?;
+    former.end_keepers(relocation.relocation).await?;
+    owner.end_keepers(relocation.relocation).await?;
     // First, so that no delete travels.
     objects::drop_all(relocation, pair).await?;
     fail::fail_point!("relocation.streams_dropped");
@@ -299,6 +301,12 @@ pub(crate) async fn by_the_parts(relocation: &Relocation, pair: &Pair, admin: &A
         return ended(relocation, pair, admin).await;
     }
     Ok(match relocation.state {
+        // It has changed hands, and the former owner's end of it has come already.
+        State::Copying | State::CatchingUp | State::Verified | State::Switching | State::Switched
+            if gives.is_none() && takes == Some(PartState::Owned) =>
+        {
+            Some(State::Finishing)
+        }
         State::Copying | State::CatchingUp | State::Verified
             if matches!(gives, Some(PartState::Moved | PartState::Incoming | PartState::Ready)) =>
         {
@@ -344,6 +352,7 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
 /// while the relocation began anew takes nothing of what was copied since. Without a `worker` the relocation is over.
 pub(crate) async fn undo(relocation: &Relocation, admin: &Admin, worker: Option<Uuid>) -> Result<bool> {
     let source = Side::connect(admin, Which::Source, relocation.source).await?;
+    source.end_keepers(relocation.relocation).await?;
     if let Some(part) = source.part(relocation.relocation).await? {
         if part.state == PartState::Draining {
             source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
@@ -356,6 +365,12 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin, worker: Option<
     fail::fail_point!("relocation.undone_at_source");
     match Side::connect(admin, Which::Target, relocation.target).await {
         Ok(target) => {
+            let has = target.part(relocation.relocation).await?.map(|part| part.state);
+            if worker.is_some() && has == Some(PartState::Owned) {
+                // The source's end of it has come after the switch, by somebody of whom the control database does not know.
+                return Ok(false);
+            }
+            target.end_keepers(relocation.relocation).await?;
             // First: whoever has slept does not take the streams of another copy either.
             let round = begin_undoing(relocation, &target, admin, worker).await?;
             objects::drop_between(&source, &target, &relocation.tag).await?;

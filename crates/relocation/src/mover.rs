@@ -185,6 +185,10 @@ impl Mover {
         if let Some(refusal) = plan.refusal() {
             return Err(refusal);
         }
+        // A number that the control database has lost is no new one's. What a shard has that is down waits until it is back.
+        if let Err(error) = self.find_lost().await {
+            tracing::debug!(error = %chain(&error), "nobody says what was lost of");
+        }
         let control = self.control().await?;
         let groups: Vec<&str> = plan.groups.iter().map(|group| group.name()).collect();
         let buckets: Vec<i16> = plan.buckets.iter().map(|bucket| bucket.sql()).collect();
@@ -261,7 +265,8 @@ impl Mover {
         Records(&self.control().await?).set_paused(number, is_paused).await
     }
 
-    /// Changes what is wanted of a relocation, where it is still possible.
+    /// Changes what is wanted of a relocation, where it is still possible. A way back that is aborted is one to stay: what is wanted then
+    /// is [`Goal::Switched`].
     pub async fn want(&self, number: i64, goal: Goal) -> Result<Relocation> {
         let control = self.control().await?;
         let records = Records(&control);

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::record::Relocation;
-use crate::side::{Pair, Side, Which};
+use crate::side::{KEEP_PART, Pair, Side, Which};
 use secrecy::ExposeSecret;
 use shards::{Admin, SlotSnapshot};
 use std::time::Duration;
@@ -93,8 +93,8 @@ async fn publish(relocation: &Relocation, stream: Stream, from: &Side) -> Result
 /// leave what nobody looks for any more.
 async fn while_part_is(relocation: &Relocation, side: &Side, make: &str) -> Result<()> {
     side.batch("BEGIN").await?;
-    let part = "SELECT FROM therev.relocation_parts WHERE relocation = $1 FOR SHARE";
-    if side.query(part, &[&relocation.relocation]).await?.is_empty() {
+    let part = format!("{KEEP_PART} WHERE p.relocation = $1 FOR SHARE");
+    if side.query(&part, &[&relocation.relocation]).await?.is_empty() {
         return Err(Error::Taken(relocation.relocation));
     }
     side.batch(make).await?;

@@ -15,6 +15,9 @@ use tokio_postgres::types::ToSql;
 const ISOLATE_EVERY: Duration = Duration::from_secs(60);
 /// Where shards have fewer operations a second than this, on average, nobody is too much for one.
 const QUIET: f64 = 100.0;
+/// Where a shard has so many users apart, or owns the buckets of so many who are away, no more are placed apart by themselves: the
+/// fence goes through them, row by row.
+const APART_MAX: usize = 100;
 /// Operations are counted in thousandths of one a second.
 const LOAD_UNIT: f64 = 1_000.0;
 
@@ -54,23 +57,25 @@ impl Mover {
     pub async fn release(&self, user: UserId) -> Result<bool> {
         self.shards.refresh().await?;
         let (map, bucket) = (self.shards.map(), user.bucket());
-        let mut is_released = false;
+        let mut by_shard: BTreeMap<ShardNo, Vec<Group>> = BTreeMap::new();
         for group in Group::ALL {
             let shard = map.place(group, bucket).shard;
-            let is_there = map.pins_of(group, bucket).any(|(pinned, place)| pinned == user && place.shard == shard);
-            if !is_there {
-                continue;
+            if map.pins_of(group, bucket).any(|(pinned, place)| pinned == user && place.shard == shard) {
+                by_shard.entry(shard).or_default().push(group);
             }
+        }
+        let mut is_released = false;
+        for (shard, groups) in by_shard {
             let side = Side::connect(&self.admin()?, Which::Source, shard).await?;
-            let groups = [group.name()];
-            let released = side.one("SELECT therev.release_pin($1, $2)", &[&groups.as_slice(), &user.0]).await?;
+            let names: Vec<&str> = groups.iter().map(|group| group.name()).collect();
+            // Of all groups at once: where one went with the bucket and another stayed, they could not be brought together again.
+            let released = side.one("SELECT therev.release_pin($1, $2)", &[&names, &user.0]).await?;
             is_released |= released.get::<_, bool>(0);
-            let epochs = [map.place_of(group, user.into()).epoch.max(1)];
-            let control = self.control().await?;
+            fail::fail_point!("pins.released");
+            let epochs: Vec<i64> = groups.iter().map(|group| map.place_of(*group, user.into()).epoch.max(1)).collect();
             let record = "SELECT therev.record_pin($1, $2, $3, $4, $5)";
-            let params: [&(dyn ToSql + Sync); 5] =
-                [&groups.as_slice(), &user.0, &bucket.sql(), &shard.0, &epochs.as_slice()];
-            let recorded = control.query(record, &params).await;
+            let params: [&(dyn ToSql + Sync); 5] = [&names, &user.0, &bucket.sql(), &shard.0, &epochs];
+            let recorded = self.control().await?.query(record, &params).await;
             recorded.map_err(|source| Error::Sql { database: shards::Database::Control, source })?;
         }
         self.shards.refresh().await?;
@@ -102,7 +107,7 @@ impl Mover {
         Ok(by_ends.into_iter().map(request).collect())
     }
 
-    /// Who should be placed apart by the load that all nodes have told in the last minute, and where.
+    /// Who should be placed apart by the load that all nodes have told lately, and where.
     pub async fn plan_isolation(&self) -> Result<Vec<Isolation>> {
         self.shards.refresh().await?;
         let told = self.shards.hot_users(BUSIEST).await?;
@@ -111,7 +116,7 @@ impl Mover {
         if told.operations_per_s < QUIET * f64::from(shards) {
             return Ok(Vec::new());
         }
-        // Accounts have one shard in the split layout: who is hot there is hot by what it writes.
+        // Accounts have one shard in the split layout, and nobody counts what is done there.
         let group = if catalog.layout == Layout::Split { Group::Content } else { Group::Account };
         let users = told.users.iter().map(|one| {
             let user = UserId(one.user_id);
@@ -134,11 +139,20 @@ impl Mover {
             .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))
     }
 
-    /// Places users apart whose load asks for it, for as long as it is polled: begun here, carried through by whoever carries on.
+    /// Places users apart whose load has asked for it in two looks, for as long as it is polled: begun here, carried through by whoever
+    /// carries on. Nobody takes a user back who was busy for a moment.
     pub async fn isolate_hot(&self) {
+        let mut before = BTreeSet::new();
         loop {
             tokio::time::sleep(ISOLATE_EVERY).await;
-            match self.isolate_once("therev").await {
+            let outcome = async {
+                let hot = self.plan_isolation().await?;
+                let now: BTreeSet<UserId> = hot.iter().map(|one| one.user).collect();
+                let still = hot.into_iter().filter(|one| before.contains(&one.user)).collect();
+                before = now;
+                self.isolate(still, "therev").await
+            };
+            match outcome.await {
                 Ok(begun) => begun.iter().for_each(|one| {
                     tracing::info!(relocation = one.relocation, user = ?one.pin, "a hot user is placed apart");
                 }),
@@ -147,13 +161,13 @@ impl Mover {
         }
     }
 
-    /// The same once; says what was begun. While a user is on the way nobody else sets out: the load is looked at anew after.
-    pub async fn isolate_once(&self, actor: &str) -> Result<Vec<Relocation>> {
+    /// Places these users apart; says what was begun. While a user is on the way nobody else sets out: the load is looked at anew after.
+    pub async fn isolate(&self, hot: Vec<Isolation>, actor: &str) -> Result<Vec<Relocation>> {
         let mut begun = Vec::new();
         if self.list(true).await?.iter().any(|open| open.pin.is_some() && !open.rests()) {
             return Ok(begun);
         }
-        for one in self.plan_isolation().await? {
+        for one in hot {
             match self.isolate_one(one, actor).await {
                 Ok(more) => begun.extend(more),
                 // Its bucket is on the way, perhaps with another hot user's, a shard has no room, or says nothing: its turn comes,
@@ -170,6 +184,7 @@ impl Mover {
     async fn isolate_one(&self, one: Isolation, actor: &str) -> Result<Vec<Relocation>> {
         let mut begun = Vec::new();
         for request in self.pin_requests(one.user, one.to).await? {
+            self.may_have_more_apart(&request)?;
             let plan = self.plan(&request).await?;
             if plan.rows > 0 {
                 begun.push(self.begin(&plan, Goal::Done, actor).await?);
@@ -178,17 +193,39 @@ impl Mover {
         Ok(begun)
     }
 
-    /// What moves the users that a shard has apart from their buckets back to these, where another shard owns them.
+    /// Refuses where it would be one too many for the shard that takes the user, or for the one that owns the bucket.
+    fn may_have_more_apart(&self, request: &Request) -> Result<()> {
+        let map = self.shards.map();
+        for group in &request.groups {
+            let home = |bucket| map.place(*group, bucket).shard;
+            let bucket = request.buckets.first().copied();
+            for shard in [Some(request.target), bucket.map(home)].into_iter().flatten() {
+                let of_group = map.pins().iter().filter(|((of, _), _)| of == group);
+                let apart =
+                    of_group.flat_map(|((_, bucket), users)| users.values().map(|at| (home(*bucket), at.shard)));
+                if apart.filter(|(from, to)| *from == shard || *to == shard).count() >= APART_MAX {
+                    return Err(Error::refused(
+                        format!("shard {shard} has to do with {APART_MAX} users apart from their buckets already"),
+                        "`therev user unpin ID` brings one back who is no more as busy",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What moves the users that a shard has apart from their buckets, by its own word, back to these, where another shard owns them.
     pub(crate) async fn pins_on(&self, shard: ShardNo) -> Result<Vec<Request>> {
         let map = self.shards.map();
-        let here = map.pins().iter().flat_map(|((group, bucket), users)| {
-            let home = map.place(*group, *bucket).shard;
-            users.iter().filter(move |(_, place)| place.shard == shard && home != shard).map(|(user, _)| *user)
-        });
+        let side = Side::connect(&self.admin()?, Which::Source, shard).await?;
+        let here =
+            "SELECT DISTINCT p.user_id FROM therev.pins AS p WHERE p.state IN ('owned', 'draining') ORDER BY p.user_id";
         let mut requests = Vec::new();
-        for user in here.collect::<BTreeSet<UserId>>() {
+        for row in side.query(here, &[]).await? {
+            let user = UserId(row.get("user_id"));
             requests.extend(self.requests(user, |group| Some(map.place(group, user.bucket()).shard)).await?);
         }
+        requests.retain(|request| request.source == shard);
         Ok(requests)
     }
 }

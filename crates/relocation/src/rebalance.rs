@@ -8,7 +8,7 @@ use crate::mover::Mover;
 use crate::plan::{Plan, Request};
 use crate::record::{Goal, Relocation, State};
 use crate::survey::Survey;
-use placement::planner::{self, By, Item, Pin, Shard, ShardShare};
+use placement::planner::{self, By, Item, OutOfBand, Pin, Reached, Shard, ShardShare, Why};
 use placement::{Group, Layout, ShardNo};
 use serde::Serialize;
 use shards::ShardEntry;
@@ -41,7 +41,7 @@ pub struct Part {
 pub struct Rebalance {
     /// Both groups together in the colocated layout, each by itself in the split one.
     pub parts: Vec<Part>,
-    /// Users whom a shard that is to be empty has apart from their buckets go back to these.
+    /// Users whom a shard without weight has apart from their buckets go back to these.
     #[serde(skip)]
     unpins: Vec<Request>,
 }
@@ -103,6 +103,8 @@ impl Mover {
                 "add a shard first (`therev shard add`), or give another one a weight (`therev shard weight`)",
             ));
         }
+        let drained: Vec<ShardNo> =
+            entries.iter().filter(|entry| entry.weight == 0.0).map(|entry| entry.shard).collect();
         let survey = Survey::take(&self.admin()?, &self.shards.numbers()).await?;
         let is_idle = Group::ALL.iter().all(|group| survey.of(&[*group]).iter().all(|item| item.load == 0));
         if is_idle && matches!(aim, Aim::Balance { by: By::Load, .. }) {
@@ -125,7 +127,10 @@ impl Mover {
             left = left.map(|left| left.saturating_sub(plan.moves.len()));
             parts.push(Part { groups, plan });
         }
-        let unpins = if let Aim::Empty(shard) = aim { self.pins_on(shard).await? } else { Vec::new() };
+        let mut unpins = Vec::new();
+        for shard in drained {
+            unpins.extend(self.pins_on(shard).await?);
+        }
         Ok(Rebalance { parts, unpins })
     }
 
@@ -210,8 +215,15 @@ fn plan_part(
         // Those come first, and nothing else is to move.
         Aim::Empty(_) => (By::Size, Some(leaving)),
     };
-    planner::plan(&shards, items, pins, by, moves_max)
-        .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))
+    let mut plan = planner::plan(&shards, items, pins, by, moves_max)
+        .map_err(|error| Error::refused(error.to_string(), "`therev shard list` shows where everything is"))?;
+    // No more would move however often it was planned anew.
+    if (stays || matches!(aim, Aim::Empty(_))) && plan.reached == Reached::MaxMoves && plan.moves.len() == leaving {
+        let out = plan.after.iter().filter(|share| !share.within);
+        plan.reached =
+            Reached::AsNearAsPossible(out.map(|share| OutOfBand { shard: share.shard, why: Why::Stays }).collect());
+    }
+    Ok(plan)
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the control database bounds weights")]

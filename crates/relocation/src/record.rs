@@ -215,13 +215,13 @@ impl Relocation {
     }
 
     /// What is wanted, as far as a step under way goes by it: who is to own the buckets, and whether only what was begun is to be
-    /// undone. Both go back, and to undo a way back is to stay.
+    /// undone.
     pub(crate) fn aim(&self) -> (ShardNo, bool) {
         (self.owner_wanted(), self.goal == Goal::Aborted)
     }
 
     /// Whether there is nothing to do for a worker now.
-    pub(crate) fn rests(&self) -> bool {
+    pub fn rests(&self) -> bool {
         self.state.is_over() || self.is_paused || (self.state == State::Switched && self.goal == Goal::Switched)
     }
 }
@@ -295,14 +295,30 @@ impl Records<'_> {
         self.query(&sql, &params).await?.pop().ok_or(Error::Taken(before.relocation))
     }
 
-    /// Changes what is wanted of it, as long as it is in one of these states.
+    /// Changes what is wanted of it, as long as it is in one of these states. To abort a way back is to stay where the switch led.
     pub(crate) async fn set_goal(&self, number: i64, goal: Goal, states: &[State]) -> Result<Option<Relocation>> {
         let sql = format!(
-            "UPDATE therev.relocations AS r SET goal = $2, is_paused = false, updated_at = now()
+            "UPDATE therev.relocations AS r
+                SET goal = CASE WHEN $2 = 'aborted' AND r.goal = 'reversed' THEN 'switched' ELSE $2 END,
+                    is_paused = false, updated_at = now()
               WHERE r.relocation = $1 AND r.state = ANY ($3) RETURNING {COLUMNS}"
         );
         let states: Vec<&str> = states.iter().map(|state| state.name()).collect();
         Ok(self.query(&sql, &[&number, &goal.name(), &states]).await?.pop())
+    }
+
+    /// What the shards have made of it, where that is not what was worked for: told by the one who has the work. What people have come
+    /// to want of it meanwhile stays.
+    pub(crate) async fn admit(&self, before: &Relocation, worker: Uuid, goal: Goal) -> Result<Relocation> {
+        let sql = format!(
+            "UPDATE therev.relocations AS r
+                SET goal = CASE WHEN r.goal = $4 THEN $5 ELSE r.goal END, updated_at = now()
+              WHERE r.relocation = $1 AND r.worker = $2 AND r.state = $3
+             RETURNING {COLUMNS}"
+        );
+        let params: [&(dyn ToSql + Sync); 5] =
+            [&before.relocation, &worker, &before.state.name(), &before.goal.name(), &goal.name()];
+        self.query(&sql, &params).await?.pop().ok_or(Error::Taken(before.relocation))
     }
 
     /// The next round of a relocation, of a copy or of the undoing of one: no two have the same, and it is a later one than `last`, which

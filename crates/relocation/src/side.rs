@@ -59,6 +59,12 @@ const PART: &str = "
       FROM therev.relocation_parts AS p
      WHERE p.relocation = $1";
 
+/// Within a transaction: keeps a part as it is until the transaction ends, in a way that tells others apart who do. What follows says
+/// which part.
+pub(crate) const KEEP_PART: &str = "
+    SELECT pg_advisory_xact_lock_shared(hashtextextended('therev.relocation_parts', p.relocation))
+      FROM therev.relocation_parts AS p";
+
 const LIFE: &str = "
     SELECT i.incarnation, i.timeline = therev.current_timeline() AS is_known FROM therev.identity AS i";
 
@@ -119,6 +125,18 @@ impl Side {
     pub(crate) async fn must_have_part(&self, relocation: i64) -> Result<Part> {
         let gone = || Error::PartGone { relocation, database: self.database() };
         self.part(relocation).await?.ok_or_else(gone)
+    }
+
+    /// Ends the transactions that keep this side's part: whoever goes on with a relocation has its work, and a process that was stopped
+    /// in one of them would hold it up for as long as it sleeps.
+    pub(crate) async fn end_keepers(&self, relocation: i64) -> Result<()> {
+        let sql = "SELECT pg_terminate_backend(l.pid)
+                     FROM pg_locks AS l
+                     JOIN pg_database AS d ON d.oid = l.database AND d.datname = current_database()
+                    WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> pg_backend_pid()
+                      AND (l.classid::bigint << 32 | l.objid::bigint)
+                          = hashtextextended('therev.relocation_parts', $1)";
+        self.query(sql, &[&relocation]).await.map(drop)
     }
 
     /// Who of these buckets is placed apart, by this shard's word.

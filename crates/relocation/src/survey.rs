@@ -7,11 +7,16 @@ use placement::planner::{Item, Pin};
 use placement::{BUCKETS, Bucket, Group, ShardNo};
 use shards::Admin;
 use std::collections::BTreeMap;
+use tokio_postgres::Row;
+use uuid::Uuid;
 
-/// The tables, what they take on disk with their indexes, and when a row was last written, where its columns say that.
+/// The tables, what they take on disk with their partitions and indexes, and when a row was last written, where its columns say that.
 const TABLES: &str = "
-    SELECT t.table_name, t.colocation_group::text AS in_group,
-           (SELECT coalesce(sum(pg_total_relation_size(p.relid)), 0) FROM pg_partition_tree(t.table_name::regclass) AS p)
+    SELECT t.table_name, t.colocation_group::text AS in_group, t.owner_column,
+           (SELECT sum(pg_total_relation_size(c.oid))
+              FROM pg_class AS c
+             WHERE c.oid = t.table_name::regclass
+                OR c.oid IN (SELECT i.inhrelid FROM pg_inherits AS i WHERE i.inhparent = t.table_name::regclass))
                ::bigint AS bytes,
            (SELECT 'greatest(' || string_agg('t.' || quote_ident(a.attname), ', ') || ')'
               FROM pg_attribute AS a
@@ -24,9 +29,9 @@ const OWNED: &str = "
       FROM therev.ownership AS o
      WHERE o.state IN ('owned', 'draining')";
 
-/// Users whom this shard has apart from their buckets.
+/// Users whom this shard has apart from their buckets, wherever these are: also where it has them by now, they do not move along.
 const PINS: &str = "
-    SELECT p.colocation_group::text AS in_group, p.bucket
+    SELECT p.colocation_group::text AS in_group, p.user_id
       FROM therev.pins AS p
      WHERE p.state IN ('owned', 'draining')";
 
@@ -35,22 +40,29 @@ struct TableOn {
     name: String,
     group: String,
     bytes: i64,
-    /// By bucket: how many rows, and how many of them were written in the last day.
-    rows: Vec<(i16, i64, i64)>,
+    rows: Vec<Rows>,
+}
+
+/// What a table has of a bucket on one shard: of the users who are there apart from it, or of all others.
+struct Rows {
+    bucket: i16,
+    are_apart: bool,
+    count: i64,
+    /// How many of them were written in the last day.
+    written: i64,
 }
 
 /// One shard.
 struct ShardHolds {
     shard: ShardNo,
     owned: Vec<(String, i16)>,
-    pins: Vec<(String, i16)>,
     tables: Vec<TableOn>,
 }
 
 /// What the buckets of each group hold, and where they are.
 pub(crate) struct Survey {
     items: BTreeMap<(Group, Bucket), Item>,
-    /// What a shard has of buckets that others own: of users placed apart, all of a bucket together.
+    /// What a shard has of users placed apart, all of a bucket together.
     pins: BTreeMap<(Group, Bucket, ShardNo), Pin>,
 }
 
@@ -83,25 +95,25 @@ impl Survey {
         for table in asked.iter().flat_map(|held| &held.tables) {
             let (bytes, rows) = means.entry(&table.name).or_default();
             *bytes += i128::from(table.bytes);
-            *rows += table.rows.iter().map(|(_, rows, _)| i128::from(*rows)).sum::<i128>();
+            *rows += table.rows.iter().map(|of| i128::from(of.count)).sum::<i128>();
         }
         for held in asked {
             for table in &held.tables {
                 let Ok(group) = table.group.parse::<Group>() else { continue };
                 let (bytes, all_rows) = means.get(table.name.as_str()).copied().unwrap_or_default();
-                for (bucket, rows, written) in &table.rows {
-                    let Ok(bucket) = Bucket::try_from(*bucket) else { continue };
-                    let share = u64::try_from(i128::from(*rows) * bytes / all_rows.max(1)).unwrap_or(0);
-                    let written = u64::try_from(*written).unwrap_or(0);
+                for of in &table.rows {
+                    let Ok(bucket) = Bucket::try_from(of.bucket) else { continue };
+                    let share = u64::try_from(i128::from(of.count) * bytes / all_rows.max(1)).unwrap_or(0);
+                    let written = u64::try_from(of.written).unwrap_or(0);
                     let item = self.items.get_mut(&(group, bucket)).filter(|item| item.shard == held.shard);
-                    if let Some(item) = item {
-                        item.bytes = item.bytes.saturating_add(share);
-                        item.load = item.load.saturating_add(written);
-                    } else if held.pins.iter().any(|(of, number)| *of == table.group && *number == bucket.sql()) {
+                    if of.are_apart {
                         let none = Pin { bucket, shard: held.shard, bytes: 0, load: 0 };
                         let pin = self.pins.entry((group, bucket, held.shard)).or_insert(none);
                         pin.bytes = pin.bytes.saturating_add(share);
                         pin.load = pin.load.saturating_add(written);
+                    } else if let Some(item) = item {
+                        item.bytes = item.bytes.saturating_add(share);
+                        item.load = item.load.saturating_add(written);
                     }
                     // Other rows that another shard owns are what a relocation has not taken away yet.
                 }
@@ -137,21 +149,31 @@ async fn ask(admin: &Admin, shard: ShardNo) -> Result<ShardHolds> {
     let mut tables = Vec::new();
     for row in side.query(TABLES, &[]).await? {
         let (name, written_at): (String, Option<&str>) = (row.get("table_name"), row.get("written_at"));
+        let (group, owner): (String, &str) = (row.get("in_group"), row.get("owner_column"));
         // A table whose rows do not say when they were written is not counted as written.
         let written = written_at.map_or_else(|| "false".to_owned(), |at| format!("{at} > now() - interval '1 day'"));
         let sql = format!(
-            "SELECT t.bucket, count(*) AS rows, count(*) FILTER (WHERE {written}) AS written FROM {name} AS t
-              GROUP BY t.bucket"
+            "SELECT t.bucket, t.{owner} = ANY ($1) AS are_apart, count(*) AS rows,
+                    count(*) FILTER (WHERE {written}) AS written
+               FROM {name} AS t
+              GROUP BY t.bucket, are_apart"
         );
-        let rows = side.query(&sql, &[]).await?;
-        tables.push(TableOn {
-            group: row.get("in_group"),
-            bytes: row.get("bytes"),
-            rows: rows.iter().map(|row| (row.get("bucket"), row.get("rows"), row.get("written"))).collect(),
-            name,
-        });
+        let apart = pins.iter().filter(|pin| pin.get::<_, &str>("in_group") == group);
+        let apart: Vec<Uuid> = apart.map(|pin| pin.get("user_id")).collect();
+        let rows = side.query(&sql, &[&apart]).await?.iter().map(Rows::of).collect();
+        tables.push(TableOn { group, bytes: row.get("bytes"), rows, name });
     }
-    let named =
-        |rows: Vec<tokio_postgres::Row>| rows.iter().map(|row| (row.get("in_group"), row.get("bucket"))).collect();
-    Ok(ShardHolds { shard, owned: named(owned), pins: named(pins), tables })
+    let owned = owned.iter().map(|row| (row.get("in_group"), row.get("bucket"))).collect();
+    Ok(ShardHolds { shard, owned, tables })
+}
+
+impl Rows {
+    fn of(row: &Row) -> Rows {
+        Rows {
+            bucket: row.get("bucket"),
+            are_apart: row.get("are_apart"),
+            count: row.get("rows"),
+            written: row.get("written"),
+        }
+    }
 }

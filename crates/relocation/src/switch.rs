@@ -12,8 +12,10 @@ use crate::record::Relocation;
 use crate::side::{Pair, Part, PartState, Side};
 use crate::throttle::Progress;
 use crate::tries::Try;
+use crate::verify;
 use crate::work::{Heard, unless_called_off};
 use futures_util::future::{try_join, try_join3};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
 
@@ -438,7 +440,7 @@ pub(crate) async fn run(
                         Outcome::BackedOut(why) => reason = Some(why),
                     }
                 }
-                progress.say(format!("the switch waits: {}", reason.unwrap_or_default()));
+                say_why(relocation, (giver, taker), reason.unwrap_or_default(), progress).await?;
                 if !mover.is_still_wanted(relocation).await {
                     return Ok(None);
                 }
@@ -462,6 +464,20 @@ pub(crate) async fn run(
             }
         }
     }
+}
+
+/// Why the switch waits, and how far its stream is behind.
+async fn say_why(
+    relocation: &Relocation,
+    (giver, taker): (&Side, &Side),
+    reason: &str,
+    progress: &Progress,
+) -> Result<()> {
+    progress.say(format!("the switch waits: {reason}"));
+    if let Some(lag) = verify::lag_bytes(giver, taker, &Stream::from(giver.which).name(relocation)).await? {
+        progress.lag_bytes.store(lag, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 /// What is counted on between two tries of a switch is lost with a promotion of either side.

@@ -265,19 +265,19 @@ async fn copy_anew(
     target.batch("COMMIT").await
 }
 
-/// How far the target's stream is behind the source, in bytes of log; `None` where it has no slot. An error where the source has
+/// How far a stream is behind the side that it comes from, in bytes of log; `None` where it has no slot. An error where that has
 /// dropped what the stream has not read: it will never get on.
-pub(crate) async fn lag_bytes(pair: &Pair, slot: &str) -> Result<Option<i64>> {
+pub(crate) async fn lag_bytes(from: &Side, to: &Side, slot: &str) -> Result<Option<i64>> {
     let sql = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), s.confirmed_flush_lsn)::bigint AS lag,
                       coalesce(s.wal_status = 'lost', false) AS is_lost
                  FROM pg_replication_slots AS s WHERE s.slot_name = $1";
-    let rows = pair.source.query(sql, &[&slot]).await?;
+    let rows = from.query(sql, &[&slot]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     if row.get("is_lost") {
-        let from = pair.source.shard;
+        let from = from.shard;
         let reason =
             format!("shard {from}'s server has dropped log that it had not read; raise max_slot_wal_keep_size there");
-        return Err(Error::Stream { database: pair.target.database(), reason });
+        return Err(Error::Stream { database: to.database(), reason });
     }
     Ok(row.get("lag"))
 }

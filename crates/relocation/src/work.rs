@@ -127,11 +127,8 @@ impl Mover {
     async fn stay(&self, relocation: &Relocation) -> Result<()> {
         let pair = Pair::connect(&self.admin()?, relocation).await?;
         if switch::stay(relocation, &pair).await? {
-            let control = self.control().await?;
-            let kept = Records(&control).set_goal(relocation.relocation, Goal::Switched, &[State::Switching]).await?;
-            if kept.is_some() {
-                tracing::warn!(relocation = relocation.relocation, "a promotion has closed the way back");
-            }
+            Records(&self.control().await?).admit(relocation, self.worker, Goal::Switched).await?;
+            tracing::warn!(relocation = relocation.relocation, "a promotion has closed the way back");
         }
         Ok(())
     }
@@ -159,8 +156,7 @@ impl Mover {
             && relocation.goal != Goal::Reversed
             && finish::has_gone_back(relocation, pair).await?
         {
-            let back = Records(&control).set_goal(relocation.relocation, Goal::Reversed, &[relocation.state]).await?;
-            return back.ok_or(Error::Taken(relocation.relocation));
+            return Records(&control).admit(relocation, self.worker, Goal::Reversed).await;
         }
         if relocation.goal == Goal::Aborted && relocation.state != State::Switched {
             return self.abort(relocation, progress, heard).await;
@@ -205,9 +201,9 @@ impl Mover {
     }
 
     /// Another relocation has taken some of the buckets away since this one was planned: nothing of it has begun, and it ends.
-    async fn overtaken(&self, relocation: &Relocation) -> Result<Error> {
+    async fn overtaken(&self, relocation: &Relocation, control: &Client) -> Result<Error> {
         let number = relocation.relocation;
-        let aborted = self.want(number, Goal::Aborted).await?;
+        let aborted = Records(control).admit(relocation, self.worker, Goal::Aborted).await?;
         let is_undone = finish::undo(&aborted, &self.admin()?, Some(self.worker)).await?;
         self.after_undo(&aborted, is_undone).await?;
         let source = relocation.source;
@@ -248,7 +244,7 @@ impl Mover {
         // Frozen from now on: who is placed apart changes by relocations alone, and no bucket is in two of them.
         let apart: serde_json::Value = match pair.source.one(begin, &source).await {
             Ok(row) => row.get(0),
-            Err(error) if error.is_ownership() => return Err(self.overtaken(relocation).await?),
+            Err(error) if error.is_ownership() => return Err(self.overtaken(relocation, control).await?),
             Err(error) => return Err(error),
         };
         fail::fail_point!("relocation.source_part");
@@ -311,7 +307,7 @@ impl Mover {
         let name = Stream::Forward.name(relocation);
         let errors = verify::stream_errors(&pair.target, &name).await?;
         loop {
-            let Some(lag) = verify::lag_bytes(pair, &name).await? else {
+            let Some(lag) = verify::lag_bytes(&pair.source, &pair.target, &name).await? else {
                 let reason = format!("its slot on shard {} is gone", pair.source.shard);
                 return Err(Error::Stream { database: pair.target.database(), reason });
             };
@@ -400,7 +396,6 @@ impl Mover {
             return records.advance(relocation, self.worker, State::Aborted).await;
         }
         // The switch was quicker than the wish to abort: it is carried through, and rests where the way back is open.
-        let kept = records.set_goal(relocation.relocation, Goal::Switched, &[relocation.state]).await?;
-        kept.ok_or(Error::Taken(relocation.relocation))
+        records.admit(relocation, self.worker, Goal::Switched).await
     }
 }

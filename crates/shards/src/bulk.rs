@@ -2,7 +2,7 @@
 
 use crate::bucket_set::BucketSet;
 use crate::error::{Database, Error};
-use crate::pool::{Params, Pool};
+use crate::pool::{CONFIRM, Params, Pool};
 use crate::store::Shards;
 use bytes::{BufMut, BytesMut};
 use deadpool_postgres::Object;
@@ -145,6 +145,12 @@ impl Bulk {
     /// Makes it all true.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.end(COMMIT).await
+    }
+
+    /// Has the commit wait for standbys though nothing was written: what was found written may be the doing of one whose wait was cut
+    /// off.
+    pub async fn confirm(&self) -> Result<(), Error> {
+        self.query(CONFIRM, &[]).await.map(drop)
     }
 
     async fn end(&mut self, how: &str) -> Result<(), Error> {

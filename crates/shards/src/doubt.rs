@@ -3,8 +3,8 @@
 
 use crate::breaker::{Breaker, Leave};
 use crate::lanes::{Left, Seat};
-use crate::pool::Limits;
-use crate::reach::reach;
+use crate::pool::{LifeInForce, Limits};
+use crate::reach::{is_in, reach};
 use deadpool_postgres::Object;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +15,7 @@ use tokio_postgres::NoTls;
 pub(crate) struct Doubt {
     connections: deadpool_postgres::Pool,
     login: tokio_postgres::Config,
+    life: Arc<LifeInForce>,
     pub(crate) breaker: Breaker,
     /// How long a new connection may take.
     connect: Duration,
@@ -35,9 +36,10 @@ impl Doubt {
         connections: deadpool_postgres::Pool,
         login: tokio_postgres::Config,
         limits: Limits,
+        life: Arc<LifeInForce>,
     ) -> Arc<Doubt> {
         let (breaker, connect) = (Breaker::new(limits.rest), limits.connect);
-        Arc::new(Doubt { connections, login, breaker, connect, is_asking: AtomicBool::new(false) })
+        Arc::new(Doubt { connections, login, life, breaker, connect, is_asking: AtomicBool::new(false) })
     }
 
     /// For a seat that is to be lent, beside others or not.
@@ -62,14 +64,26 @@ impl Doubt {
         }
         let (doubt, leave) = (self.clone(), self.breaker.leave());
         runtime.spawn(async move {
-            let asked = tokio::time::timeout(doubt.connect, reach(&doubt.login, None)).await;
-            // A word of refusal is an answer, too.
-            let answered = asked.is_ok_and(|answer| answer.err().is_none_or(|error| error.code().is_some()));
-            if !answered {
-                doubt.is_silent(leave);
+            match tokio::time::timeout(doubt.connect, doubt.is_who_it_was()).await {
+                Ok(Ok(true)) => {}
+                // Another server answers in its place: on a connection to that one, nobody would hear anything until the deadline.
+                Ok(Ok(false)) => drop(doubt.connections.retain(|_, _| false)),
+                // A word of refusal is an answer, too.
+                Ok(Err(error)) if error.code().is_some() => {}
+                Ok(Err(_)) | Err(_) => doubt.is_silent(leave),
             }
             doubt.is_asking.store(false, Ordering::Relaxed);
         });
+    }
+
+    /// Whether a new connection leads to the server of the life that this pool trusts, if it trusts any.
+    async fn is_who_it_was(&self) -> Result<bool, tokio_postgres::Error> {
+        let life = self.life.get();
+        let (client, _) = reach(&self.login, life).await?;
+        Ok(match life {
+            Some(life) => is_in(&client, life).await,
+            None => true,
+        })
     }
 
     /// For a connection that is asked for.

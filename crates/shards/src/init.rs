@@ -6,6 +6,7 @@ use crate::address::{ADMIN_ROLE, Hosts, LIBRARY_ROLE, MOVER_ROLE, parse};
 use crate::error::{Database, Error};
 use crate::fresh::{Found, RolePasswords, Target, first_ownership};
 use crate::life::Life;
+use crate::owners;
 use futures_util::future::try_join_all;
 use placement::{Bucket, Group, Layout, Place, ShardNo};
 use schema::Kind;
@@ -88,8 +89,11 @@ pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
         target.prepare(&passwords).await?;
     }
     let (cluster_id, _) = set_up(&control, None, plan).await?;
-    has_these_shards(&control, plan).await?;
+    let is_new = has_these_shards(&control, plan).await?;
     let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
+    if is_new {
+        try_join_all(all.iter().map(|target| is_as_planned(target, plan))).await?;
+    }
     let lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
     fill_catalog(&control, &all, &lives, plan).await?;
     Ok(Initialized { cluster_id, oldest_postgres })
@@ -106,13 +110,14 @@ fn is_what_it_was(target: &Target, found: &Found) -> Result<(), Error> {
     }
 }
 
-/// A cluster that is there already gets no more shards: first ownership is given out once. Fewer are readdressed.
-async fn has_these_shards(control: &Target, plan: &InitPlan) -> Result<(), Error> {
+/// A cluster that is there already gets no more shards: first ownership is given out once. Fewer are readdressed. Says whether there is
+/// none yet.
+async fn has_these_shards(control: &Target, plan: &InitPlan) -> Result<bool, Error> {
     let client = control.as_owner().await?;
     let row = client.query_one("SELECT count(*) FROM therev.shards", &[]).await.map_err(|e| control.sql(e))?;
     let (has, asked) = (row.get::<_, i64>(0), plan.shards.len());
-    if has == 0 || usize::try_from(has).is_ok_and(|has| asked <= has) {
-        return Ok(());
+    if usize::try_from(has).is_ok_and(|has| has == 0 || asked <= has) {
+        return Ok(has == 0);
     }
     Err(Error::in_the_way(
         format!("the cluster has {has} shards, not {asked}"),
@@ -128,6 +133,19 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
         first_ownership(&client, shard, first_places(plan)).await.map_err(|e| target.sql(e))?;
     }
     Ok(made)
+}
+
+/// An earlier run that was cut off may have given the buckets out among another number of shards: two would own some of them.
+async fn is_as_planned(target: &Target, plan: &InitPlan) -> Result<(), Error> {
+    let Database::Shard(_) = target.database else { return Ok(()) };
+    let knows = owners::known_to(&target.as_owner().await?, target.database).await?;
+    if knows.into_iter().eq(first_places(plan)) {
+        return Ok(());
+    }
+    Err(Error::in_the_way(
+        format!("an init that was cut off has begun {} of a cluster with another number of shards", target.database),
+        "run it again with that number, or begin with empty databases",
+    ))
 }
 
 /// Where everything is before anything was moved.

@@ -5,8 +5,8 @@ use crate::error::Error;
 use crate::store::Shards;
 use bytes::BytesMut;
 use datasketches::frequencies::{ErrorType, FrequentItemsSketch};
-use placement::UserId;
 use placement::planner::BUSIEST;
+use placement::{Group, Layout, UserId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -23,10 +23,13 @@ const SAMPLE: u64 = 8;
 const WINDOW: Duration = Duration::from_secs(30);
 /// How often it is told.
 pub(crate) const TELL_EVERY: Duration = Duration::from_secs(5);
+/// What was told counts for so long, in seconds: a process that has ended, and another one in its place, would count twice.
+const COUNTS_S: f64 = 15.0;
 
 /// The operations of a node, by owner.
 pub(crate) struct Load {
     node: Uuid,
+    layout: Layout,
     calls: AtomicU64,
     told: AtomicU64,
     windows: Mutex<Windows>,
@@ -70,25 +73,29 @@ const FORGET: &str = "DELETE FROM therev.nodes AS n WHERE n.told_at < now() - in
 
 const HOT: &str = "
     SELECT n.window_s, n.operations, n.users, n.user_operations
-      FROM therev.nodes AS n WHERE n.told_at > now() - interval '1 minute'";
+      FROM therev.nodes AS n WHERE n.told_at > now() - $1 * interval '1 second'";
 
 impl Load {
-    pub(crate) fn new() -> Load {
-        let windows = Windows { began: Instant::now(), now: sketch(), before: None };
-        Load { node: Uuid::new_v4(), calls: AtomicU64::new(0), told: AtomicU64::new(0), windows: Mutex::new(windows) }
+    pub(crate) fn new(layout: Layout) -> Load {
+        let windows = Mutex::new(Windows { began: Instant::now(), now: sketch(), before: None });
+        Load { node: Uuid::new_v4(), layout, calls: AtomicU64::new(0), told: AtomicU64::new(0), windows }
     }
 
     /// Counts a call for the owner that its first parameter names.
-    pub(crate) fn count(&self, owner: Option<&&(dyn ToSql + Sync)>) -> Option<UserId> {
+    pub(crate) fn count(&self, group: Group, owner: Option<&&(dyn ToSql + Sync)>) -> Option<UserId> {
         let mut bytes = BytesMut::with_capacity(16);
         owner?.to_sql_checked(&Type::UUID, &mut bytes).ok()?;
         let id = Uuid::from_slice(&bytes).ok()?;
-        self.count_owner(id);
+        self.count_owner(group, id);
         Some(UserId(id))
     }
 
-    /// Counts a call for an owner.
-    pub(crate) fn count_owner(&self, owner: Uuid) {
+    /// Counts a call for an owner. In the split layout not what is done with accounts: to place somebody's content apart would not help
+    /// the shard that has them.
+    pub(crate) fn count_owner(&self, group: Group, owner: Uuid) {
+        if self.layout == Layout::Split && group == Group::Account {
+            return;
+        }
         // Mixed, so that calls that come in rhythm are not missed in rhythm.
         let call = self.calls.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         if (call >> 32).is_multiple_of(SAMPLE) {
@@ -154,9 +161,9 @@ impl Shards {
         self.inner.control.query(FORGET, &[], true).await.map(drop)
     }
 
-    /// The users whose rows all nodes ask for most, of what they told in the last minute.
+    /// The users whose rows all nodes ask for most, of what each has told lately: that covers the last half minute, or the last minute.
     pub async fn hot_users(&self, top: usize) -> Result<HotUsers, Error> {
-        let rows = self.inner.control.query(HOT, &[], false).await?;
+        let rows = self.inner.control.query(HOT, &[&COUNTS_S], false).await?;
         let told = rows.iter().map(|row| {
             let (users, counts): (Vec<Uuid>, Vec<i64>) = (row.get("users"), row.get("user_operations"));
             (users.into_iter().zip(counts).collect(), row.get("operations"), row.get("window_s"))
@@ -203,7 +210,7 @@ mod tests {
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank")]
             let rank = zipf.sample(&mut random) as u128;
             let id = Uuid::from_u128(rank * SPREAD);
-            load.count(Some(&(&id as &(dyn ToSql + Sync))));
+            load.count(Group::Account, Some(&(&id as &(dyn ToSql + Sync))));
         }
     }
 
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_busiest_twenty_of_a_hundred_thousand_are_found() {
-        let load = Load::new();
+        let load = Load::new(Layout::Colocated);
         lived(&load, 1_000_000, 1);
         let (busiest, operations, _) = load.told();
         assert!(operations.abs_diff(1_000_000) < 20_000, "{operations}");
@@ -224,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_busiest_twenty_are_found_among_what_eight_nodes_tell() {
-        let nodes: Vec<Load> = std::iter::repeat_with(Load::new).take(8).collect();
+        let nodes: Vec<Load> = std::iter::repeat_with(|| Load::new(Layout::Colocated)).take(8).collect();
         for (load, seed) in nodes.iter().zip(1..) {
             lived(load, 125_000, seed);
         }

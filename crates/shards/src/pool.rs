@@ -104,7 +104,7 @@ enum Stranger {
 }
 
 /// The life of a database that this node trusts, and since when.
-struct LifeInForce {
+pub(crate) struct LifeInForce {
     life: Mutex<Option<Life>>,
     /// Connections that are older than this are given up; in milliseconds since `start`.
     since_ms: AtomicU64,
@@ -112,7 +112,7 @@ struct LifeInForce {
 }
 
 impl LifeInForce {
-    fn get(&self) -> Option<Life> {
+    pub(crate) fn get(&self) -> Option<Life> {
         *self.life.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -204,7 +204,7 @@ impl Pool {
             .map_err(|e| Error::Config(e.to_string()))?;
         Ok(Pool {
             database,
-            doubt: Doubt::new(pool.clone(), asks, limits),
+            doubt: Doubt::new(pool.clone(), asks, limits, life.clone()),
             connections: pool,
             lanes: Lanes::new(limits.size / 2),
             patience: PATIENCE.min(limits.wait / 4),
@@ -487,7 +487,7 @@ impl Pool {
 }
 
 /// A commit of its own, for which standbys are waited for as for any.
-const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'therev', '')";
+pub(crate) const CONFIRM: &str = "SELECT pg_logical_emit_message(true, 'therev', '')";
 
 /// Whether a fenced write found everything as it was to be. That may be a commit whose wait for a standby was cut off: nobody hears
 /// that it is done before the standbys have it. Where an id found nothing here, it is whoever asks all that may have it who knows.

@@ -80,7 +80,8 @@ async fn ask(host: Config, life: Option<Life>) -> (Result<Reached, Error>, bool)
     (reached, is_meant)
 }
 
-async fn is_in(client: &Client, life: Life) -> bool {
+/// Whether the server at the other end is in this life.
+pub(crate) async fn is_in(client: &Client, life: Life) -> bool {
     let known = "SELECT FROM therev.identity AS i
                   WHERE i.incarnation = $1 AND i.timeline = therev.current_timeline()";
     client.query_typed_opt(known, &[(&life.incarnation, Type::UUID)]).await.is_ok_and(|row| row.is_some())

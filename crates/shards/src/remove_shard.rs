@@ -49,6 +49,24 @@ pub async fn remove_shard(shards: &Shards, shard: ShardNo) -> Result<Removed, Er
     Ok(Removed { shard, empty_for })
 }
 
+/// No shard is added while this lives: what becomes of the server of one that was removed befalls no shard.
+pub struct Gone {
+    _lock: Client,
+}
+
+/// Makes sure that a shard is not of the cluster, and does not become so.
+pub async fn stay_gone(shards: &Shards, shard: ShardNo) -> Result<Gone, Error> {
+    let lock = lock(&Admin::new(shards.config(), shards.catalog())?).await?;
+    shards.inner.refresh().await?;
+    if shards.numbers().contains(&shard) {
+        return Err(Error::in_the_way(
+            format!("shard {shard} was added again meanwhile; its server stays"),
+            "`therev shard list` lists the shards",
+        ));
+    }
+    Ok(Gone { _lock: lock })
+}
+
 /// Says what would be removed, and changes nothing; what stands in the way is the error.
 pub async fn look_at_leaving(shards: &Shards, shard: ShardNo) -> Result<Removed, Error> {
     shards.inner.refresh().await?;

@@ -88,6 +88,7 @@ impl Shards {
         let mut map = Map::first(catalog.layout, count);
         catalog.teach(&mut map);
         let directory = Directory::new(&catalog, &config, &lives)?;
+        let load = Load::new(catalog.layout);
         let shards = Shards {
             inner: Arc::new(Inner {
                 shards: ArcSwap::from_pointee(pools(&catalog, &lives, &config, &BTreeMap::new())?),
@@ -95,7 +96,7 @@ impl Shards {
                 map: ArcSwap::from_pointee(map),
                 config,
                 control,
-                load: Load::new(),
+                load,
                 looks: Looks::default(),
                 together: Together::default(),
                 lives,
@@ -192,7 +193,7 @@ impl Shards {
         let number = bucket.sql();
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
         all.extend_from_slice(params);
-        let whose = Whose { bucket, user: self.inner.load.count(params.first()) };
+        let whose = Whose { bucket, user: self.inner.load.count(statement.group, params.first()) };
         self.of_owner(statement.group, whose, (None, statement.sql()), Errand::Write, &all).await
     }
 
@@ -225,13 +226,13 @@ impl Shards {
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
         all.extend_from_slice(params);
         let user = match by {
-            By::Owner => self.inner.load.count(params.first()),
+            By::Owner => self.inner.load.count(group, params.first()),
             By::Bucket => None,
             By::Id(owner) => {
                 let rows = Box::pin(self.by_id(group, bucket, (quick, sql), errand, &all)).await?;
                 // Whose it was shows in what was read; a write names no column.
                 if let Some(Ok(owner)) = rows.first().filter(|_| !owner.is_empty()).map(|row| row.try_get(owner)) {
-                    self.inner.load.count_owner(owner);
+                    self.inner.load.count_owner(group, owner);
                 }
                 return Ok(rows);
             }

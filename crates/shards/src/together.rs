@@ -124,7 +124,7 @@ impl Shards {
         let number = bucket.sql();
         let mut all: Vec<&(dyn ToSql + Sync)> = vec![&number];
         all.extend_from_slice(params);
-        let whose = Whose { bucket, user: self.inner.load.count(params.first()) };
+        let whose = Whose { bucket, user: self.inner.load.count(alone.group, params.first()) };
         let mut route = Route::new(self, alone.group, whose);
         loop {
             let to = (route.place.shard, many.sql());

@@ -44,7 +44,7 @@ pub use secrecy::{ExposeSecret, SecretString};
 pub use shards::{
     AddPlan, Added, Admin, AnyFenced, BucketSet, Config, Database, Error as StoreError, FoundPlacement, Hosts,
     InitPlan, Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, look_at_leaving,
-    look_at_shard, passfile_line, remove_shard, set_weight,
+    look_at_shard, passfile_line, remove_shard, set_weight, stay_gone,
 };
 pub use tasks::*;
 

@@ -75,7 +75,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
 
 fn said(hot: &Hot, out: &Output) -> String {
     if hot.users.is_empty() {
-        return "No node has told of any load in the last minute.".to_owned();
+        return "No node has told of any load lately.".to_owned();
     }
     let rows = hot.users.iter().map(|user| {
         vec![

@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::sync::Mutex;
 use std::time::Duration;
 use therev::planner::{By, Reached, ShardShare, Why};
-use therev::relocation::{Aim, Mover, Options, Part, Plan, Rebalance, Relocation, Step};
+use therev::relocation::{Aim, Mover, Options, Part, Plan, Rebalance, Relocation, State, Step};
 use therev::{ShardNo, Therev};
 
 /// Move buckets until every shard holds its weight's share, within 10 %
@@ -90,20 +90,20 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     let ended = moved(app, &therev, &mover, aim, ("rebalance", "cluster")).await?;
     let now = mover.plan_rebalance(aim).await?;
     app.out.fact(&Done { relocations: &ended, parts: &now.parts }, || {
-        let moved: usize = ended.iter().map(|one| one.buckets.len()).sum();
-        let first = if ended.is_empty() {
+        let done = moving(&ended);
+        let first = if done.is_empty() {
             "Nothing had to move.".to_owned()
         } else {
-            format!("Moved {} in {}.", count_buckets(moved), relocations(ended.len()))
+            let moved = done.iter().map(|one| one.buckets.len()).sum();
+            format!("Moved {} in {}.", count_buckets(moved), relocations(done.len()))
         };
         let mut lines = vec![first];
         for part in &now.parts {
-            lines.extend([
-                String::new(),
-                shares(part, &app.out),
-                String::new(),
-                app.out.word(&reached(part), is_well(part)),
-            ]);
+            lines.extend([String::new(), shares(part, &app.out), String::new()]);
+            lines.push(match part.plan.moves.len() {
+                0 => app.out.word(&reached(part), is_well(part)),
+                left => app.out.word(&format!("{} would have to move yet; run it again.", count_buckets(left)), false),
+            });
         }
         lines.join("\n")
     })
@@ -118,7 +118,15 @@ async fn show_plan(app: &App, mover: &Mover, aim: Aim) -> Result<()> {
         let mut lines = Vec::new();
         for one in &open {
             let number = one.relocation;
-            lines.push(format!("Relocation {number} is {}; it is carried through first.", one.state.name()));
+            let next = if one.rests() {
+                "nothing is moved until it has ended: resume, finish or abort it"
+            } else {
+                "it is carried through first"
+            };
+            lines.push(format!(
+                "Relocation {number} is {}; {next}.",
+                if one.is_paused { "paused" } else { one.state.name() }
+            ));
         }
         lines.push(said(aim, &rebalance, &plans, &app.out));
         lines.join("\n")
@@ -166,8 +174,15 @@ pub(crate) async fn drain(
     if plan {
         return show_plan(app, &mover, aim).await.map(|()| None);
     }
+    // Refused before anything is changed: a weight of 0 would stay.
+    mover.plan_rebalance(aim).await?;
     therev::set_weight(therev.shards(), shard, 0.0).await?;
     moved(app, therev, &mover, aim, ("shard drain", &format!("shard {shard}"))).await.map(Some)
+}
+
+/// Of the relocations that have ended those that moved buckets: others were undone, or moved a user.
+pub(crate) fn moving(ended: &[Relocation]) -> Vec<&Relocation> {
+    ended.iter().filter(|one| one.state == State::Done && one.pin.is_none()).collect()
 }
 
 fn relocations(number: usize) -> String {
@@ -233,6 +248,7 @@ fn reached(part: &Part) -> String {
             let one = |it: &therev::planner::OutOfBand| match it.why {
                 Why::Pins => format!("shard {} (its pinned users are too much)", it.shard),
                 Why::Bucket(bucket) => format!("shard {} (bucket {} is too much)", it.shard, bucket.number()),
+                Why::Stays => format!("shard {} (what is not drained stays where it is)", it.shard),
                 Why::WholeBuckets => format!("shard {} (whole buckets do not come out even)", it.shard),
             };
             let all: Vec<String> = out.iter().map(one).collect();

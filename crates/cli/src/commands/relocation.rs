@@ -117,7 +117,6 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         Command::Reverse(end) => ("reverse", end.which),
         Command::Finish(end) => ("finish", end.which),
     };
-    let before = mover.show(which.relocation).await?;
     let wanted = match args.command {
         Command::Pause(_) => mover.pause(which.relocation, true).await?,
         Command::Abort(_) => mover.want(which.relocation, Goal::Aborted).await?,
@@ -127,9 +126,7 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     };
     let target = format!("relocation {}", which.relocation);
     app.note(&therev, what, &target, serde_json::json!({ "state": wanted.state.name() })).await;
-    // Who calls a way back off wants to have stay what was switched.
-    let calls_return_off = wanted.goal == Goal::Aborted && before.goal == Goal::Reversed;
-    let goal = if calls_return_off { Goal::Switched } else { wanted.goal };
+    let goal = wanted.goal;
     let ended = if wanted.is_paused {
         wanted
     } else {

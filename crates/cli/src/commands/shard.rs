@@ -9,6 +9,7 @@ use crate::output::talk;
 use crate::passfile::Passwords;
 use crate::tables::{bytes, count, number, table};
 use clap::Subcommand;
+use std::time::Duration;
 use therev::{AddPlan, Added, RolePasswords, SecretString, ShardListing, ShardNo, Therev};
 
 /// Add shards to a cluster that runs, empty and remove them
@@ -192,7 +193,7 @@ async fn drain(app: &App, shard: ShardNo, plan: bool, pace: Pace) -> Result<()> 
     let therev = app.open_relaying().await?;
     let Some(ended) = rebalance::drain(app, &therev, shard, plan, pace).await? else { return Ok(()) };
     app.out.fact(&serde_json::json!({ "shard": shard, "relocations": ended }), || {
-        let moved: usize = ended.iter().map(|one| one.buckets.len()).sum();
+        let moved: usize = rebalance::moving(&ended).iter().map(|one| one.buckets.len()).sum();
         let moved = count(i64::try_from(moved).unwrap_or(i64::MAX), "bucket");
         format!("Shard {shard} owns nothing any more; {moved} moved.\nNext: therev shard remove {shard}")
     })
@@ -216,18 +217,19 @@ async fn remove(app: &App, shard: ShardNo) -> Result<()> {
     let therev = app.open_relaying().await?;
     let server = here::server_of(app, &therev, shard)?;
     let is_member = therev.shards().numbers().contains(&shard);
-    let mut empty_for = None;
-    // An interrupted run may have got as far as the server.
-    if is_member || server.is_none() {
+    // An interrupted run may have got as far as the server; when rows left it nobody knows any more.
+    let empty_for = if !is_member && server.is_some() {
+        Some(Duration::ZERO)
+    } else {
         // What it has to tell others is told before it goes.
         app.settle(&therev).await;
         let removed = therev::remove_shard(therev.shards(), shard).await?;
         note(app, &therev, "shard remove", shard, serde_json::json!({})).await;
-        empty_for = removed.empty_for;
-    }
+        removed.empty_for
+    };
     let is_server_removed = server.is_some();
     if let Some(server) = server {
-        server.remove(app, empty_for).await?;
+        server.remove(app, &therev, empty_for).await?;
     }
     app.out.fact(&serde_json::json!({ "shard": shard, "server_removed": is_server_removed }), || {
         let database = if is_server_removed { "its server is removed" } else { "its database stays as it is" };

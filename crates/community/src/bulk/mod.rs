@@ -13,7 +13,7 @@ pub use rows::{BulkPost, BulkThread, BulkUser, Copied};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use futures_util::FutureExt;
-use futures_util::future::{Shared, join_all};
+use futures_util::future::{Shared, join_all, try_join_all};
 use placement::{Group, ShardNo, ThreadId, UserId, Whose};
 use rows::{BulkRow, NamedUser};
 use shards::Bulk;
@@ -194,6 +194,15 @@ impl Community {
         Ok(Some(said))
     }
 
+    /// That the rows of users who were found are where commits have to be.
+    async fn confirm_users(&self, found: &[BulkUser]) -> Result<()> {
+        let by_shard: BTreeMap<ShardNo, UserId> =
+            found.iter().map(|user| (self.shard_of(Group::Account, user.user_id), user.user_id)).collect();
+        let confirmed = by_shard.into_values().map(|user| self.shards().confirm(Group::Account, user));
+        try_join_all(confirmed).await?;
+        Ok(())
+    }
+
     /// The events of what was told are delivered; the others wait for a relay.
     fn settle_events<R>(&self, kind: &str, told: Result<()>, parts: &[Part<R, Landed>]) {
         if let Err(error) = told {
@@ -217,6 +226,7 @@ impl BulkWriter {
             let keys = users.iter().map(|u| (u.user_id.into(), u.user_id.0)).collect();
             let (known, buried) = community.known_users(keys).await?;
             let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
+            community.confirm_users(&old).await?;
             if !is_done(before).await {
                 return Ok(Batch::default());
             }
@@ -365,6 +375,7 @@ async fn copy<R: BulkRow>(bulk: &Bulk, rows: &[R], again: bool) -> Done<Landed> 
     let new: Vec<&R> = rows.iter().filter(|row| !known.contains(&row.id())).collect();
     let version_floor = bulk.version_floor;
     if new.is_empty() {
+        bulk.confirm().await?;
         return Ok(Landed { version_floor, known, event: None });
     }
     let shared: Vec<_> = new.iter().map(|row| row.shared(version_floor)).collect();

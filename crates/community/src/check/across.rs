@@ -168,7 +168,7 @@ pub(crate) struct Differing {
     /// How.
     what: &'static str,
     /// Whether an event is on its way that may be all it takes.
-    is_late: bool,
+    pub(crate) is_late: bool,
     /// The classes in which the side that counts has it.
     pub(crate) classes: BTreeSet<i16>,
 }

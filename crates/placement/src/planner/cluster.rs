@@ -290,7 +290,9 @@ fn share_out(sides: &mut [Side]) {
     for side in sides.iter_mut() {
         side.held += side.pinned;
     }
-    let total: u128 = sides.iter().map(|side| side.held).sum();
+    // Users on a drained shard are nobody's to make up for: they go back to their buckets.
+    let leaving: u128 = sides.iter().filter(|side| side.weight() == 0).map(|side| side.pinned).sum();
+    let total: u128 = sides.iter().map(|side| side.held).sum::<u128>() - leaving;
     let weights: u128 = sides.iter().map(|side| u128::from(side.weight())).sum();
     let tolerance = u128::from(TOLERANCE_PERCENT);
     for side in sides {

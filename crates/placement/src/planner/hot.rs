@@ -132,14 +132,14 @@ pub fn isolate_told(
     users: &[UserLoad],
     load: u64,
 ) -> Result<Vec<Isolation>, PlanError> {
-    let busiest: u64 = users.iter().map(|user| user.load).sum();
+    let busiest = users.iter().map(|user| user.load).fold(0, u64::saturating_add);
     let rest = load.saturating_sub(busiest) / u64::from(BUCKETS);
     let mut items: BTreeMap<Bucket, Item> =
         places.map(|(bucket, shard)| (bucket, Item { bucket, shard, bytes: 0, load: rest })).collect();
     let mut pins = Vec::new();
     for &UserLoad { bucket, shard, bytes, load, .. } in users {
         match items.get_mut(&bucket).filter(|item| item.shard == shard) {
-            Some(item) => item.load += load,
+            Some(item) => item.load = item.load.saturating_add(load),
             None => pins.push(Pin { bucket, shard, bytes, load }),
         }
     }

@@ -169,6 +169,15 @@ impl Scene {
         lot.here = lot.there();
     }
 
+    /// A process is stopped at a point; another mover undoes what it did, and it ends when it wakes.
+    async fn stopped_and_undone(&self, lot: &Lot, point: &str) {
+        let number = self.begin(lot, Goal::Done).await;
+        let sleeper = self.stopped(number, point).await;
+        self.mover.want(number, Goal::Aborted).await.expect("it can be undone");
+        assert_eq!(self.resume(number).await.state, State::Aborted, "{point}");
+        Scene::woken(sleeper, point).await;
+    }
+
     /// A process is stopped while it undoes a copy. Another one undoes it, too, copies anew and compares: whatever the first one still
     /// meant to take is not there for it when it wakes.
     async fn stopped_undoing(&self, lot: &mut Lot, point: &str) {
@@ -363,6 +372,17 @@ async fn stopped_in_the_switch_nobody_waits_for_what_lies_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_the_end() {
     at_each(&points("finish.rs")).await;
+}
+
+/// Invariant 19.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_in_the_copy_it_holds_nobody_up() {
+    let (scene, mut one, other) = Scene::new().await;
+    let carried_on = Box::pin(scene.stopped_and_overtaken(&mut one, "relocation.copying_some"));
+    let undone = Box::pin(scene.stopped_and_undone(&other, "relocation.copying_some"));
+    tokio::join!(carried_on, undone);
+    scene.rests().await;
+    scene.finish().await;
 }
 
 /// Invariant 20.

@@ -660,3 +660,33 @@ async fn what_has_gone_back_cannot_be_wanted_otherwise() {
     drop((mover, node));
     cluster.finish().await;
 }
+
+/// The former owner's end of a relocation has come, its new owner's has not, and the control database is put back to when rows were
+/// copied: whatever is wanted of it there, it has changed hands.
+#[tokio::test]
+async fn what_has_half_ended_is_not_undone() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = some_content(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let on_shard_0 = |id: &therev::UserId| id.bucket().number().is_multiple_of(4) && id.bucket() != authors[0].bucket();
+    let another = std::iter::repeat_with(therev::UserId::new).find(on_shard_0).expect("one of many");
+    for (user, wanted) in [(authors[0], Goal::Done), (another, Goal::Aborted)] {
+        let number = begun(&node, &mover, user, Goal::Done).await;
+        fail::cfg("relocation.part_ended", "panic").expect("a place in the sources");
+        let dies = tokio::spawn({
+            let mover = Mover::new(node.shards().clone(), Options::default());
+            async move { mover.drive(number, &|_| {}).await.map(|_| ()) }
+        });
+        assert!(dies.await.is_err(), "the mover dies between the two ends");
+        fail::remove("relocation.part_ended");
+        let put_back = "UPDATE therev.relocations SET state = 'copying', goal = $2, worker = NULL, leased_until = NULL
+                         WHERE relocation = $1";
+        let control = cluster.stranger("control").await;
+        control.execute(put_back, &[&number, &wanted.name()]).await.expect("it is put back");
+        assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done, "{wanted:?}");
+        nothing_left(&cluster).await;
+    }
+    drop((mover, node));
+    cluster.finish().await;
+}

@@ -280,3 +280,33 @@ fn on_shard_1() -> UserId {
         }
     }
 }
+
+/// A primary stands still with connections of a node open, and its standby takes its place: one call finds that out for all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_to_a_frozen_primary_are_given_up_together() {
+    let mut cluster = OwnCluster::up(false).await;
+    let node = cluster.node_that(0).await;
+    let registers = |n: usize| {
+        let new = NewUser { user_id: Some(on_shard_1()), user_name: format!("user-{n}"), ..NewUser::default() };
+        let node = node.clone();
+        async move { node.register(new, &operator()).await.expect("registered").user_id }
+    };
+    let users = futures_util::future::join_all((0..16).map(registers)).await;
+    let primary = cluster.superuser(local::ServerId::Shard(1), "postgres").await;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'therev'";
+    let open: i64 = primary.query_one(open, &[]).await.expect("the activity").get(0);
+    assert!(open >= 4, "{open} connections are open");
+
+    let postmaster = cluster.servers().status()[1].pid.expect("it runs");
+    let frozen = testkit::Frozen::server(postmaster).expect("it stands still");
+    let standby = cluster.superuser(local::ServerId::Standby(1, 1), "postgres").await;
+    let promoted: bool = standby.query_one("SELECT pg_promote()", &[]).await.expect("an answer").get(0);
+    assert!(promoted);
+    let mut failed = 0;
+    while let Err(error) = node.user(users[0]).await {
+        failed += 1;
+        assert!(failed < 4, "call after call waits for the server that stands still: {error}");
+    }
+    println!("{failed} calls failed, {open} connections were open");
+    frozen.kill();
+}

@@ -1,6 +1,6 @@
 //! Shards that come and go while people write and read: nobody notices, nothing is lost, and each holds its share.
 
-use crate::things::{thread, user, user_per_shard};
+use crate::things::{operator, post, thread, user, user_per_shard};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use testkit::{PASSWORD, TestCluster, drive};
 use therev::generate::Plan;
-use therev::planner::By;
+use therev::planner::{By, Reached, Why};
 use therev::relocation::{Aim, Error, Goal, Mover, Options, Rebalance, Request, State};
 use therev::{
-    AddPlan, Admin, Group, Layout, NewPost, PostId, RolePasswords, ShardNo, StoreError, Therev, ThreadId, UserId,
-    add_shard, look_at_shard, remove_shard, set_weight,
+    AddPlan, Admin, Group, Layout, NewPost, NewUser, PostId, RolePasswords, ShardNo, StoreError, Therev, ThreadId,
+    UserId, add_shard, look_at_shard, remove_shard, set_weight,
 };
 use tokio::sync::RwLock;
 
@@ -225,6 +225,64 @@ async fn in_the_split_layout_accounts_stay_unless_their_shard_is_drained() {
     mover.pin_requests(ada, ShardNo(0)).await.expect_err("no content goes where accounts are");
 
     Box::pin(mover.rebalance(BY_SIZE, "test", &|_| {})).await.expect("it is balanced");
+    cluster.prove().await;
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// A bucket weighs what its rows take in every table; who is placed apart weighs where it is, also where its bucket is by now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_weighs_where_it_lies() {
+    let cluster = TestCluster::new(Layout::Colocated, 2).await;
+    let node = cluster.node().await;
+    let mover = mover(&node);
+    // What each shard holds, and why shard 1 is out of balance.
+    let weighed = async || {
+        let plan = mover.plan_rebalance(BY_SIZE).await.expect("a plan");
+        let part = &plan.parts[0].plan;
+        let bytes: Vec<u64> = part.before.iter().map(|share| share.bytes).collect();
+        let why = match &part.reached {
+            Reached::AsNearAsPossible(out) => out.iter().find(|one| one.shard == ShardNo(1)).map(|one| one.why),
+            _ => None,
+        };
+        (bytes, why)
+    };
+    let bucket_on_0 = |id: &UserId| id.bucket().number().is_multiple_of(2);
+    let author = std::iter::repeat_with(UserId::new).find(bucket_on_0).expect("one of many");
+    let new = NewUser { user_id: Some(author), user_name: "ada".into(), ..NewUser::default() };
+    node.register(new, &operator()).await.expect("registered");
+    let open = thread(&node, author, "A thread").await;
+    for _ in 0..20 {
+        let body = "what takes its place ".repeat(80);
+        join_all((0..20).map(|_| post(&node, author, &open, &body))).await;
+    }
+    // A name's claim lies by the name.
+    let is_all_of_it = |some: u64, other: u64| some > 500_000 && some > 4 * other;
+    let (before, _) = weighed().await;
+    assert!(is_all_of_it(before[0], before[1]), "{before:?}");
+
+    // The author is placed apart, and the bucket comes to the same shard.
+    for request in mover.pin_requests(author, ShardNo(1)).await.expect("a way") {
+        let begun = begin(&mover, &mover.plan(&request).await.expect("a plan")).await;
+        mover.want(begun, Goal::Done).await.expect("it is to end");
+        assert_eq!(Box::pin(drive(&node, &mover, begun)).await.state, State::Done);
+    }
+    let bucket = Request {
+        groups: Group::ALL.to_vec(),
+        buckets: vec![author.bucket()],
+        pin: None,
+        source: ShardNo(0),
+        target: ShardNo(1),
+    };
+    let begun = begin(&mover, &mover.plan(&bucket).await.expect("a plan")).await;
+    mover.want(begun, Goal::Done).await.expect("it is to end");
+    assert_eq!(Box::pin(drive(&node, &mover, begun)).await.state, State::Done);
+    let (after, why) = weighed().await;
+    assert!(is_all_of_it(after[1], after[0]) && why == Some(Why::Pins), "{after:?} {why:?}");
+    assert!(mover.release(author).await.expect("it is with the bucket"), "of both groups at once");
+    assert!(!mover.release(author).await.expect("once"), "nothing is left to do");
+    let (after, why) = weighed().await;
+    assert!(is_all_of_it(after[1], after[0]) && why == Some(Why::Bucket(author.bucket())), "{after:?} {why:?}");
     cluster.prove().await;
     drop((mover, node));
     cluster.finish().await;

@@ -97,7 +97,7 @@ pub(super) fn server_of(app: &App, therev: &Therev, shard: ShardNo) -> Result<Op
 
 impl Server {
     /// Stops and removes it, once no node asks it any more.
-    pub(super) async fn remove(mut self, app: &App, empty_for: Option<Duration>) -> Result<()> {
+    pub(super) async fn remove(mut self, app: &App, therev: &Therev, empty_for: Option<Duration>) -> Result<()> {
         // Twice: a node may have read the placement just before, and its next reading may be late.
         let heard = Duration::from_millis(app.found()?.config.refresh_ms) * 2;
         let left = empty_for.map_or(Duration::ZERO, |empty_for| heard.saturating_sub(empty_for));
@@ -105,6 +105,8 @@ impl Server {
             talk(&format!("Waiting {} s, until every node has heard that nothing is there", left.as_secs() + 1));
             tokio::time::sleep(left).await;
         }
+        // Meanwhile somebody may have made it a shard again.
+        let _gone = therev::stay_gone(therev.shards(), ShardNo(i16::try_from(self.shard).unwrap_or(i16::MAX))).await?;
         self.cluster.shrink(self.shard, &mut |line| talk(line))?;
         Ok(())
     }

@@ -88,7 +88,7 @@ fn one(setting: Setting, day: u16, community: &mut Community, map: &mut Map) -> 
         for it in &isolations {
             community.pin(it.user, it.to, shard_of(map, it.bucket));
             told.iter_mut().filter(|one| one.user == it.user).for_each(|one| one.shard = it.to);
-            bytes += it.bytes;
+            bytes = it.bytes.saturating_add(bytes);
         }
     }
     let (items, pins) = community.items(|bucket| shard_of(map, bucket));
@@ -107,8 +107,8 @@ fn one(setting: Setting, day: u16, community: &mut Community, map: &mut Map) -> 
         out_before: out(&before),
         out_after: out(&plan.after),
         moves: plan.moves.len(),
-        bytes: bytes + plan.bytes(),
-        bytes_all: before.iter().map(|it| it.bytes).sum(),
+        bytes: plan.bytes().saturating_add(bytes),
+        bytes_all: before.iter().map(|it| it.bytes).fold(0, u64::saturating_add),
         rounds: plan.rounds().len(),
         busiest: community.busiest_part() * f64::from(wanted),
         isolated,
