@@ -2,6 +2,7 @@
 
 use crate::Anyhow;
 use local::{Cluster, Options};
+use std::io::Write;
 use tempfile::TempDir;
 use therev::{Config, InitPlan, Layout};
 use tokio_postgres::{Client, NoTls};
@@ -36,7 +37,7 @@ impl Servers {
         #[expect(clippy::disallowed_methods, reason = "this is a program, whose environment says where to look")]
         let (named, searched) = (std::env::var_os("THEREV_PG_BIN"), std::env::var_os("PATH"));
         (options.pg_bin, options.search_path) = (named.map(Into::into), searched);
-        Ok(Servers { cluster: Cluster::up(&options, &mut |line| eprintln!("{line}"))?, _home: home })
+        Ok(Servers { cluster: Cluster::up(&options, &mut tell)?, _home: home })
     }
 
     /// A cluster of empty databases, of so many shards.
@@ -68,10 +69,15 @@ impl Drop for Home {
     fn drop(&mut self) {
         // Before there is a cluster, there is nothing to stop.
         let Ok(cluster) = Cluster::open(self.0.path()) else { return };
-        if let Err(error) = cluster.destroy(&mut |line| eprintln!("{line}")) {
-            eprintln!("The servers in {} could not be removed: {error}", self.0.path().display());
+        if let Err(error) = cluster.destroy(&mut tell) {
+            tell(&format!("The servers in {} could not be removed: {error}", self.0.path().display()));
         }
     }
+}
+
+/// A line for who looks on. Where nobody does any more, the servers are removed all the same.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn server_of(shard: u16) -> usize {

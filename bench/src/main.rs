@@ -135,11 +135,13 @@ async fn main() -> ExitCode {
 async fn run(arguments: &Arguments) -> Anyhow<Vec<Figure>> {
     // From here on a signal is kept until it is looked at: servers that are being started must be there to be removed.
     let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut hung_up = signal(SignalKind::hangup())?;
     let servers = Servers::start()?;
     let measured = tokio::select! {
         biased;
         _ = interrupted.recv() => Err("it was interrupted".into()),
         _ = terminated.recv() => Err("it was terminated".into()),
+        _ = hung_up.recv() => Err("its terminal was closed".into()),
         measured = measure(arguments, &servers) => measured,
     };
     drop(servers);

@@ -36,7 +36,8 @@ CREATE FUNCTION therev.display_name(u users) RETURNS text
     LANGUAGE sql STABLE
     RETURN nullif(concat_ws(' ', u.first_name, u.last_name), '');
 
--- Written by community/sessions.rs; community/users.rs deletes. Of a token only its SHA-256 is kept.
+-- Written by community/sessions.rs; community/users.rs ends and deletes some, community/maintenance.rs what ended long ago. Of a token
+-- only its SHA-256 is kept.
 CREATE TABLE user_sessions (
     bucket       smallint    NOT NULL,
     user_id      uuid        NOT NULL,

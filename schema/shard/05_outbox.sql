@@ -25,7 +25,7 @@ CREATE TABLE therev.outbox (
     -- threads, for a contribution; their claims, for names taken); of a user the owner is all.
     owners           uuid[],
     ids              uuid[],
-    created_at       timestamptz NOT NULL DEFAULT now(),
+    created_at       timestamptz NOT NULL DEFAULT clock_timestamp(),
     delivered_at     timestamptz,
     -- When it was delivered for the first time, and the databases that have lost it since, by a promotion, as far as anybody can
     -- know. For the sake of one it is delivered again, to all; for the others that was nothing new.

@@ -25,6 +25,7 @@ BEGIN
         row_bucket := therev.bucket_of((to_jsonb(NEW) ->> owner_column)::uuid);
         floor := therev.admit(guarded, row_bucket, (to_jsonb(NEW) ->> owner_column)::uuid, TG_TABLE_NAME);
         PERFORM therev.admit_times(TG_RELID, to_jsonb(NEW));
+        PERFORM therev.admit_json(TG_RELID, to_jsonb(NEW));
         image := jsonb_build_object('bucket', row_bucket, 'version', floor);
         IF TG_OP = 'UPDATE' THEN
             image := image || jsonb_build_object(
@@ -89,6 +90,30 @@ BEGIN
     IF FOUND THEN
         RAISE EXCEPTION 'no time of a row of %: %', of_table::regclass, wrong
             USING ERRCODE = 'check_violation', HINT = 'Times are between the years 1700 and 9900.';
+    END IF;
+END
+$$;
+
+-- The same of JSON: numbers beyond what the library counts with, and what nests deeper than it reads.
+CREATE FUNCTION therev.admit_json(of_table oid, image jsonb) RETURNS void
+    LANGUAGE plpgsql STABLE AS
+$$
+DECLARE
+    wrong pg_catalog.text;
+BEGIN
+    SELECT j.name INTO wrong
+      FROM (SELECT a.attname AS name,
+                   -- NULL of what is no JSON.
+                   CASE WHEN a.atttypid = 'pg_catalog.jsonb'::regtype THEN image -> a.attname::text END AS told
+              FROM pg_catalog.pg_attribute AS a
+             WHERE a.attrelid = of_table AND a.attnum > 0) AS j
+     WHERE jsonb_path_exists(j.told, '$.**{127 to last}')
+        OR jsonb_path_exists(
+               j.told, '$.** ? (@.type() == "number" && (@ > 1.7976931348623157e308 || @ < -1.7976931348623157e308))')
+     LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'no JSON of a row of % that can be read: %', of_table::regclass, wrong
+            USING ERRCODE = 'check_violation', HINT = 'Numbers are below 1.8e308, and it nests 127 deep at the most.';
     END IF;
 END
 $$;

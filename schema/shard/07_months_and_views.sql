@@ -4,7 +4,8 @@
 -- there was something to make. There is no default partition: a row without a month is an error that somebody sees.
 -- SECURITY DEFINER: the mover makes some too, and whose the table is, its months are.
 CREATE FUNCTION therev.make_partition(parent text, month date) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+    -- Who waits for the table keeps all others waiting.
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS
 $$
 DECLARE
     partition_name constant text := parent || to_char(month, '_YYYY_MM');
@@ -24,14 +25,15 @@ END
 $$;
 
 -- Makes the partitions of this month and of the `ahead` months after it. Says how many there were to make.
+-- SECURITY DEFINER: any node sees to it.
 CREATE FUNCTION therev.make_partitions(ahead integer) RETURNS integer
-    LANGUAGE sql
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     RETURN (
         SELECT count(*) FILTER (WHERE therev.make_partition(
                    parent, (date_trunc('month', now() AT TIME ZONE 'UTC') + make_interval(months => n))::date))
           FROM unnest(ARRAY['ai_task_logs', 'audit_log']) AS parent, generate_series(0, ahead) AS n);
 
--- The owner's, and by chapter 9 the mover's.
+-- The owner's, and by chapter 9 the mover's and the library's.
 REVOKE EXECUTE ON FUNCTION therev.make_partition(text, date), therev.make_partitions(integer) FROM PUBLIC;
 
 -- When each view was last refreshed; shown wherever it is read. Written by community/maintenance.rs.

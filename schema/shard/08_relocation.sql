@@ -275,8 +275,9 @@ $$;
 -- Steps whose commits wait for nothing: a crash or a promotion that takes one back takes back with it everything that came after
 -- it there, and acknowledged is only what was flushed. The steps that others build upon wait for disk and standbys.
 
--- a. The giving side: writes wait from now on. The sentinel, sent by the same session, takes it to the disk.
-CREATE FUNCTION therev.drain(of_relocation bigint, try integer) RETURNS boolean
+-- a. The giving side: writes wait from now on. The sentinel, sent by the same session, takes it to the disk. Only with the part that was
+-- seen (`seen` is its attempt then): one that somebody who slept has begun anew counts its tries anew, and gives nothing away.
+CREATE FUNCTION therev.drain(of_relocation bigint, seen integer, try integer) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, therev, pg_temp
         SET plan_cache_mode = force_generic_plan AS
 $$
@@ -286,7 +287,8 @@ BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
     UPDATE therev.relocation_parts AS p
        SET state = 'draining', attempt = try, drained_at = clock_timestamp()
-     WHERE p.relocation = of_relocation AND p.state = 'owned' AND p.attempt < try AND therev.is_same_life(p)
+     WHERE p.relocation = of_relocation AND p.state = 'owned' AND p.attempt BETWEEN seen AND try - 1
+       AND therev.is_same_life(p)
     RETURNING * INTO part;
     IF NOT FOUND THEN
         RETURN false;
@@ -545,7 +547,7 @@ $$;
 
 REVOKE EXECUTE ON FUNCTION
     therev.set_ownership(therev.relocation_parts, therev.ownership_state[], therev.ownership_state, integer),
-    therev.drain(bigint, integer), therev.back_out(bigint, integer), therev.get_ready(bigint, integer),
+    therev.drain(bigint, integer, integer), therev.back_out(bigint, integer), therev.get_ready(bigint, integer),
     therev.decide(bigint, integer), therev.take_over(bigint, integer),
     therev.back_out_late(therev.colocation_group, smallint, integer),
     therev.learn_owners(text[], smallint[], smallint[], bigint[])

@@ -9,6 +9,9 @@ GRANT INSERT, UPDATE, DELETE
 GRANT INSERT, DELETE ON ai_task_logs TO therev;
 GRANT INSERT ON audit_log TO therev;
 
+-- Any node sees to the months to come.
+GRANT EXECUTE ON FUNCTION therev.make_partitions(integer) TO therev;
+
 -- The mover puts rows where they belong and takes them away; of the rest it touches its own machinery alone.
 GRANT SELECT ON ALL TABLES IN SCHEMA public, therev TO therev_mover;
 GRANT INSERT, UPDATE, DELETE ON therev.relocation_parts, therev.sentinels TO therev_mover;

@@ -1,8 +1,9 @@
 //! Passwords of therev's roles: read from a passfile, or made and written to it. Addresses without them.
 
 use crate::error::{CliError, Result};
+use std::fs::Permissions;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -58,6 +59,8 @@ impl Passwords {
         options.create(true).append(true).read(true).mode(0o600);
         let failed = |e: std::io::Error| CliError::file("write", path, &e);
         let mut file = options.open(path).map_err(failed)?;
+        // One that was there may have been made for others, too.
+        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
         // A last line without an end would swallow the first new one.
         let open_end = std::fs::read(path).map_err(failed)?.last().is_some_and(|byte| *byte != b'\n');
         let text = if open_end { format!("\n{lines}") } else { lines.to_owned() };
@@ -93,7 +96,6 @@ pub(crate) fn library_address(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn an_address_loses_role_and_password() {
@@ -139,9 +141,11 @@ mod tests {
     }
 
     #[test]
-    fn a_new_file_is_its_owners() {
+    fn the_file_is_its_owners() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pass");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         Passwords::add_lines(&path, "*:*:*:therev:x\n").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }

@@ -2,7 +2,9 @@
 
 use crate::community::Community;
 use crate::error::Result;
+use crate::text::bounded;
 use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
 use placement::{Group, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -146,15 +148,18 @@ static NOTE_OPERATOR: Unfenced = Unfenced::write(
 crate::fenced_list! { RECEIVE OF_USER }
 
 impl Community {
-    /// The newest entries: of one user's account and content, or of everybody and the operators. A shard that is down leaves the
+    /// The newest entries, 1,000 at most: of one user's account and content, or of everybody and the operators. A shard that is down leaves the
     /// list of everybody marked `partial`; of one user it is the error.
     pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<AuditList> {
+        let most = bounded(limit)?;
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
         let (mut rows, mut missing) = (Vec::new(), Vec::new());
         if let Some(user) = of {
             rows.extend(self.shards().read(&OF_USER, user.bucket(), &[&user.0, &limit]).await?);
         } else {
-            for shard in self.shards().numbers() {
-                match self.shards().unfenced(shard, &OF_SHARD, &[&limit]).await {
+            let ask = async |shard| (shard, self.shards().unfenced(shard, &OF_SHARD, &[&limit]).await);
+            for (shard, found) in join_all(self.shards().numbers().into_iter().map(ask)).await {
+                match found {
                     Ok(found) => rows.extend(found),
                     Err(error) => {
                         tracing::warn!(%shard, %error, "the entries of a shard are missing");
@@ -176,7 +181,7 @@ impl Community {
             })
             .collect();
         entries.sort_by_key(|entry| std::cmp::Reverse(entry.created_at));
-        entries.truncate(usize::try_from(limit).unwrap_or(0));
+        entries.truncate(most);
         Ok(AuditList { entries, partial: !missing.is_empty(), missing })
     }
 

@@ -1,5 +1,7 @@
 //! Rows read column by column, in the order in which they were asked for.
 
+use crate::error::{Error, Result};
+use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
@@ -24,5 +26,11 @@ impl<'r> Columns<'r> {
         };
         self.next = at + 1;
         self.row.get(at)
+    }
+
+    /// The same of JSON. A number or a depth that this program cannot read, which only others can have written, is the error.
+    pub(crate) fn json(&mut self, name: &str) -> Result<Value> {
+        let read = self.row.try_get(name);
+        read.map_err(|error| Error::invalid("row", format!("its {name} cannot be read: {error}")))
     }
 }

@@ -12,7 +12,11 @@ use std::fmt;
 use std::ops::Deref;
 use std::str::FromStr;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
+
+/// How many sessions' last uses a node notes at once.
+const TOUCHES_MAX: usize = 4;
 
 /// The community in one cluster, as one node sees it. Cheap to clone.
 #[derive(Clone)]
@@ -26,6 +30,8 @@ pub(crate) struct Inner {
     pub(crate) eager: Eager,
     pub(crate) remembered: Remembered,
     pub(crate) claims_looked_at: ClaimsLookedAt,
+    /// Sessions whose last use is being noted.
+    pub(crate) touches: Arc<Semaphore>,
 }
 
 /// A value, and what a reader must have seen to find it in the directory.
@@ -51,15 +57,16 @@ impl<T> Deref for Written<T> {
 pub enum Seen {
     /// The directory had come this far.
     Position(Token),
-    /// The write had not reached the directory in time; it waits in the outbox of this bucket.
-    Pending(Group, Bucket),
+    /// The write had not reached the directory in time; it waits among the events of this bucket in the outbox of the shard that had the
+    /// bucket then.
+    Pending(Group, Bucket, ShardNo),
 }
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Seen::Position(token) => token.fmt(f),
-            Seen::Pending(group, bucket) => write!(f, "{group}-{bucket}"),
+            Seen::Pending(group, bucket, shard) => write!(f, "{group}-{bucket}-{shard}"),
         }
     }
 }
@@ -68,10 +75,12 @@ impl FromStr for Seen {
     type Err = shards::InvalidToken;
 
     fn from_str(text: &str) -> std::result::Result<Self, shards::InvalidToken> {
-        let Some((group, bucket)) = text.split_once('-') else { return text.parse().map(Seen::Position) };
+        let Some((group, place)) = text.split_once('-') else { return text.parse().map(Seen::Position) };
+        let (bucket, shard) = place.split_once('-').ok_or(shards::InvalidToken)?;
         let bucket = bucket.parse::<u16>().ok().and_then(|number| Bucket::try_from(number).ok());
-        match (group.parse(), bucket) {
-            (Ok(group), Some(bucket)) => Ok(Seen::Pending(group, bucket)),
+        let shard = shard.parse::<i16>().ok().filter(|number| *number >= 0).map(ShardNo);
+        match (group.parse(), bucket, shard) {
+            (Ok(group), Some(bucket), Some(shard)) => Ok(Seen::Pending(group, bucket, shard)),
             _ => Err(shards::InvalidToken),
         }
     }
@@ -99,6 +108,7 @@ impl Community {
             eager: Eager::default(),
             remembered: Remembered::default(),
             claims_looked_at: ClaimsLookedAt::default(),
+            touches: Arc::new(Semaphore::new(TOUCHES_MAX)),
         };
         let community = Community { inner: Arc::new(inner) };
         community.start_relay();
@@ -146,9 +156,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_seen_survives_text(text in "[0-9a-f]{48}", content: bool, bucket in 0_u16..4096) {
+        fn what_was_seen_survives_text(
+            text in "[0-9a-f]{48}", content: bool, bucket in 0_u16..4096, shard in 0_i16..256,
+        ) {
             let group = if content { Group::Content } else { Group::Account };
-            let pending = Seen::Pending(group, Bucket::try_from(bucket).unwrap());
+            let pending = Seen::Pending(group, Bucket::try_from(bucket).unwrap(), ShardNo(shard));
             prop_assert_eq!(pending.to_string().parse::<Seen>().unwrap(), pending);
             let position: Seen = text.parse().unwrap();
             prop_assert_eq!(position.to_string(), text);
@@ -156,7 +168,7 @@ mod tests {
 
         #[test]
         fn any_text_is_something_seen_or_an_error(
-            text in prop_oneof![any::<String>(), "(account|content)-[0-9]{0,6}", "[0-9a-fA-F-]{30,60}"],
+            text in prop_oneof![any::<String>(), "(account|content)-[0-9]{0,6}(-[0-9]{0,6})?", "[0-9a-fA-F-]{30,60}"],
         ) {
             if let Ok(seen) = text.parse::<Seen>() {
                 prop_assert_eq!(seen.to_string().parse::<Seen>().unwrap(), seen);

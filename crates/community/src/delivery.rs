@@ -232,28 +232,39 @@ fn newest<'a>(facts: impl Iterator<Item = (&'a str, &'a Value)>) -> BTreeMap<&'a
 crate::fenced_list! { UPSERT_PARTICIPANTS SUM_TOTALS }
 
 impl Community {
-    /// Delivers the events of one bucket, wherever its users are, waits for that a bounded time, and says what a reader must have
+    /// Delivers the events of a user's bucket, wherever its users are, waits for that a bounded time, and says what a reader must have
     /// seen. What fails is left to the relay.
-    pub(crate) async fn deliver_bucket(&self, group: Group, bucket: Bucket) -> Seen {
+    pub(crate) async fn deliver_bucket(&self, group: Group, user: UserId) -> Seen {
+        let bucket = user.bucket();
         let limit = Duration::from_millis(self.shards().config().delivery_ms);
-        match self.directory_told(group, bucket, limit).await {
+        // Where it was written: events stay there, also when the bucket has moved.
+        let shard = self.shard_of(group, user);
+        match self.directory_told(group, bucket, Some(shard), limit).await {
             Ok(token) => Seen::Position(token),
             Err(error) => {
                 tracing::debug!(%error, "events stay in the outbox for the relay");
-                Seen::Pending(group, bucket)
+                Seen::Pending(group, bucket, shard)
             }
         }
     }
 
     /// Delivers the events of one bucket to the end, but waits for it so long only. Answers with how far the directory has come
-    /// once it has heard all of them. What waits for a shard (a name to be confirmed) is nothing that the directory lacks.
-    pub(crate) async fn directory_told(&self, group: Group, bucket: Bucket, limit: Duration) -> Result<Token> {
+    /// once it has heard all of them. What waits for a shard (a name to be confirmed) is nothing that the directory lacks. Besides those
+    /// that have the bucket now a shard that had it (`also`) may have some.
+    pub(crate) async fn directory_told(
+        &self,
+        group: Group,
+        bucket: Bucket,
+        also: Option<ShardNo>,
+        limit: Duration,
+    ) -> Result<Token> {
         self.mark_many();
         let community = self.clone();
         let work = tokio::spawn(async move {
             let map = community.shards().map();
             let apart = map.pins_of(group, bucket).map(|(_, place)| place.shard);
-            let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).collect();
+            let had = also.filter(|shard| community.shards().numbers().contains(shard));
+            let shards: BTreeSet<ShardNo> = apart.chain([map.place(group, bucket).shard]).chain(had).collect();
             for shard in shards {
                 community.deliver_bucket_from(shard, bucket).await?;
             }

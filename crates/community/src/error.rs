@@ -100,7 +100,8 @@ impl Error {
     pub(crate) fn of_constraint(error: shards::Error) -> Error {
         use tokio_postgres::error::SqlState;
         let Some(refused) = error.sql_error() else { return Error::Store(error) };
-        let constraint = refused.constraint().unwrap_or("a rule of the schema").to_owned();
+        // Without a name it is no rule for values: a month has no partition.
+        let Some(constraint) = refused.constraint().map(str::to_owned) else { return Error::Store(error) };
         match *refused.code() {
             SqlState::UNIQUE_VIOLATION => Error::Conflict { what: "id", value: constraint },
             SqlState::CHECK_VIOLATION => Error::invalid("value", format!("refused by {constraint}")),

@@ -44,7 +44,7 @@ pub use page::{Cursor, PagePost, ThreadPage};
 pub use posts::{NewPost, Parent, Post, PostChange, PostType};
 pub use relay::{Relayed, relay_rest};
 pub use sessions::{NewSession, OpenSession, Session, SessionStatus};
-pub use text::{Format, Moderation};
+pub use text::{Format, Moderation, json_fault};
 pub use threads::{NewThread, Thread, ThreadChange};
 pub use users::{Deleted, NewUser, Role, User, UserChange, UserList};
 pub use wherever::{Found, Whereabouts};

@@ -4,7 +4,7 @@ use crate::authors::Author;
 use crate::community::{Community, Seen};
 use crate::error::{Error, Result};
 use crate::page::Cursor;
-use crate::text::Moderation;
+use crate::text::{Moderation, bounded};
 use crate::users::{Role, word};
 use chrono::{DateTime, Utc};
 use placement::{ThreadId, UserId};
@@ -12,7 +12,6 @@ use serde::Serialize;
 use shards::{Token, Unfenced};
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -133,7 +132,7 @@ impl FromStr for CountCursor {
 }
 
 impl Community {
-    /// Lists threads. With `seen` a reader finds its own writes.
+    /// Lists threads, 1,000 at most. With `seen` a reader finds its own writes.
     pub async fn threads(
         &self,
         order: ThreadOrder,
@@ -142,6 +141,7 @@ impl Community {
         seen: Option<&Seen>,
     ) -> Result<Listed<ThreadCard>> {
         let bad = || Error::invalid("after", "this is no cursor of this list");
+        let limit = bounded(limit)?;
         let one_more = rows_wanted(limit);
         let token = self.position(seen).await?;
         let directory = self.shards().directory();
@@ -166,7 +166,7 @@ impl Community {
         }))
     }
 
-    /// Lists users by the beginning of their names, in the order of the names.
+    /// Lists users by the beginning of their names, in the order of the names; 1,000 at most.
     pub async fn users_by_prefix(
         &self,
         prefix: &str,
@@ -177,6 +177,7 @@ impl Community {
         if prefix.contains('\0') || after.is_some_and(|text| text.contains('\0')) {
             return Err(Error::invalid("prefix", "it holds a NUL character"));
         }
+        let limit = bounded(limit)?;
         let pattern =
             format!("{}%", prefix.to_lowercase().replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_"));
         let token = self.position(seen).await?;
@@ -203,14 +204,15 @@ impl Community {
         match seen {
             None => Ok(None),
             Some(Seen::Position(token)) => Ok(Some(*token)),
-            Some(Seen::Pending(group, bucket)) => {
-                let deadline = Duration::from_millis(self.shards().config().deadline_ms);
-                self.directory_told(*group, *bucket, deadline).await.map(Some)
+            Some(Seen::Pending(group, bucket, shard)) => {
+                let deadline = self.shards().config().deadline();
+                self.directory_told(*group, *bucket, Some(*shard), deadline).await.map(Some)
             }
         }
     }
 }
 
+/// One more than is shown: whether there is more.
 fn rows_wanted(limit: usize) -> i64 {
     i64::try_from(limit.saturating_add(1)).unwrap_or(i64::MAX)
 }

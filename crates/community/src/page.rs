@@ -9,6 +9,7 @@ use crate::authors::{Author, author_columns, author_joined};
 use crate::community::Community;
 use crate::error::{Error, Result};
 use crate::posts::{Post, post_columns, post_from};
+use crate::text::bounded;
 use crate::threads::Thread;
 use chrono::{DateTime, Utc};
 use placement::{Group, PostId, ShardNo, ThreadId, UserId, Whose};
@@ -157,11 +158,11 @@ static POSTS: ReadBuckets = ReadBuckets::new(
 crate::fenced_list! { POSTS }
 
 impl Community {
-    /// A page of a thread: `limit` posts after a cursor, oldest first.
+    /// A page of a thread: `limit` posts after a cursor, 1,000 at most, oldest first.
     ///
     /// Asks only the shards that hold posts of it. A shard that is down leaves the page marked `partial`.
     pub async fn thread_page(&self, id: ThreadId, after: Option<Cursor>, limit: usize) -> Result<ThreadPage> {
-        let after = after.unwrap_or_else(Cursor::start);
+        let (after, limit) = (after.unwrap_or_else(Cursor::start), bounded(limit)?);
         let Remembered(remembered) = &self.inner.remembered;
         let known = remembered.get(&id).unwrap_or_default();
         let wanted = limit.saturating_add(1);

@@ -6,7 +6,7 @@ use crate::community::Community;
 use crate::delivery::Event;
 use crate::error::{Error, Result};
 use crate::newest::added_contribution;
-use crate::text::{Format, Moderation, check_body, check_object};
+use crate::text::{Format, Moderation, bounded, check_body, check_object};
 use crate::users::{Passes, word};
 use crate::words;
 use chrono::{DateTime, Utc};
@@ -262,6 +262,7 @@ static IDS_OF_AUTHOR: Read = Read::of_owner(
 )
 .long();
 
+/// The audit outlives what was written: of words it holds only that they were changed.
 static CHANGE: Write = Write::by_id(
     Group::Content,
     concat!(
@@ -278,11 +279,15 @@ static CHANGE: Write = Write::by_id(
               WHERE p.bucket = $1 AND p.post_id = $2 AND p.deleted_at IS NULL
                 AND therev.may_write(fence.here, p.bucket, p.author_id)
              RETURNING p.*),
+         fields AS (SELECT k.key, k.key IN ('is_pinned', 'moderation') AS is_decided FROM jsonb_object_keys($3) AS k (key)),
+         decided AS (SELECT f.key FROM fields AS f WHERE f.is_decided),
+         worded AS (SELECT jsonb_agg(f.key ORDER BY f.key) AS keys FROM fields AS f WHERE NOT f.is_decided),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'post ' || o.post_id AS target,
-                    (SELECT coalesce(jsonb_object_agg(k.key, to_jsonb(o) -> k.key), '{}')
-                       FROM jsonb_object_keys($3) AS k (key)) AS before, $3::jsonb AS after
-               FROM old AS o, changed AS c),
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM decided AS f) AS before,
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM decided AS f)
+                        || CASE WHEN w.keys IS NULL THEN '{}' ELSE jsonb_build_object('changed', w.keys) END AS after
+               FROM old AS o, changed AS c, worded AS w),
          ",
         audited!("change", "$4"),
         ", result AS (SELECT ",
@@ -412,7 +417,9 @@ impl Community {
         let Some(body) = &post.body else { return Err(Error::gone("post", id)) };
         // One that was changed since is still the same create; one that never looked like this is another.
         let differs = *body != new.body && post.updated_at == post.created_at;
-        if post.author_id != new.author_id || post.thread_id != new.thread_id || differs {
+        let parent = new.parent.map(|parent| parent.post_id);
+        let stays = (post.author_id, post.thread_id, post.parent_post_id, post.post_type, post.format);
+        if stays != (new.author_id, new.thread_id, parent, new.post_type, new.format) || differs {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
         Ok(post)
@@ -435,8 +442,9 @@ impl Community {
         post_from(rows.first().ok_or_else(|| Error::not_found("post", id))?)
     }
 
-    /// An author's posts, newest first, before `before` when it is given.
+    /// An author's posts, newest first, before `before` when it is given; 1,000 at most.
     pub async fn posts_by_author(&self, author: UserId, before: Option<PostId>, limit: i64) -> Result<Vec<Post>> {
+        let limit = i64::try_from(bounded(limit)?).unwrap_or(i64::MAX);
         let before = before.map_or(Uuid::max(), |id| id.0);
         let rows = self.shards().read(&BY_AUTHOR, author.bucket(), &[&author.0, &before, &limit]).await?;
         rows.iter().map(post_from).collect()
@@ -538,7 +546,7 @@ pub(crate) fn post_from(row: &Row) -> Result<Post> {
         is_pinned: columns.get("is_pinned"),
         moderation: word(columns.get("moderation"))?,
         score: columns.get("score"),
-        metadata: columns.get("metadata"),
+        metadata: columns.json("metadata")?,
         created_at: columns.get("created_at"),
         updated_at: columns.get("updated_at"),
         version: columns.get("version"),

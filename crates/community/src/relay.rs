@@ -100,13 +100,18 @@ static MARK: Unfenced = Unfenced::write(
 );
 
 impl Community {
+    /// As [`Community::deliver_once`], and what a promotion has left is repaired.
+    pub async fn relay_once(&self) -> Result<Relayed> {
+        let relayed = self.deliver_once().await?;
+        self.settle_after_promotions().await;
+        Ok(relayed)
+    }
+
     /// Delivers everything that is undelivered now, and settles the claims that are older than the configured time-out.
     ///
     /// What finds its database down stays for the next pass.
-    pub async fn relay_once(&self) -> Result<Relayed> {
-        let relayed = self.relay_pass(0.0).await?;
-        self.settle_after_promotions().await;
-        Ok(relayed)
+    pub async fn deliver_once(&self) -> Result<Relayed> {
+        self.relay_pass(0.0).await
     }
 
     /// As [`Community::relay_once`], after a bulk write, which has mostly told everything itself. Says how many events found
@@ -228,13 +233,28 @@ impl Community {
         join_all(delivered.into_iter().map(mark)).await;
     }
 
+    /// Has every shard make the partitions of the months to come, where they are missing.
+    async fn make_months(&self) {
+        for shard in self.shards().numbers() {
+            if let Err(error) = self.shards().unfenced(shard, &MAKE_MONTHS, &[]).await {
+                tracing::warn!(%shard, %error, "the months to come have no partitions yet");
+            }
+        }
+    }
+
+    /// Sees to what is no delivery, for as long as it is polled: what a promotion has left, looked for every so often, and the months to
+    /// come.
+    pub async fn look_after(&self, period: Duration) {
+        look_after_while_alive(Arc::downgrade(&self.inner), period).await;
+    }
+
     /// Runs the relay for as long as the handle lives, every `relay_ms`. What a promotion left is repaired beside it: that reads
     /// whole tables, and meanwhile nobody's events shall wait.
     pub(crate) fn start_relay(&self) {
         let period = Duration::from_millis(self.shards().config().relay_ms);
         if !period.is_zero() {
             tokio::spawn(relay_while_alive(Arc::downgrade(&self.inner), period));
-            tokio::spawn(settle_while_alive(Arc::downgrade(&self.inner), period));
+            tokio::spawn(look_after_while_alive(Arc::downgrade(&self.inner), period));
         }
     }
 }
@@ -253,11 +273,31 @@ async fn relay_while_alive(inner: Weak<Inner>, period: Duration) {
     }
 }
 
+async fn look_after_while_alive(inner: Weak<Inner>, period: Duration) {
+    tokio::join!(settle_while_alive(inner.clone(), period), make_months_while_alive(inner));
+}
+
 async fn settle_while_alive(inner: Weak<Inner>, period: Duration) {
     loop {
         tokio::time::sleep(period).await;
         let Some(inner) = inner.upgrade() else { return };
         Community { inner }.settle_after_promotions().await;
+    }
+}
+
+/// Months have to be there three months ahead, whether or not somebody runs the maintenance: without theirs nothing is written.
+static MAKE_MONTHS: Unfenced = Unfenced::write("SELECT therev.make_partitions(3)");
+/// When that is looked after first, and how often.
+const MONTHS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3_600));
+
+async fn make_months_while_alive(inner: Weak<Inner>) {
+    let mut rest = MONTHS.0;
+    loop {
+        tokio::time::sleep(rest).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let community = Community { inner };
+        community.make_months().await;
+        rest = MONTHS.1;
     }
 }
 

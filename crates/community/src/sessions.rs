@@ -150,16 +150,20 @@ static VERIFY: Read = Read::by_id(
     ),
 );
 
-/// At most once a minute, whoever else just did it.
+/// At most once a minute, whoever else just did it or is about to: nobody waits for it.
 static TOUCH: Write = Write::by_id(
     Group::Account,
-    "touched AS (
-         UPDATE user_sessions AS s
-            SET last_seen_at = now(), updated_at = now(), version = greatest(s.version + 1, fence.version_floor)
-           FROM fence
+    "unseen AS (
+         SELECT s.user_id FROM user_sessions AS s, fence
           WHERE s.bucket = $1 AND s.session_id = $2 AND s.status = 'active'
             AND s.last_seen_at <= now() - interval '1 minute'
             AND therev.may_write(fence.here, s.bucket, s.user_id)
+            FOR NO KEY UPDATE OF s SKIP LOCKED),
+     touched AS (
+         UPDATE user_sessions AS s
+            SET last_seen_at = now(), updated_at = now(), version = greatest(s.version + 1, fence.version_floor)
+           FROM fence, unseen AS u
+          WHERE s.bucket = $1 AND s.user_id = u.user_id AND s.session_id = $2
          RETURNING s.last_seen_at, s.version),
      result AS (SELECT t.last_seen_at, t.version FROM touched AS t)",
 );
@@ -214,15 +218,17 @@ static REVOKE_OTHERS: Write = Write::of_owner(
     ),
 );
 
-/// Newest first: ids sort by time.
+/// Newest first, for ids sort by time; of more than are shown those that can still be used.
 static OF_USER: Read = Read::of_owner(
     Group::Account,
     concat!(
         "SELECT ",
         session_columns!(),
-        " FROM user_sessions AS s
-          WHERE s.bucket = $1 AND s.user_id = $2
-          ORDER BY s.session_id DESC LIMIT $3"
+        " FROM (SELECT s.* FROM user_sessions AS s
+                 WHERE s.bucket = $1 AND s.user_id = $2
+                 ORDER BY s.status IN ('active', 'suspended') AND s.expires_at > now() DESC, s.session_id DESC
+                 LIMIT $3) AS s
+          ORDER BY s.session_id DESC"
     ),
 );
 
@@ -297,13 +303,17 @@ impl Community {
         Ok(session)
     }
 
-    /// Notes that a session was seen. A shard that does not write just now costs the caller a bounded wait and nothing
-    /// else: the next call notes it.
+    /// Notes that a session was seen. A shard that does not write just now costs the caller a bounded wait, and the node a few
+    /// connections: the next call notes it.
     async fn touch(&self, session: &mut Session) {
+        let Ok(turn) = self.inner.touches.clone().try_acquire_owned() else { return };
         let wait = Duration::from_millis(self.shards().config().delivery_ms);
         let (shards, bucket, id) = (self.shards().clone(), session.user_id.bucket(), session.session_id.0);
         // It goes on by itself: given up, it would cost its connection.
-        let write = tokio::spawn(async move { shards.write(&TOUCH, bucket, &[&id]).await });
+        let write = tokio::spawn(async move {
+            let _turn = turn;
+            shards.write(&TOUCH, bucket, &[&id]).await
+        });
         match tokio::time::timeout(wait, write).await {
             Ok(Ok(Ok(rows))) => {
                 if let Some(row) = rows.first() {
@@ -333,7 +343,7 @@ impl Community {
         Ok(u64::try_from(count).unwrap_or(0))
     }
 
-    /// A user's sessions, opened last first, ended ones included; the last 1,000 at most.
+    /// A user's sessions, opened last first, ended ones included, which maintenance removes after a month; 1,000 at most.
     pub async fn sessions(&self, user: UserId) -> Result<Vec<Session>> {
         let rows = self.shards().read(&OF_USER, user.bucket(), &[&user.0, &LISTED_MAX]).await?;
         rows.iter().map(session_from).collect()

@@ -166,6 +166,7 @@ static CREATE: Write = Write::of_owner(
     ),
 );
 
+/// The audit outlives what was written: of words it holds only that they were changed.
 static CHANGE: Write = Write::by_id(
     Group::Content,
     concat!(
@@ -183,11 +184,15 @@ static CHANGE: Write = Write::by_id(
               WHERE t.bucket = $1 AND t.thread_id = $2 AND t.deleted_at IS NULL
                 AND therev.may_write(fence.here, t.bucket, t.author_id)
              RETURNING t.*),
+         fields AS (SELECT k.key, k.key IN ('is_pinned', 'is_locked', 'moderation') AS is_decided FROM jsonb_object_keys($3) AS k (key)),
+         decided AS (SELECT f.key FROM fields AS f WHERE f.is_decided),
+         worded AS (SELECT jsonb_agg(f.key ORDER BY f.key) AS keys FROM fields AS f WHERE NOT f.is_decided),
          change AS (
              SELECT o.bucket, o.author_id AS user_id, 'thread ' || o.thread_id AS target,
-                    (SELECT coalesce(jsonb_object_agg(k.key, to_jsonb(o) -> k.key), '{}')
-                       FROM jsonb_object_keys($3) AS k (key)) AS before, $3::jsonb AS after
-               FROM old AS o, changed AS c),
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM decided AS f) AS before,
+                    (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM decided AS f)
+                        || CASE WHEN w.keys IS NULL THEN '{}' ELSE jsonb_build_object('changed', w.keys) END AS after
+               FROM old AS o, changed AS c, worded AS w),
          ",
         audited!("change", "$4"),
         ", result AS (SELECT 0::bigint AS post_count, ",
@@ -245,10 +250,10 @@ impl Community {
         let thread = living(&row, id)?;
         // A thread that was changed since is still the same create; one that never looked like this is another.
         let differs = thread.title != new.title || thread.body != new.body;
-        if differs && thread.updated_at == thread.created_at {
+        if thread.format != new.format || (differs && thread.updated_at == thread.created_at) {
             return Err(Error::Conflict { what: "id", value: id.to_string() });
         }
-        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        let seen = self.deliver_bucket(Group::Content, new.author_id).await;
         Ok(Written { value: thread, seen })
     }
 
@@ -295,7 +300,7 @@ impl Community {
         let rows = self.shards().write(&CHANGE, bucket, &[&id.0, &fields, &note]).await;
         let rows = rows.map_err(Error::of_constraint)?;
         let thread = living(rows.first().ok_or_else(|| Error::gone("thread", id))?, id)?;
-        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        let seen = self.deliver_bucket(Group::Content, head.author_id).await;
         Ok(Written { value: Thread { post_count: head.post_count, ..thread }, seen })
     }
 
@@ -308,7 +313,7 @@ impl Community {
         if rows.is_empty() {
             return Err(Error::gone("thread", id));
         }
-        let seen = self.deliver_bucket(Group::Content, bucket).await;
+        let seen = self.deliver_bucket(Group::Content, head.author_id).await;
         Ok(Written { value: id, seen })
     }
 
@@ -331,7 +336,7 @@ impl Community {
                 let deleted = self.shards().write(&DELETE, author.bucket(), &[&id, &note]).await?;
                 count += u64::from(!deleted.is_empty());
             }
-            self.deliver_bucket(Group::Content, author.bucket()).await;
+            self.deliver_bucket(Group::Content, author).await;
         }
     }
 
@@ -384,7 +389,7 @@ fn living(row: &Row, id: ThreadId) -> Result<Thread> {
         is_locked: columns.get("is_locked"),
         moderation: word(columns.get("moderation"))?,
         score: columns.get("score"),
-        metadata: columns.get("metadata"),
+        metadata: columns.json("metadata")?,
         post_count: columns.get("post_count"),
         created_at: columns.get("created_at"),
         updated_at: columns.get("updated_at"),

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use shards::{Many, Read, ReadMany, Write};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -265,7 +266,8 @@ static REGISTERED_AS: Read = Read::of_owner(
 )
 .long();
 
-/// `$3` is the change by column, `$4` the version that the caller read. The audit outlives the user: it holds what is public, and of
+/// `$3` is the change by column, `$4` the version that the caller read. A new password ends all sessions but `$6`, and so does the end
+/// of being active. The audit outlives the user: it holds what is public, and of
 /// everything else only that it was changed.
 static CHANGE: Write = Write::of_owner(
     Group::Account,
@@ -285,6 +287,14 @@ static CHANGE: Write = Write::of_owner(
                FROM fence
               WHERE u.bucket = $1 AND u.user_id = $2 AND u.deleted_at IS NULL AND u.version = $4
              RETURNING u.*),
+         ended AS (
+             UPDATE user_sessions AS s
+                SET status = 'revoked', updated_at = now(), version = greatest(s.version + 1, fence.version_floor)
+               FROM fence, changed AS c
+              WHERE s.bucket = $1 AND s.user_id = c.user_id AND s.session_id <> $6
+                AND s.status IN ('active', 'suspended') AND s.expires_at > now()
+                AND ($3::jsonb ? 'password_hash' OR $3::jsonb -> 'is_active' = 'false')
+             RETURNING s.session_id),
          fields AS (
              SELECT k.key, k.key IN ('user_name', 'role', 'is_active') AS is_public FROM jsonb_object_keys($3) AS k (key)),
          public AS (SELECT f.key FROM fields AS f WHERE f.is_public),
@@ -293,8 +303,10 @@ static CHANGE: Write = Write::of_owner(
              SELECT o.bucket, o.user_id, 'user ' || o.user_id AS target,
                     (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(o) -> f.key), '{}') FROM public AS f) AS before,
                     (SELECT coalesce(jsonb_object_agg(f.key, to_jsonb(c) -> f.key), '{}') FROM public AS f)
-                        || CASE WHEN p.keys IS NULL THEN '{}' ELSE jsonb_build_object('changed', p.keys) END AS after
-               FROM old AS o, changed AS c, personal AS p),
+                        || CASE WHEN p.keys IS NULL THEN '{}' ELSE jsonb_build_object('changed', p.keys) END
+                        || CASE WHEN e.ended = 0 THEN '{}' ELSE jsonb_build_object('sessions_revoked', e.ended) END
+                        AS after
+               FROM old AS o, changed AS c, personal AS p, (SELECT count(*) AS ended FROM ended) AS e),
          ",
         audited!("change", "$5"),
         ", result AS (SELECT ",
@@ -366,7 +378,7 @@ impl Community {
     /// none to register. Cut off at any point it leaves at most a pending name, which a relay settles.
     pub async fn register(&self, new: NewUser, actor: &Actor) -> Result<Written<User>> {
         let user = new.user_id.unwrap_or_else(UserId::new);
-        let (columns, names) = checked(&new).await?;
+        let (columns, names) = checked(&new, self.shards().config().deadline()).await?;
         let mut taken = self.take_all(&names, user, 1).await?;
         let mut written = self.register_once(user, &columns, actor, &taken).await?;
         if is_buried(&written) {
@@ -399,7 +411,7 @@ impl Community {
                 return Err(Error::Conflict { what: "id", value: user.to_string() });
             }
         }
-        let seen = self.deliver_bucket(Group::Account, user.bucket()).await;
+        let seen = self.deliver_bucket(Group::Account, user).await;
         Ok(Written { value: registered, seen })
     }
 
@@ -465,7 +477,7 @@ impl Community {
     pub async fn change_user(&self, id: UserId, change: UserChange, actor: &Actor) -> Result<Written<User>> {
         let mut fields = checked_change(&change)?;
         if let Some(password) = &change.password {
-            fields["password_hash"] = json!(hash_password(password.clone()).await?);
+            fields["password_hash"] = json!(hash_password(password.clone(), self.shards().config().deadline()).await?);
         }
         let before = self.user(id).await?;
         let version = before.version + 1;
@@ -476,7 +488,8 @@ impl Community {
         }
         self.take_all(&names, id, version).await?;
         let note = actor.note("change user");
-        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] = [&id.0, &fields, &before.version, &note];
+        let kept = change.keep_session.unwrap_or(SessionId(Uuid::nil()));
+        let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [&id.0, &fields, &before.version, &note, &kept.0];
         let changed = self.shards().write(&CHANGE, id.bucket(), &params).await.map_err(Error::of_constraint);
         let Some(row) = changed.as_ref().ok().and_then(|rows| rows.first()) else {
             for name in &names {
@@ -488,13 +501,12 @@ impl Community {
             changed?;
             return Err(Error::Changed { what: "user", id: id.to_string() });
         };
-        // In a statement of its own: whoever logged in beside the change was waited for by it, but is not in what it sees. Who had no
-        // answer before this was done asks for the same change again.
+        fail::fail_point!("user.changed");
+        // Once more in a statement of its own: whoever logged in beside the change was waited for by it, but is not in what it saw.
         if change.password.is_some() || change.is_active == Some(false) {
-            let kept = change.keep_session.unwrap_or(SessionId(Uuid::nil()));
             self.revoke_other_sessions(id, kept, actor).await?;
         }
-        let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
+        let seen = self.deliver_bucket(Group::Account, id).await;
         Ok(Written { value: user_from(row)?, seen })
     }
 
@@ -526,7 +538,7 @@ impl Community {
         if deleted.is_empty() && gone == Deleted::default() {
             return Err(Error::gone("user", id));
         }
-        let seen = self.deliver_bucket(Group::Account, id.bucket()).await;
+        let seen = self.deliver_bucket(Group::Account, id).await;
         Ok(Written { value: gone, seen })
     }
 
@@ -551,7 +563,7 @@ impl Community {
             let usable = rows.first().filter(|row| row.get::<_, bool>("is_active"));
             hash = usable.and_then(|row| row.get::<_, Option<String>>("password_hash"));
         }
-        let fits = verify_password(password.clone(), hash.clone()).await;
+        let fits = verify_password(password.clone(), hash.clone(), self.shards().config().deadline()).await?;
         user.zip(hash).filter(|_| fits).ok_or(Error::Credentials)
     }
 }
@@ -578,7 +590,7 @@ fn user_from(row: &Row) -> Result<User> {
         role: word(columns.get("role"))?,
         is_active: columns.get("is_active"),
         has_password: columns.get("has_password"),
-        metadata: columns.get("metadata"),
+        metadata: columns.json("metadata")?,
         created_at: columns.get("created_at"),
         updated_at: columns.get("updated_at"),
         version: columns.get("version"),
@@ -596,7 +608,7 @@ pub(crate) fn word<T: std::str::FromStr>(text: &str) -> Result<T> {
 }
 
 /// The row of a new user as JSON by column, and the names to take for it.
-async fn checked(new: &NewUser) -> Result<(Value, Vec<Name>)> {
+async fn checked(new: &NewUser, within: Duration) -> Result<(Value, Vec<Name>)> {
     let user_name = normalized_user_name(&new.user_name)?;
     let email = new.email.as_deref().map(normalized_email).transpose()?;
     check_person(&[("first_name", &new.first_name, 200), ("last_name", &new.last_name, 200)])?;
@@ -605,7 +617,7 @@ async fn checked(new: &NewUser) -> Result<(Value, Vec<Name>)> {
     let metadata = new.metadata.clone().unwrap_or_else(|| json!({}));
     check_object("metadata", &metadata)?;
     let password_hash = match &new.password {
-        Some(password) => Some(hash_password(password.clone()).await?),
+        Some(password) => Some(hash_password(password.clone(), within).await?),
         None => None,
     };
     let mut names = vec![Name { kind: NameKind::UserName, value: user_name.clone() }];

@@ -1,11 +1,13 @@
 //! Who the servers run as. PostgreSQL refuses root, so root hands everything to the account `postgres`.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use rustix::fs::OFlags;
 
 use crate::Error;
 
@@ -83,13 +85,18 @@ impl Account {
         match DirBuilder::new().mode(0o700).create(path) {
             Ok(()) => self.give(path),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let found = fs::symlink_metadata(path).map_err(Error::file("look at", path))?;
                 // Root's own is one that was made a moment before it should have been handed over.
-                if !found.is_dir() || !(found.uid() == self.uid || (self.other && found.uid() == 0)) {
+                if !self.has(path) {
                     return Err(Error::InTheWay { path: path.to_owned() });
                 }
-                fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::file("protect", path))?;
-                self.give(path)
+                // What was looked at, whatever stands at the path by now: others may write into the folder around it.
+                let folder = OpenOptions::new()
+                    .read(true)
+                    .custom_flags((OFlags::NOFOLLOW | OFlags::DIRECTORY).bits().cast_signed())
+                    .open(path)
+                    .map_err(Error::file("open", path))?;
+                folder.set_permissions(fs::Permissions::from_mode(0o700)).map_err(Error::file("protect", path))?;
+                self.give_open(&folder, path)
             }
             Err(error) => Err(Error::file("make", path)(error)),
         }
@@ -106,13 +113,26 @@ impl Account {
             .open(&new)
             .map_err(Error::file("make", &new))?;
         file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(Error::file("write", &new))?;
-        self.give(&new)?;
+        self.give_open(&file, &new)?;
         fs::rename(&new, path).map_err(Error::file("replace", path))
+    }
+
+    /// Whether a folder, and no link to one, is this account's or the caller's own.
+    pub(crate) fn has(self, folder: &Path) -> bool {
+        fs::symlink_metadata(folder)
+            .is_ok_and(|it| it.is_dir() && (it.uid() == self.uid || (self.other && it.uid() == 0)))
     }
 
     fn give(self, path: &Path) -> Result<(), Error> {
         if self.other {
-            chown(path, Some(self.uid), Some(self.gid)).map_err(Error::file("hand to `postgres`", path))?;
+            lchown(path, Some(self.uid), Some(self.gid)).map_err(Error::file("hand to `postgres`", path))?;
+        }
+        Ok(())
+    }
+
+    fn give_open(self, file: &File, path: &Path) -> Result<(), Error> {
+        if self.other {
+            fchown(file, Some(self.uid), Some(self.gid)).map_err(Error::file("hand to `postgres`", path))?;
         }
         Ok(())
     }

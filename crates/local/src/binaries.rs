@@ -55,7 +55,7 @@ impl Binaries {
     }
 
     /// Looks whether this folder holds every tool, and asks `postgres` for its version.
-    fn at(bin: &Path) -> Result<Self, Error> {
+    pub(crate) fn at(bin: &Path) -> Result<Self, Error> {
         let bin = std::path::absolute(bin).map_err(Error::file("find", bin))?;
         if let Some(tool) = TOOLS.into_iter().find(|tool| !bin.join(tool).is_file()) {
             return Err(Error::NoTool { bin, tool });

@@ -41,6 +41,11 @@ impl Cluster {
         options.check()?;
         fs::create_dir_all(&options.dir).map_err(Error::file("make", &options.dir))?;
         let dir = fs::canonicalize(&options.dir).map_err(Error::file("find", &options.dir))?;
+        // `pg_ctl` hands paths to a shell between double quotes.
+        let is_odd = |text: &str| text.contains(|it: char| it.is_control() || "\"$`\\".contains(it));
+        if dir.to_str().is_none_or(is_odd) {
+            return Err(Error::OddPath { dir });
+        }
         let _lock = Lock::take(&dir, say)?;
         let mut cluster = match State::load(&dir)? {
             Some(state) => Self::again(dir, state, options)?,
@@ -106,6 +111,7 @@ impl Cluster {
 
     /// Takes the right to change the cluster, and reads what others have made of it meanwhile.
     fn lock(&self, say: &mut dyn FnMut(&str)) -> Result<(Lock, State), Error> {
+        self.place.claim(self.account)?;
         let lock = Lock::take(&self.place.dir, say)?;
         let state = State::load(&self.place.dir)?.ok_or_else(|| Error::NoCluster { dir: self.place.dir.clone() })?;
         Ok((lock, state))
@@ -156,10 +162,16 @@ impl Cluster {
         self.state = state;
         self.port(ServerId::Shard(shard))?;
         let old = self.state.primary(shard);
+        if self.server(old).is_standby()
+            && let Ok(ended) = self.end_promotion(old, say)
+        {
+            return Ok(ended);
+        }
         let mut standbys: Vec<ServerId> = self.state.members(shard).filter(|it| *it != old).collect();
         standbys.retain(|it| self.server(*it).data().exists());
-        // `up` starts nothing that follows lost data. An old primary that was to become a standby, and is none yet, would take writes.
-        if self.state.is_made(shard) && !self.server(old).data().exists() {
+        // `up` starts nothing that follows a server which does not start. An old primary that was to become a standby, and is none yet,
+        // would take writes.
+        if self.server(old).running().postmaster().is_none() {
             standbys.retain(|it| self.server(*it).is_standby());
             side_by_side(&standbys, say, |id, to| self.server(id).start(to)).ok();
         }
@@ -202,7 +214,22 @@ impl Cluster {
         let has_all = is_left_in_order || self.server(old).waited_for(&heard);
         let may_be_lost = (!has_all)
             .then(|| format!("{old} was down and had not waited for {new}: what it acknowledged{since} may be lost"));
+        // At once: what comes next may fail, and takes the old primary's data away.
+        if let Some(lost) = &may_be_lost {
+            say(lost);
+        }
         Ok(Promoted { primary: new, may_be_lost })
+    }
+
+    /// Ends a promotion that was cut off after it was decided.
+    fn end_promotion(&self, new: ServerId, say: &mut dyn FnMut(&str)) -> Result<Promoted, Error> {
+        side_by_side(&[new], say, |id, to| {
+            let server = self.server(id);
+            server.start(to)?;
+            replica::promote(&server, to)
+        })?;
+        let lost = format!("an earlier promotion of {new} was cut off: what was lost by it is not known");
+        Ok(Promoted { primary: new, may_be_lost: Some(lost) })
     }
 
     /// Adds servers for shards until there are so many, each with as many standbys as the others have, and starts what is
@@ -237,7 +264,13 @@ impl Cluster {
             tell(to, id, "removing it");
             let server = self.server(id);
             server.running().stop()?;
-            remove(&server.data())
+            // Away first: half of it would be taken for a server that does not start.
+            let (data, gone) = (server.data(), server.data().with_extension("gone"));
+            remove(&gone)?;
+            if data.exists() {
+                fs::rename(&data, &gone).map_err(Error::file("move away", &data))?;
+            }
+            remove(&gone)
         })?;
         self.state.forget_last();
         self.state.save(&self.place.dir)
@@ -254,12 +287,14 @@ impl Cluster {
 
     /// Stops every server. Data stays; no process and no socket does.
     pub fn down(&self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.place.claim(self.account)?;
         let _lock = Lock::take(&self.place.dir, say)?;
         stop_all(&self.place, say)
     }
 
     /// Stops every server and removes all that [`Cluster::up`] made. What others put into the folder stays.
     pub fn destroy(self, say: &mut dyn FnMut(&str)) -> Result<(), Error> {
+        self.place.claim(self.account)?;
         let _lock = Lock::take(&self.place.dir, say)?;
         stop_all(&self.place, say)?;
         self.place.remove()?;
@@ -269,6 +304,18 @@ impl Cluster {
         // Only succeeds on an empty folder, which is what is meant.
         fs::remove_dir(&self.place.dir).ok();
         Ok(())
+    }
+
+    /// Stops and removes the servers of a cluster whose folder was here, and was deleted without [`Cluster::destroy`]: they lie outside.
+    /// Says where they were; `None`: there are none.
+    pub fn destroy_orphaned(dir: &Path, say: &mut dyn FnMut(&str)) -> Result<Option<PathBuf>, Error> {
+        let dir = std::path::absolute(dir).map_err(Error::file("find", dir))?;
+        let around = dir.parent().and_then(|parent| fs::canonicalize(parent).ok());
+        let dir = around.zip(dir.file_name()).map_or(dir.clone(), |(parent, name)| parent.join(name));
+        let Some(orphan) = Place::new(dir, None).orphaned(Account::for_servers()?) else { return Ok(None) };
+        stop_all(&orphan, say)?;
+        orphan.remove()?;
+        Ok(Some(orphan.home))
     }
 
     /// What each server is doing, shards first.
@@ -353,6 +400,11 @@ impl Cluster {
     /// Whether commits wait for a standby.
     pub fn is_synchronous(&self) -> bool {
         self.state.synchronous
+    }
+
+    /// Whether a shard's data was made, and its removal has not begun.
+    pub fn is_made(&self, shard: u16) -> bool {
+        self.state.is_made(shard)
     }
 
     /// How many shards there are.
@@ -451,9 +503,17 @@ impl Cluster {
         if state.shard_ports.len() != usize::from(options.shards) {
             return Err(Error::OtherShards { dir, has: state.shard_ports.len(), asked: options.shards });
         }
-        state.pg_bin = Binaries::find(options, Some(state.pg_major))?.bin;
+        // Where it was at first, unless somebody names another place: not all are looked through.
+        let at_first =
+            Binaries::at(&state.pg_bin).ok().filter(|it| options.pg_bin.is_none() && it.major == state.pg_major);
+        state.pg_bin = match at_first {
+            Some(same) => same.bin,
+            None => Binaries::find(options, Some(state.pg_major))?.bin,
+        };
         let place = Place::new(dir, state.outside.as_deref());
-        Ok(Self { place, state, account: Account::for_servers()? })
+        let account = Account::for_servers()?;
+        place.claim(account)?;
+        Ok(Self { place, state, account })
     }
 
     /// A cluster that was not there: its state is written before its first server is made.
@@ -461,10 +521,9 @@ impl Cluster {
         let Binaries { bin, major } = Binaries::find(options, None)?;
         let account = Account::for_servers()?;
         let inside = Place::new(dir.clone(), None);
-        if let Some(orphan) = inside.orphaned() {
-            say(&format!("{} is left of a cluster that was deleted here; removing it", orphan.home.display()));
-            stop_all(&orphan, say)?;
-            orphan.remove()?;
+        if let Some(orphan) = inside.orphaned(account).filter(|it| !it.servers().is_empty()) {
+            // Whether the folder was deleted or moved nobody can tell from here.
+            return Err(Error::Orphaned { home: orphan.home });
         }
         let place = Place::choose(dir, account)?;
         say(&format!("PostgreSQL {major} from {}, servers in {}", bin.display(), place.home.display()));

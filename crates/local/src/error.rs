@@ -172,6 +172,29 @@ pub enum Error {
         /// What is in the way.
         path: PathBuf,
     },
+    /// Servers of a cluster whose folder was here lie elsewhere, and it is gone from here.
+    #[error(
+        "{} has the servers of a cluster whose folder was here; move that folder back, or remove them with \
+         `therev cluster destroy --yes` here", home.display()
+    )]
+    Orphaned {
+        /// Where they are.
+        home: PathBuf,
+    },
+    /// Servers of a cluster in another folder, of which this one is a copy, or which was moved from here.
+    #[error("the servers in {} belong to the cluster in {}; use that one, or another folder", home.display(), dir.display())]
+    OthersServers {
+        /// Where the servers are.
+        home: PathBuf,
+        /// The folder of their cluster.
+        dir: PathBuf,
+    },
+    /// A path that PostgreSQL's tools cannot be told.
+    #[error("{} holds a character that PostgreSQL's tools do not take in a path; choose another folder", dir.display())]
+    OddPath {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// `cluster.json` cannot be understood.
     #[error("{} cannot be read as a cluster's state; restore it, or remove the folder to begin anew", path.display())]
     BadState {

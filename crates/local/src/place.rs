@@ -4,11 +4,13 @@
 //! then in `/var/lib/therev-<hash of the folder>`, or under `/var/tmp` where there is no `/var/lib`. The place is
 //! chosen once and remembered. Sockets move to `/tmp/therev-<hash>` when their path would be too long for the system.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::account::{Account, remove};
+use crate::state::State;
 use crate::{Error, ServerId};
 
 /// The longest path of a socket that systems take, without its closing zero (Linux 107, macOS 103).
@@ -59,16 +61,55 @@ impl Place {
         let parent = ["/var/lib", "/var/tmp"].into_iter().map(Path::new).find(|it| it.is_dir());
         let outside = parent.unwrap_or(Path::new("/tmp")).join(&inside.name);
         let place = Self::new(dir, Some(&outside));
+        match place.owner() {
+            // Of a cluster whose folder was here and is another one by now.
+            Some(owner) if owner != place.dir => return Err(Error::OthersServers { home: outside, dir: owner }),
+            // Cut off before there was a server.
+            _ if account.has(&outside) && place.servers().is_empty() => remove(&outside)?,
+            _ => {}
+        }
         account.make_folder(&outside)?;
-        account.write(&outside.join(OWNER_FILE), &place.dir.to_string_lossy())?;
+        place.own(account)?;
         Ok(place)
     }
 
-    /// Servers of a cluster that was here before and whose folder was deleted without `destroy`: they lie outside.
-    pub(crate) fn orphaned(&self) -> Option<Self> {
-        ["/var/lib", "/var/tmp", "/tmp"].into_iter().find_map(|parent| {
-            let outside = Path::new(parent).join(&self.name);
-            let owner = fs::read(outside.join(OWNER_FILE)).ok()?;
+    /// Notes in a place outside whose it is.
+    fn own(&self, account: Account) -> Result<(), Error> {
+        account.write(&self.home.join(OWNER_FILE), &self.dir.to_string_lossy())
+    }
+
+    /// Takes what lies outside over, where its folder was moved here. A copy of a folder has no servers: they are the other one's.
+    pub(crate) fn claim(&self, account: Account) -> Result<(), Error> {
+        if self.home == Self::new(self.dir.clone(), None).home || !account.has(&self.home) {
+            return Ok(());
+        }
+        match self.owner() {
+            Some(owner) if owner == self.dir => Ok(()),
+            Some(owner) if self.is_theirs(&owner) => Err(Error::OthersServers { home: self.home.clone(), dir: owner }),
+            _ => self.own(account),
+        }
+    }
+
+    /// The folder that a place outside belongs to; `None`: nobody came to say it.
+    fn owner(&self) -> Option<PathBuf> {
+        let owner = fs::read(self.home.join(OWNER_FILE)).ok().filter(|it| !it.is_empty())?;
+        Some(OsStr::from_bytes(&owner).into())
+    }
+
+    /// Whether another folder has the cluster of these servers: not where a link leads from there to here.
+    fn is_theirs(&self, owner: &Path) -> bool {
+        let is_here = fs::canonicalize(owner).is_ok_and(|it| it == self.dir);
+        let state = State::load(owner).ok().flatten();
+        !is_here && state.is_some_and(|it| it.outside.as_ref() == Some(&self.home))
+    }
+
+    /// Servers of a cluster whose folder was here before, and was deleted without `destroy` or moved away: they lie outside.
+    pub(crate) fn orphaned(&self, account: Account) -> Option<Self> {
+        let around = ["/var/lib", "/var/tmp", "/tmp"].into_iter().filter_map(|parent| fs::read_dir(parent).ok());
+        around.flatten().flatten().find_map(|entry| {
+            let outside = entry.path();
+            let is_one = entry.file_name().as_bytes().starts_with(b"therev-") && account.has(&outside);
+            let owner = is_one.then(|| fs::read(outside.join(OWNER_FILE)).ok()).flatten()?;
             (owner == self.dir.as_os_str().as_bytes()).then(|| Self::new(self.dir.clone(), Some(&outside)))
         })
     }
@@ -100,6 +141,9 @@ impl Place {
     /// Removes data, logs and sockets. The servers must have stopped.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         remove(&self.sockets)?;
+        // Whose it is goes last, so that what is cut off is found again.
+        let entries = fs::read_dir(&self.home).into_iter().flatten().flatten();
+        entries.filter(|it| it.file_name() != OWNER_FILE).try_for_each(|it| remove(&it.path()))?;
         remove(&self.home)
     }
 }

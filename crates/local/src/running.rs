@@ -128,7 +128,8 @@ impl Running {
             // Where the tool is missing, the block stays: some bytes.
             Command::new("ipcrm").args(["-m", &block.number]).output().ok();
         }
-        if let Some(port) = text.lines().nth(3) {
+        // A number: the file is the servers' account's, who may be somebody else.
+        if let Some(port) = text.lines().nth(3).and_then(|line| line.trim().parse::<u16>().ok()) {
             remove(&self.sockets.join(format!(".s.PGSQL.{port}")))?;
             remove(&self.sockets.join(format!(".s.PGSQL.{port}.lock")))?;
         }

@@ -236,14 +236,30 @@ fn works_in_a_folder_that_the_servers_may_not_enter() {
     let outside = fs::metadata(ground.dir()).expect("the folder").uid() == 0;
     assert_eq!(!data.starts_with(fs::canonicalize(ground.dir()).expect("a path")), outside);
 
-    // The folder is deleted by hand: what lies outside is found again and removed.
     if outside {
-        fs::remove_dir_all(ground.dir()).expect("deleted");
-        let (_, said) = ground.up(1, 0);
-        assert!(said.iter().any(|line| line.contains("left of a cluster")), "{said:?}");
+        // The folder is moved, or copied: its servers are one cluster's alone.
+        let (moved, copied) = (ground.dir().with_extension("moved"), ground.dir().with_extension("copied"));
+        fs::rename(ground.dir(), &moved).expect("moved");
+        let refused = Cluster::up(&ground.options(1, 1), &mut quiet).expect_err("what was here is somewhere");
+        assert!(matches!(refused, Error::Orphaned { .. }), "{refused}");
+        assert!(data.exists());
+        fs::remove_dir_all(ground.dir()).expect("nothing was made");
+        let same = Cluster::up(&Options { dir: moved.clone(), ..ground.options(1, 1) }, &mut quiet).expect("up");
+        assert_eq!(same.status()[0].data, data);
+        fs::create_dir(&copied).expect("a folder");
+        fs::copy(moved.join("cluster.json"), copied.join("cluster.json")).expect("copied");
+        let copy = Cluster::open(&copied).expect("it looks like a cluster");
+        let refused = copy.destroy(&mut quiet).expect_err("these are another's servers");
+        assert!(matches!(refused, Error::OthersServers { .. }) && data.exists(), "{refused}");
+        fs::remove_dir_all(&copied).expect("removed");
+        // The folder is deleted by hand: what lies outside goes when somebody says so.
+        fs::remove_dir_all(&moved).expect("deleted");
+        assert_eq!(Cluster::destroy_orphaned(&moved, &mut quiet).expect("destroyed"), Some(home.clone()));
+        assert_eq!(Cluster::destroy_orphaned(&moved, &mut quiet).expect("nothing is left"), None);
+    } else {
+        let cluster = Cluster::open(&ground.dir()).expect("the cluster");
+        cluster.destroy(&mut quiet).expect("destroyed");
     }
-    let cluster = Cluster::open(&ground.dir()).expect("the cluster");
-    cluster.destroy(&mut quiet).expect("destroyed");
     assert!(!home.exists() && !ground.dir().exists());
     assert_eq!(ground.processes(), Vec::<String>::new());
 }

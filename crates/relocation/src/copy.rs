@@ -59,6 +59,10 @@ pub(crate) async fn run(relocation: &Relocation, pair: &Pair, admin: &Admin, pro
     objects::start_forward(relocation, pair).await
 }
 
+/// More than there are tries of the switch in a round. Those of each round are later ones than all before it, also where the source's part
+/// was ended and begun anew meanwhile: a step of somebody who slept finds none of its own number.
+pub(crate) const TRIES_A_ROUND: i32 = 10_000;
+
 /// From now on nothing of an earlier copy gets in: its writers check the round. Nor does a try of the switch go on that somebody
 /// else is at, as may be where the control database was put back: the source's attempt is a later one, so that nothing is
 /// decided, and the target has no sentinel, so that it does not get ready.
@@ -75,9 +79,10 @@ async fn begin_round(relocation: &Relocation, pair: &Pair) -> Result<()> {
     if gives.state == PartState::Draining {
         pair.source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &gives.attempt]).await?;
     }
-    let end_tries =
-        "UPDATE therev.relocation_parts SET attempt = attempt + 1 WHERE relocation = $1 AND state = 'owned'";
-    let has_ended = pair.source.execute(end_tries, &[&relocation.relocation]).await? == 1;
+    let first_try = relocation.copy_round.saturating_mul(TRIES_A_ROUND);
+    let end_tries = "UPDATE therev.relocation_parts SET attempt = greatest(attempt + 1, $2)
+                      WHERE relocation = $1 AND state = 'owned'";
+    let has_ended = pair.source.execute(end_tries, &[&relocation.relocation, &first_try]).await? == 1;
     let begun = has_ended && take_round(relocation, &pair.target, relocation.copy_round).await?;
     if begun { Ok(()) } else { Err(Error::Taken(relocation.relocation)) }
 }

@@ -370,7 +370,6 @@ pub(crate) async fn undo(relocation: &Relocation, admin: &Admin, worker: Option<
                 // The source's end of it has come after the switch, by somebody of whom the control database does not know.
                 return Ok(false);
             }
-            target.end_keepers(relocation.relocation).await?;
             // First: whoever has slept does not take the streams of another copy either.
             let round = begin_undoing(relocation, &target, admin, worker).await?;
             objects::drop_between(&source, &target, &relocation.tag).await?;
@@ -401,6 +400,7 @@ async fn begin_undoing(
     };
     let control = admin.connect(Database::Control).await?;
     let round = Records(&control).next_round(relocation.relocation, worker, part.round).await?;
+    target.end_keepers(relocation.relocation).await?;
     if take_round(relocation, target, round).await? {
         Ok(Some(round))
     } else {

@@ -71,7 +71,6 @@ impl Mover {
             // Of all groups at once: where one went with the bucket and another stayed, they could not be brought together again.
             let released = side.one("SELECT therev.release_pin($1, $2)", &[&names, &user.0]).await?;
             is_released |= released.get::<_, bool>(0);
-            fail::fail_point!("pins.released");
             let epochs: Vec<i64> = groups.iter().map(|group| map.place_of(*group, user.into()).epoch.max(1)).collect();
             let record = "SELECT therev.record_pin($1, $2, $3, $4, $5)";
             let params: [&(dyn ToSql + Sync); 5] = [&names, &user.0, &bucket.sql(), &shard.0, &epochs];

@@ -89,20 +89,7 @@ impl Mover {
     pub async fn plan_rebalance(&self, aim: Aim) -> Result<Rebalance> {
         self.shards.refresh().await?;
         let catalog = self.shards.catalog();
-        let mut entries = catalog.shards.clone();
-        if let Aim::Empty(shard) = aim {
-            let entry = entries.iter_mut().find(|entry| entry.shard == shard);
-            let Some(entry) = entry else {
-                return Err(Error::refused(format!("there is no shard {shard}"), "`therev shard list` lists them"));
-            };
-            entry.weight = 0.0;
-        }
-        if entries.iter().all(|entry| entry.weight == 0.0) {
-            return Err(Error::refused(
-                "no other shard has a weight: there is nowhere to put its rows",
-                "add a shard first (`therev shard add`), or give another one a weight (`therev shard weight`)",
-            ));
-        }
+        let entries = weighed(&catalog.shards, aim)?;
         let drained: Vec<ShardNo> =
             entries.iter().filter(|entry| entry.weight == 0.0).map(|entry| entry.shard).collect();
         let survey = Survey::take(&self.admin()?, &self.shards.numbers()).await?;
@@ -115,7 +102,7 @@ impl Mover {
         }
         let candidates = match catalog.layout {
             Layout::Colocated => vec![(Group::ALL.to_vec(), entries)],
-            Layout::Split => of_split(&survey, &entries)?,
+            Layout::Split => of_split(|shard, group| survey.holds(shard, group), &entries)?,
         };
         let mut left = if let Aim::Balance { moves_max, .. } = aim { moves_max } else { None };
         let mut parts = Vec::new();
@@ -128,10 +115,24 @@ impl Mover {
             parts.push(Part { groups, plan });
         }
         let mut unpins = Vec::new();
-        for shard in drained {
-            unpins.extend(self.pins_on(shard).await?);
+        for shard in &drained {
+            unpins.extend(self.pins_on(*shard).await?);
         }
+        // Whose bucket has yet to leave another such shard goes after it.
+        unpins.retain(|request| !drained.contains(&request.target));
         Ok(Rebalance { parts, unpins })
+    }
+
+    /// Whether a shard could be emptied, as far as it can be said before what is under way has ended.
+    pub async fn may_empty(&self, shard: ShardNo) -> Result<()> {
+        self.shards.refresh().await?;
+        let (catalog, map) = (self.shards.catalog(), self.shards.map());
+        let entries = weighed(&catalog.shards, Aim::Empty(shard))?;
+        if catalog.layout == Layout::Split {
+            let holds = |shard, group| map.places(group).any(|(_, place)| place.shard == shard);
+            of_split(holds, &entries)?;
+        }
+        Ok(())
     }
 
     /// What each relocation of a rebalancing takes, and what stands in its way.
@@ -146,12 +147,18 @@ impl Mover {
     /// Carries through whatever is under way, then moves what the aim takes. Says what became of each relocation.
     pub async fn rebalance(&self, aim: Aim, actor: &str, seen: Seen<'_>) -> Result<Vec<Relocation>> {
         let mut ended = self.carry_open(seen).await?;
+        let mut are_buckets_moved = false;
         loop {
             let mut requests = self.plan_rebalance(aim).await?.requests();
+            if are_buckets_moved && !matches!(aim, Aim::Empty(_)) {
+                requests.retain(|request| request.pin.is_some());
+            }
             // Users go back to their buckets last: these may be on their way themselves.
             if requests.iter().any(|request| request.pin.is_none()) {
                 requests.retain(|request| request.pin.is_none());
+                are_buckets_moved = true;
             }
+            let are_users = requests.iter().any(|request| request.pin.is_some());
             let of = requests.len();
             for (at, request) in (1..).zip(&requests) {
                 let plan = self.plan(request).await?;
@@ -160,8 +167,8 @@ impl Mover {
                 let show = |relocation: &Relocation| seen(&Step { at, of, relocation });
                 ended.push(self.see_through(begun.relocation, &show).await.and_then(is_done)?);
             }
-            // What came to a shard that is to be empty while others were moved goes, too.
-            if requests.is_empty() || !matches!(aim, Aim::Empty(_)) {
+            // What came to a shard that is to be empty while others were moved goes, too; and of what is balanced users follow.
+            if requests.is_empty() || (are_users && !matches!(aim, Aim::Empty(_))) {
                 return Ok(ended);
             }
         }
@@ -194,6 +201,25 @@ impl Mover {
             }
         }
     }
+}
+
+/// The shards with the weights that an aim goes by.
+fn weighed(shards: &[ShardEntry], aim: Aim) -> Result<Vec<ShardEntry>> {
+    let mut entries = shards.to_vec();
+    if let Aim::Empty(shard) = aim {
+        let entry = entries.iter_mut().find(|entry| entry.shard == shard);
+        let Some(entry) = entry else {
+            return Err(Error::refused(format!("there is no shard {shard}"), "`therev shard list` lists them"));
+        };
+        entry.weight = 0.0;
+    }
+    if entries.iter().all(|entry| entry.weight == 0.0) {
+        return Err(Error::refused(
+            "no other shard has a weight: there is nowhere to put its rows",
+            "add a shard first (`therev shard add`), or give another one a weight (`therev shard weight`)",
+        ));
+    }
+    Ok(entries)
 }
 
 /// Plans one part. What stays where it is unless its shard is drained moves no further than that.
@@ -238,8 +264,11 @@ fn stays(layout: Layout, groups: &[Group]) -> bool {
 
 /// In the split layout: accounts on the shards that have some, or on ones that own nothing at all where all of those are
 /// drained; content on the shards without accounts.
-fn of_split(survey: &Survey, entries: &[ShardEntry]) -> Result<Vec<(Vec<Group>, Vec<ShardEntry>)>> {
-    let has = |entry: &ShardEntry, group| survey.holds(entry.shard, group);
+fn of_split(
+    holds: impl Fn(ShardNo, Group) -> bool,
+    entries: &[ShardEntry],
+) -> Result<Vec<(Vec<Group>, Vec<ShardEntry>)>> {
+    let has = |entry: &ShardEntry, group| holds(entry.shard, group);
     let mut account: Vec<ShardEntry> = entries.iter().filter(|it| has(it, Group::Account)).cloned().collect();
     if account.iter().all(|entry| entry.weight == 0.0) {
         let empty = |it: &&ShardEntry| it.weight > 0.0 && Group::ALL.iter().all(|group| !has(it, *group));

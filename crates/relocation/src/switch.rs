@@ -4,6 +4,7 @@
 //! `tests/runner/model` goes through all their interleavings.
 
 use crate::beats::Beats;
+use crate::copy::TRIES_A_ROUND;
 use crate::error::{Error, Result};
 use crate::finish;
 use crate::mover::Mover;
@@ -18,6 +19,7 @@ use futures_util::future::{try_join, try_join3};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio_postgres::Statement;
+use tokio_postgres::types::ToSql;
 
 /// How long a sentinel may take on its way before a switch is tried: a part of the budget, in fifths.
 const PROBE_ROUND_TRIP: u32 = 2;
@@ -93,7 +95,7 @@ impl<'a> Switch<'a> {
             taker,
             beats: Beats::between(relocation, giver, taker).await?,
             budget,
-            drain: giver.prepare("SELECT therev.drain($1, $2)").await?,
+            drain: giver.prepare("SELECT therev.drain($1, $2, $3)").await?,
             back_out: giver.prepare("SELECT therev.back_out($1, $2)").await?,
             writers: giver.prepare("SELECT therev.writers($1)").await?,
             send_sentinel: giver.prepare("SELECT therev.send_sentinel($1, $2, $3)").await?,
@@ -128,9 +130,9 @@ impl<'a> Switch<'a> {
         let last = i32::MAX;
         // Each goes out whole: a mover that sleeps in between holds nothing.
         let giver = format!(
-            "BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.send_sentinel({number}, {last}, NULL);
+            "BEGIN; SELECT therev.drain({number}, 1, {last}); SELECT therev.send_sentinel({number}, {last}, NULL);
                     SELECT therev.decide({number}, {last}); ROLLBACK;
-             BEGIN; SELECT therev.drain({number}, {last}); SELECT therev.back_out({number}, {last}); ROLLBACK"
+             BEGIN; SELECT therev.drain({number}, 1, {last}); SELECT therev.back_out({number}, {last}); ROLLBACK"
         );
         let taker = format!(
             "BEGIN; SELECT therev.get_ready({number}, {last});
@@ -184,8 +186,8 @@ impl<'a> Switch<'a> {
     ///
     /// Deciding and taking over change the ownership of every bucket while callers wait. Both lie ready, each in a transaction, by
     /// the time that what they wait for has come; they are in force with their commits.
-    async fn attempt(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
-        if let Some(outcome) = self.stop_writers(attempt, tried).await? {
+    async fn attempt(&self, seen: i32, attempt: i32, tried: &mut Try) -> Result<Outcome> {
+        if let Some(outcome) = self.stop_writers(seen, attempt, tried).await? {
             return Ok(outcome);
         }
         let began = tried.began;
@@ -230,8 +232,8 @@ impl<'a> Switch<'a> {
     }
 
     /// The same, and where it fails writers go on at once, as far as its connection serves.
-    async fn attempt_or_back_out(&self, attempt: i32, tried: &mut Try) -> Result<Outcome> {
-        let outcome = self.attempt(attempt, tried).await;
+    async fn attempt_or_back_out(&self, seen: i32, attempt: i32, tried: &mut Try) -> Result<Outcome> {
+        let outcome = self.attempt(seen, attempt, tried).await;
         if outcome.is_err() {
             let gives_up = async {
                 self.giver.batch("ROLLBACK").await?;
@@ -246,9 +248,10 @@ impl<'a> Switch<'a> {
     }
 
     /// Drains, and sends the sentinel once nobody is left who may not know of it. `None`: the try goes on.
-    async fn stop_writers(&self, attempt: i32, tried: &mut Try) -> Result<Option<Outcome>> {
+    async fn stop_writers(&self, seen: i32, attempt: i32, tried: &mut Try) -> Result<Option<Outcome>> {
         // What belongs together goes out together, and is done in this order: each pair costs one round trip.
-        let drains = self.step(self.giver, &self.drain, attempt);
+        let params: [&(dyn ToSql + Sync); 3] = [&self.relocation.relocation, &seen, &attempt];
+        let drains = self.giver.says(&self.drain, &params);
         let (is_draining, mut left) = try_join(drains, self.send_sentinel(attempt, None)).await?;
         if !is_draining {
             return Ok(Some(Outcome::of(tried, "another process was quicker")));
@@ -417,7 +420,7 @@ pub(crate) async fn run(
                 taker.query("SELECT therev.await_return($1)", &[&relocation.relocation]).await?;
             }
             (PartState::Owned, PartState::Incoming | PartState::Ready) => {
-                check_lives([(giver, &gives), (taker, &takes)])?;
+                counts_still(relocation, [(giver, &gives), (taker, &takes)])?;
                 if !is_rehearsed {
                     switch.rehearse().await?;
                     is_rehearsed = true;
@@ -429,7 +432,7 @@ pub(crate) async fn run(
                     attempts += 1;
                     let attempt = gives.attempt.max(takes.attempt) + 1;
                     let mut tried = Try::begin(relocation.relocation, attempt);
-                    let outcome = switch.attempt_or_back_out(attempt, &mut tried).await?;
+                    let outcome = switch.attempt_or_back_out(gives.attempt, attempt, &mut tried).await?;
                     told(&tried);
                     match outcome {
                         Outcome::Switched(took) => {
@@ -480,8 +483,14 @@ async fn say_why(
     Ok(())
 }
 
-/// What is counted on between two tries of a switch is lost with a promotion of either side.
-fn check_lives(sides: [(&Side, &Part); 2]) -> Result<()> {
+/// What is counted on between two tries of a switch is lost with a promotion of either side, and where somebody who slept has begun the
+/// source's part anew since the copy that the target has.
+fn counts_still(relocation: &Relocation, sides: [(&Side, &Part); 2]) -> Result<()> {
+    let [(giver, gives), (_, takes)] = sides;
+    let is_there = giver.shard == relocation.source;
+    if gives.attempt < if is_there { takes.round.saturating_mul(TRIES_A_ROUND) } else { 1 } {
+        return Err(Error::PartGone { relocation: relocation.relocation, database: giver.database() });
+    }
     let other = sides.into_iter().find(|(_, part)| !part.is_same_life);
     other.map_or(Ok(()), |(side, _)| Err(Error::OtherLife { database: side.database() }))
 }

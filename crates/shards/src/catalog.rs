@@ -8,6 +8,8 @@ use crate::life::Life;
 use crate::pool::Pool;
 use placement::{Bucket, Group, Layout, Map, Pins, Place, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -157,11 +159,15 @@ impl Catalog {
         whole.then_some(catalog)
     }
 
-    /// Writes it to the state file: whole or not at all.
+    /// Writes it to the state file: whole or not at all, whoever else writes it, and also where the power fails.
     pub(crate) fn save(&self, path: &Path) -> std::io::Result<()> {
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
-        std::fs::write(&fresh, serde_json::to_vec(self)?)?;
-        std::fs::rename(&fresh, path)
+        let fresh = path.with_extension(format!("{}.new", Uuid::new_v4().simple()));
+        let written = File::create_new(&fresh).and_then(|mut file| {
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, path)
+        });
+        written.inspect_err(|_| drop(std::fs::remove_file(&fresh)))
     }
 
     /// Whether a later catalog has a shard at another address: another database has its number by now, or it has got other hosts.

@@ -126,7 +126,8 @@ impl Config {
         Ok(())
     }
 
-    pub(crate) fn deadline(&self) -> Duration {
+    /// How long a call may take.
+    pub fn deadline(&self) -> Duration {
         Duration::from_millis(self.deadline_ms)
     }
 }

@@ -13,6 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{PgLsn, ToSql, Type};
@@ -136,20 +137,33 @@ impl Directory {
         seen: Option<&Token>,
     ) -> Result<Vec<Row>, Error> {
         let (first, pools) = (self.next.fetch_add(1, Ordering::Relaxed), self.pools());
-        for turn in 0..pools.replicas.len() {
-            let replica = &pools.replicas[(first + turn) % pools.replicas.len()];
-            match read_after(replica, statement, params, seen).await {
-                Ok(Some(rows)) => return Ok(rows),
-                Ok(None) => {}
-                // A statement that is wrong is wrong everywhere. A replica that is down, or that had to cancel it to go
-                // on replaying, is only passed over.
-                Err(error) if error.sql_error().is_some_and(|refused| !is_of_the_moment(refused.code())) => {
-                    return Err(error);
+        let from_replicas = async {
+            for turn in 0..pools.replicas.len() {
+                let replica = &pools.replicas[(first + turn) % pools.replicas.len()];
+                match read_after(replica, statement, params, seen).await {
+                    Ok(Some(rows)) => return Ok(Some(rows)),
+                    Ok(None) => {}
+                    // A statement that is wrong is wrong everywhere. A replica that is down, or that had to cancel it to go
+                    // on replaying, is only passed over.
+                    Err(error) if error.sql_error().is_some_and(|refused| !is_of_the_moment(refused.code())) => {
+                        return Err(error);
+                    }
+                    Err(error) => tracing::debug!(%error, "a directory replica was passed over"),
                 }
-                Err(error) => tracing::debug!(%error, "a directory replica was passed over"),
             }
+            Ok(None)
+        };
+        let deadline = pools.writer.deadline();
+        let started = Instant::now();
+        // Of one deadline for all that are asked, some is left for the writer.
+        match tokio::time::timeout(deadline * 3 / 4, from_replicas).await {
+            Ok(Ok(Some(rows))) => return Ok(rows),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(None)) | Err(_) => {}
         }
-        pools.writer.query(statement.sql, params, false).await
+        let from_writer = pools.writer.query(statement.sql, params, false);
+        let left = deadline.saturating_sub(started.elapsed());
+        tokio::time::timeout(left, from_writer).await.unwrap_or_else(|_| Err(pools.writer.late("an answer from")))
     }
 }
 
@@ -194,12 +208,11 @@ async fn read_after(
     params: &Params<'_>,
     seen: Option<&Token>,
 ) -> Result<Option<Vec<Row>>, Error> {
-    if let Some(token) = seen
-        && replica.query(REACHED, &[&token.incarnation, &token.lsn], false).await?.is_empty()
-    {
-        return Ok(None);
+    match seen {
+        // On one connection: an address of several hosts leads to servers that have not come equally far.
+        Some(token) => replica.query_if((REACHED, &[&token.incarnation, &token.lsn]), (statement.sql, params)).await,
+        None => replica.query(statement.sql, params, false).await.map(Some),
     }
-    replica.query(statement.sql, params, false).await.map(Some)
 }
 
 #[cfg(test)]

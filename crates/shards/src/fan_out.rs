@@ -136,6 +136,8 @@ impl Shards {
     ) -> Many {
         let started = Instant::now();
         let deadline = self.inner.config.deadline();
+        let late =
+            |shard: ShardNo| Error::Deadline { limit_ms: deadline.as_millis(), waiting_for: format!("shard {shard}") };
         let mut answer = Many { parts: Vec::new(), missing: Vec::new(), unanswered: BTreeSet::new() };
         // Where a hint sent a bucket, for this call: the map may be taught otherwise by others meanwhile.
         let mut sent: BTreeMap<Whose, Place> = BTreeMap::new();
@@ -148,14 +150,13 @@ impl Shards {
                 by_shard.entry(place.shard).or_default().push(payload);
             }
             let left = deadline.saturating_sub(started.elapsed());
-            let asked = by_shard.into_iter().map(|(shard, part)| {
-                let reply = ask(shard, part.clone());
-                async move {
-                    let late =
-                        || Error::Deadline { limit_ms: deadline.as_millis(), waiting_for: format!("shard {shard}") };
-                    (shard, part, tokio::time::timeout(left, reply).await.unwrap_or_else(|_| Err(late())))
-                }
-            });
+            let asked =
+                by_shard.into_iter().map(|(shard, part)| {
+                    let reply = ask(shard, part.clone());
+                    async move {
+                        (shard, part, tokio::time::timeout(left, reply).await.unwrap_or_else(|_| Err(late(shard))))
+                    }
+                });
             let mut pause = false;
             for (shard, part, reply) in join_all(asked).await {
                 let Told { refused, apart, rows } = match reply {
@@ -180,7 +181,9 @@ impl Shards {
                 if again.is_empty() {
                     continue;
                 }
-                match self.redirect(group, shard, &again, &mut sent, started).await {
+                let left = deadline.saturating_sub(started.elapsed());
+                let redirected = tokio::time::timeout(left, self.redirect(group, shard, &again, &mut sent, started));
+                match redirected.await.unwrap_or_else(|_| Err(late(shard))) {
                     Ok(waits) => {
                         pause |= waits;
                         open.extend(again);

@@ -75,6 +75,24 @@ impl Found {
     }
 }
 
+/// Nobody finds the passwords in a log, as far as the role may say so.
+const UNLOGGED: &str = "
+    DO $$
+    DECLARE
+        one text[];
+    BEGIN
+        FOREACH one SLICE 1 IN ARRAY ARRAY[
+            ['log_statement', 'none'], ['log_min_duration_statement', '-1'], ['log_min_duration_sample', '-1'],
+            ['log_min_error_statement', 'panic'], ['log_parameter_max_length', '0']]
+        LOOP
+            BEGIN
+                PERFORM set_config(one[1], one[2], false);
+            EXCEPTION WHEN insufficient_privilege THEN
+                NULL;
+            END;
+        END LOOP;
+    END $$";
+
 impl Target {
     pub(crate) fn new(database: Database, kind: Kind, address: &str) -> Result<Target, Error> {
         let config = parse(address)?;
@@ -139,6 +157,7 @@ impl Target {
     pub(crate) async fn prepare(&self, passwords: &RolePasswords) -> Result<(), Error> {
         let RolePasswords { library, admin, mover } = passwords;
         let client = connect(self.database, &self.config, None).await?;
+        client.batch_execute(UNLOGGED).await.map_err(|e| self.sql(e))?;
         // The names are constants; the passwords travel as parameters of set_config and are quoted by the server.
         client
             .query(

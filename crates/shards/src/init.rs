@@ -89,11 +89,10 @@ pub async fn init(plan: &InitPlan) -> Result<Initialized, Error> {
         target.prepare(&passwords).await?;
     }
     let (cluster_id, _) = set_up(&control, None, plan).await?;
-    let is_new = has_these_shards(&control, plan).await?;
-    let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
-    if is_new {
+    if has_these_shards(&control, plan).await? {
         try_join_all(all.iter().map(|target| is_as_planned(target, plan))).await?;
     }
+    let lives = try_join_all(all.iter().map(|target| set_up(target, Some(cluster_id), plan))).await?;
     let lives: Vec<Life> = lives.into_iter().map(|(_, life)| life).collect();
     fill_catalog(&control, &all, &lives, plan).await?;
     Ok(Initialized { cluster_id, oldest_postgres })
@@ -138,8 +137,13 @@ async fn set_up(target: &Target, cluster_id: Option<Uuid>, plan: &InitPlan) -> R
 /// An earlier run that was cut off may have given the buckets out among another number of shards: two would own some of them.
 async fn is_as_planned(target: &Target, plan: &InitPlan) -> Result<(), Error> {
     let Database::Shard(_) = target.database else { return Ok(()) };
-    let knows = owners::known_to(&target.as_owner().await?, target.database).await?;
-    if knows.into_iter().eq(first_places(plan)) {
+    let client = target.as_owner().await?;
+    let is_begun = client.query_one("SELECT to_regclass('therev.ownership') IS NOT NULL", &[]).await;
+    if !is_begun.map_err(|e| target.sql(e))?.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let knows = owners::known_to(&client, target.database).await?;
+    if knows.is_empty() || knows.into_iter().eq(first_places(plan)) {
         return Ok(());
     }
     Err(Error::in_the_way(

@@ -53,7 +53,7 @@ pub use life::Life;
 pub use listing::ShardListing;
 pub use load::{HotUser, HotUsers};
 pub use pool::Pool;
-pub use remove_shard::{Gone, Removed, look_at_leaving, remove_shard, stay_gone};
+pub use remove_shard::{Gone, Removed, is_left_over, look_at_leaving, remove_shard, stay_gone};
 pub use slot::SlotSnapshot;
 #[doc(hidden)]
 pub use statement::AnyFenced;

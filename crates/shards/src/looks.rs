@@ -43,7 +43,8 @@ impl Shards {
         let (answer, is_first) = self.inner.looks.join((shard, group), whose);
         if is_first {
             // Of its own: the call that came first may be over before the others.
-            tokio::spawn(self.clone().take_look(shard, group, pause));
+            let look = About { shards: self.clone(), of: (shard, group), is_taken: false };
+            tokio::spawn(self.clone().take_look(look, pause));
         }
         match answer.await {
             Ok(said) => Ok(said),
@@ -52,12 +53,14 @@ impl Shards {
         }
     }
 
-    async fn take_look(self, shard: ShardNo, group: Group, pause: Duration) {
+    async fn take_look(self, mut look: About, pause: Duration) {
         // The runtime's timer would make a wait of up to a millisecond of none.
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let waiting = self.inner.looks.take((shard, group));
+        let (shard, group) = look.of;
+        let waiting = self.inner.looks.take(look.of);
+        look.is_taken = true;
         let of: BTreeSet<Whose> = waiting.iter().map(|(whose, _)| *whose).collect();
         let of: Vec<Whose> = of.into_iter().collect();
         let Ok(said) = self.ownership(shard, group, &of).await else { return };
@@ -67,6 +70,21 @@ impl Shards {
                 // A call that waits no longer misses nothing.
                 let _ = call.send(*said);
             }
+        }
+    }
+}
+
+/// A look that is about to be taken. Where its runtime ends before that, those who wait for it find out for themselves.
+struct About {
+    shards: Shards,
+    of: (ShardNo, Group),
+    is_taken: bool,
+}
+
+impl Drop for About {
+    fn drop(&mut self) {
+        if !self.is_taken {
+            drop(self.shards.inner.looks.take(self.of));
         }
     }
 }

@@ -261,7 +261,9 @@ impl Pool {
     async fn get_for(&self, errand: Errand) -> Result<Object, Error> {
         match self.get_once(errand).await {
             Err(Error::Closed { .. }) => {
-                Box::pin(self.settle()).await?;
+                // Others wait for it, too.
+                let settled = tokio::time::timeout(self.deadline(), Box::pin(self.settle())).await;
+                settled.map_err(|_| self.late("the life of"))??;
                 self.get_once(errand).await
             }
             Err(Error::Down { source: Some(source), .. }) if is_full(&source) => {
@@ -355,6 +357,10 @@ impl Pool {
             PoolError::Timeout(_) => self.late("a connection to"),
             other => {
                 let noted = self.stranger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+                if !matches!(noted, None | Some(Stranger::Silent)) {
+                    // Whatever it is, it answers.
+                    self.doubt.breaker.reached(leave);
+                }
                 match noted {
                     Some(Stranger::Newer { found, known }) => {
                         Error::Schema { database, source: schema::Error::TooNew { found, known } }
@@ -426,14 +432,33 @@ impl Pool {
         copied
     }
 
-    fn late(&self, waiting_for: &str) -> Error {
+    /// The answer to a question where another one, asked before it on the same connection, has rows; `None` where it has none.
+    pub(crate) async fn query_if(
+        &self,
+        condition: (&str, &Params<'_>),
+        question: (&str, &Params<'_>),
+    ) -> Result<Option<Vec<Row>>, Error> {
+        let got = self.get().await?;
+        let mut lent = self.doubt.lend(false);
+        let client = lent.seat.insert(Seat::alone(got));
+        let ask = async |(sql, params): (&str, &Params<'_>)| {
+            self.count_statement();
+            client.query(&client.prepare_cached(sql).await?, params).await
+        };
+        let asked = async { if ask(condition).await?.is_empty() { Ok(None) } else { ask(question).await.map(Some) } };
+        let answer = tokio::time::timeout(self.deadline(), asked).await.map_err(|_| self.late("an answer from"))?;
+        lent.give_back();
+        answer.map_err(|error| Error::of_statement(self.database, false, error))
+    }
+
+    pub(crate) fn late(&self, waiting_for: &str) -> Error {
         Error::Deadline {
             limit_ms: self.deadline().as_millis(),
             waiting_for: format!("{waiting_for} {}", self.database),
         }
     }
 
-    fn deadline(&self) -> Duration {
+    pub(crate) fn deadline(&self) -> Duration {
         self.connections.timeouts().wait.unwrap_or_default()
     }
 

@@ -4,10 +4,12 @@
 use crate::add_shard::{at_control, lock, no_such_shard};
 use crate::admin::Admin;
 use crate::error::{Database, Error};
+use crate::fresh::Target;
 use crate::owners::{self, Columns, Highest};
 use crate::store::Shards;
 use futures_util::future::try_join_all;
 use placement::ShardNo;
+use schema::Kind;
 use std::time::Duration;
 use tokio_postgres::{Client, GenericClient, Transaction};
 
@@ -65,6 +67,21 @@ pub async fn stay_gone(shards: &Shards, shard: ShardNo) -> Result<Gone, Error> {
         ));
     }
     Ok(Gone { _lock: lock })
+}
+
+/// Refuses where a database that should be a shard's which was removed is another cluster's, or has what nobody else has.
+pub async fn is_left_over(shards: &Shards, shard: ShardNo, address: &str) -> Result<(), Error> {
+    let target = Target::new(Database::Shard(shard), Kind::Shard, address)?;
+    match target.inspect().await?.identity {
+        None => Ok(()),
+        Some(it) if it.cluster_id == shards.catalog().cluster_id => {
+            owns_nothing(&target.as_owner().await?, shard).await
+        }
+        Some(it) => Err(Error::in_the_way(
+            format!("{} is {} of another cluster, not this one's shard {shard}", target.at, it.name()),
+            "`therev status` says which cluster this is",
+        )),
+    }
 }
 
 /// Says what would be removed, and changes nothing; what stands in the way is the error.

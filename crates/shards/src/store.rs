@@ -432,6 +432,11 @@ impl Inner {
     pub(crate) async fn refresh(&self) -> Result<(), Error> {
         let catalog = Catalog::read(&self.control).await?;
         let (before, mut known) = (self.catalog.load_full(), BTreeMap::clone(&self.shards.load()));
+        if catalog.cluster_id != before.cluster_id {
+            // The state file was another cluster's, or the address has come to lead to another one.
+            let reason = format!("it is of cluster {}, this node works in {}", catalog.cluster_id, before.cluster_id);
+            return Err(Error::WrongDatabase { database: Database::Control, reason });
+        }
         known.retain(|shard, _| !before.is_elsewhere(&catalog, *shard));
         let mut pools = pools(&catalog, &self.lives, &self.config, &known)?;
         self.directory.follow(&catalog, &self.config, &self.lives)?;
@@ -474,8 +479,12 @@ async fn keep_fresh(inner: Weak<Inner>) {
         };
         tokio::time::sleep(period).await;
         let Some(inner) = inner.upgrade() else { return };
-        if let Err(error) = inner.refresh().await {
-            tracing::debug!(%error, "the placement could not be refreshed; the last known one stays in force");
+        match inner.refresh().await {
+            Ok(()) => {}
+            Err(error @ Error::WrongDatabase { .. }) => tracing::error!(%error, "start this process anew"),
+            Err(error) => {
+                tracing::debug!(%error, "the placement could not be refreshed; the last known one stays in force");
+            }
         }
     }
 }

@@ -184,7 +184,7 @@ static CREATE: Write = Write::of_owner(
              RETURNING *),
          change AS (
              SELECT c.bucket, c.user_id, 'account ' || c.account_id AS target, '{}'::jsonb AS before,
-                    jsonb_build_object('provider', c.provider, 'account_type', c.account_type, 'label', c.label) AS after
+                    jsonb_build_object('provider', c.provider, 'account_type', c.account_type) AS after
                FROM created AS c),
          ",
         audited!("change", "$11"),
@@ -267,11 +267,11 @@ static REMOVE: Write = Write::by_id(
         "removed AS (
              DELETE FROM user_ai_accounts AS a USING fence
               WHERE a.bucket = $1 AND a.account_id = $2 AND therev.may_write(fence.here, a.bucket, a.user_id)
-             RETURNING a.bucket, a.user_id, a.account_id, a.provider, a.account_type, a.label),
+             RETURNING a.bucket, a.user_id, a.account_id, a.provider, a.account_type),
          change AS (
              SELECT r.bucket, r.user_id, 'account ' || r.account_id AS target,
-                    jsonb_build_object('provider', r.provider, 'account_type', r.account_type, 'label', r.label)
-                        AS before, '{}'::jsonb AS after
+                    jsonb_build_object('provider', r.provider, 'account_type', r.account_type) AS before,
+                    '{}'::jsonb AS after
                FROM removed AS r),
          ",
         audited!("change", "$3"),

@@ -1,12 +1,10 @@
 //! Checks of what callers hand in: PostgreSQL can hold it, and it is of a bounded size.
 
-use community::{Error, Result};
+use community::{Error, Result, json_fault};
 use serde_json::Value;
 
 /// The largest JSON value, in bytes of its text.
 pub(crate) const JSON_BYTES_MAX: usize = 1_048_576;
-/// How deep a JSON value may nest: as deep as `serde_json` reads.
-const JSON_DEPTH_MAX: usize = 127;
 /// The most rows of one list.
 const LIMIT_MAX: i64 = 1_000;
 
@@ -39,33 +37,7 @@ pub(crate) fn check_object(field: &'static str, value: &Value) -> Result<()> {
 
 /// A JSON value that jsonb can hold: without NUL characters, of a bounded depth and size.
 pub(crate) fn check_json(field: &'static str, value: &Value) -> Result<()> {
-    // Not by recursion: the depth is what is checked. The text comes last, since writing it recurses.
-    let mut open = vec![(value, 1)];
-    while let Some((value, depth)) = open.pop() {
-        if depth > JSON_DEPTH_MAX {
-            return Err(invalid(field, format!("it nests deeper than {JSON_DEPTH_MAX}")));
-        }
-        let holds_nul = match value {
-            Value::String(text) => text.contains('\0'),
-            Value::Array(items) => {
-                open.extend(items.iter().map(|item| (item, depth + 1)));
-                false
-            }
-            Value::Object(fields) => {
-                open.extend(fields.values().map(|item| (item, depth + 1)));
-                fields.keys().any(|key| key.contains('\0'))
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) => false,
-        };
-        if holds_nul {
-            return Err(invalid(field, "it holds a NUL character"));
-        }
-    }
-    let length = value.to_string().len();
-    if length > JSON_BYTES_MAX {
-        return Err(invalid(field, format!("it has {length} bytes of JSON, {JSON_BYTES_MAX} are allowed")));
-    }
-    Ok(())
+    json_fault(value, JSON_BYTES_MAX).map_or(Ok(()), |fault| Err(invalid(field, fault)))
 }
 
 /// 1 (first) to 10.
@@ -125,8 +97,8 @@ mod tests {
     #[test]
     fn json_is_bounded_in_depth_and_size() {
         let deep = |depth| (1..depth).fold(json!([]), |inner, _| json!([inner]));
-        check_json("input", &deep(JSON_DEPTH_MAX)).unwrap();
-        assert_eq!(refused(check_json("input", &deep(JSON_DEPTH_MAX + 1))), "input: it nests deeper than 127");
+        check_json("input", &deep(127)).unwrap();
+        assert_eq!(refused(check_json("input", &deep(128))), "input: it nests deeper than 127");
         check_json("input", &json!("x".repeat(JSON_BYTES_MAX - 2))).unwrap();
         check_json("input", &json!("x".repeat(JSON_BYTES_MAX - 1))).unwrap_err();
     }

@@ -58,7 +58,8 @@ fn is_unknown(error: &shards::Error) -> bool {
 /// A refused constraint in terms of the field that it guards.
 fn refused(error: shards::Error) -> Error {
     let Some(refused) = error.sql_error() else { return Error::Store(error) };
-    let constraint = refused.constraint().unwrap_or("a rule of the schema").to_owned();
+    // Without a name it is no rule for values: a month has no partition.
+    let Some(constraint) = refused.constraint().map(str::to_owned) else { return Error::Store(error) };
     match (refused.code().clone(), constraint.as_str()) {
         (SqlState::FOREIGN_KEY_VIOLATION, "ai_tasks_intent_fkey") => invalid("intent", "there is no such intent"),
         (SqlState::FOREIGN_KEY_VIOLATION, _) => {

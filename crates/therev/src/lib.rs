@@ -43,8 +43,8 @@ pub use schema::Kind as DatabaseKind;
 pub use secrecy::{ExposeSecret, SecretString};
 pub use shards::{
     AddPlan, Added, Admin, AnyFenced, BucketSet, Config, Database, Error as StoreError, FoundPlacement, Hosts,
-    InitPlan, Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, look_at_leaving,
-    look_at_shard, passfile_line, remove_shard, set_weight, stay_gone,
+    InitPlan, Initialized, Removed, RolePasswords, ShardListing, Shards, Token, add_shard, init, is_left_over,
+    look_at_leaving, look_at_shard, passfile_line, remove_shard, set_weight, stay_gone,
 };
 pub use tasks::*;
 

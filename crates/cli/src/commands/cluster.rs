@@ -126,7 +126,11 @@ fn promote(app: &App, cluster: &mut Cluster, shard: u16) -> Result<()> {
 }
 
 fn destroy(app: &App, dir: &Path, yes: bool) -> Result<()> {
-    let cluster = Cluster::open(dir)?;
+    let cluster = match Cluster::open(dir) {
+        // Its folder may be gone, and its servers not.
+        Err(local::Error::NoCluster { .. }) if yes => return destroy_orphaned(app, dir),
+        cluster => cluster?,
+    };
     if !yes {
         if !stdin_is_terminal() {
             let message = format!("destroying {} cannot be undone, and there is no terminal to ask on", dir.display());
@@ -143,7 +147,16 @@ fn destroy(app: &App, dir: &Path, yes: bool) -> Result<()> {
     cluster.down(&mut |line| talk(line))?;
     up::forget(dir)?;
     cluster.destroy(&mut |line| talk(line))?;
-    app.out.fact(&serde_json::json!({ "destroyed": dir }), || format!("{} is gone.", dir.display()))
+    app.out.fact(&serde_json::json!({ "destroyed": dir.to_string_lossy() }), || format!("{} is gone.", dir.display()))
+}
+
+/// Removes the servers of a cluster whose folder was deleted.
+fn destroy_orphaned(app: &App, dir: &Path) -> Result<()> {
+    let Some(home) = Cluster::destroy_orphaned(dir, &mut |line| talk(line))? else {
+        return Err(local::Error::NoCluster { dir: dir.to_owned() }.into());
+    };
+    let said = || format!("{} is gone, with the servers that were left in {}.", dir.display(), home.display());
+    app.out.fact(&serde_json::json!({ "destroyed": dir.to_string_lossy() }), said)
 }
 
 fn env(app: &App, cluster: &Cluster) -> Result<()> {
@@ -161,7 +174,7 @@ fn env(app: &App, cluster: &Cluster) -> Result<()> {
 }
 
 /// One word for a shell, whatever it holds.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 

@@ -29,20 +29,21 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
     let therev = app.open().await?;
-    if !args.once {
-        talk(&format!("One round every {} s until stopped (Ctrl-C).", args.every));
+    if args.once {
+        // Whoever ends it now ends a statement at the most.
+        let done = therev.maintain_once().await?;
+        app.out.fact(&done, || said(&done))?;
+        return Ok(unless_wrong(done.shards_down.is_empty()));
     }
+    talk(&format!("One round every {} s until stopped (Ctrl-C).", args.every));
     let mut stop = Stop::listen()?;
     loop {
-        let done = therev.maintain_once().await?;
-        if app.out.json && !args.once {
-            write_line(&serde_json::to_string(&done)?)?;
-        } else {
-            app.out.fact(&done, || said(&done))?;
-        }
-        if args.once {
-            return Ok(unless_wrong(done.shards_down.is_empty()));
-        }
+        let done = tokio::select! {
+            done = therev.maintain_once() => done?,
+            // A view may wait for somebody's lock.
+            () = stop.said() => return Ok(ExitCode::SUCCESS),
+        };
+        write_line(&if app.out.json { serde_json::to_string(&done)? } else { said(&done) })?;
         if stop.within(Duration::from_secs(args.every)).await {
             return Ok(ExitCode::SUCCESS);
         }
@@ -51,8 +52,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
 
 fn said(done: &Maintained) -> String {
     let mut text = format!(
-        "Partitions made: {}; views refreshed: {}; events dropped: {}",
-        done.partitions_made, done.views_refreshed, done.events_dropped
+        "Partitions made: {}; views refreshed: {}; events dropped: {}; sessions removed: {}",
+        done.partitions_made, done.views_refreshed, done.events_dropped, done.sessions_removed
     );
     for shard in &done.shards_down {
         let _ = write!(text, "; shard {shard} could not be served (see with -v)");
@@ -72,12 +73,16 @@ impl Stop {
         Ok(Stop { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
+    /// Waits until it is time to stop.
+    pub(crate) async fn said(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
     /// Waits; whether it is time to stop.
     pub(crate) async fn within(&mut self, time: Duration) -> bool {
-        tokio::select! {
-            _ = self.interrupt.recv() => true,
-            _ = self.terminate.recv() => true,
-            () = tokio::time::sleep(time) => false,
-        }
+        tokio::time::timeout(time, self.said()).await.is_ok()
     }
 }

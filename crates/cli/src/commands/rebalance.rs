@@ -175,7 +175,7 @@ pub(crate) async fn drain(
         return show_plan(app, &mover, aim).await.map(|()| None);
     }
     // Refused before anything is changed: a weight of 0 would stay.
-    mover.plan_rebalance(aim).await?;
+    mover.may_empty(shard).await?;
     therev::set_weight(therev.shards(), shard, 0.0).await?;
     moved(app, therev, &mover, aim, ("shard drain", &format!("shard {shard}"))).await.map(Some)
 }

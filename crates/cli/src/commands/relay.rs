@@ -60,12 +60,14 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<ExitCode> {
         ended = passes => ended,
         () = Box::pin(mover.carry_on()) => Ok(ExitCode::SUCCESS),
         () = isolating => Ok(ExitCode::SUCCESS),
+        // Beside the deliveries: a repair reads whole tables.
+        () = Box::pin(therev.look_after(period)) => Ok(ExitCode::SUCCESS),
     }
 }
 
 /// One pass; only what was done is told.
 async fn pass(app: &App, community: &Community) -> Result<()> {
-    match community.relay_once().await {
+    match community.deliver_once().await {
         Ok(relayed) if relayed == Relayed::default() => Ok(()),
         Ok(relayed) if app.out.json => write_line(&serde_json::to_string(&relayed)?),
         Ok(relayed) => write_line(&said(&relayed)),

@@ -215,10 +215,11 @@ async fn look_at_leaving(app: &App, shard: ShardNo) -> Result<()> {
 
 async fn remove(app: &App, shard: ShardNo) -> Result<()> {
     let therev = app.open_relaying().await?;
-    let server = here::server_of(app, &therev, shard)?;
+    let mut server = here::server_of(app, &therev, shard)?;
     let is_member = therev.shards().numbers().contains(&shard);
     // An interrupted run may have got as far as the server; when rows left it nobody knows any more.
-    let empty_for = if !is_member && server.is_some() {
+    let empty_for = if let (false, Some(server)) = (is_member, &mut server) {
+        server.is_left_over(&therev).await?;
         Some(Duration::ZERO)
     } else {
         // What it has to tell others is told before it goes.

@@ -156,6 +156,11 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
         Command::Edit(edit) => {
             let keeps_text = edit.title.is_some() && !edit.body.is_given();
             let body = if keeps_text { None } else { Some(edit.body.text()?) };
+            if body.as_deref() == Some("") && !edit.body.is_given() {
+                // Nothing was written there by anybody: an editor that is not a terminal, or a job.
+                let next = "give a --title, or a text by --body or on standard input; `--body ''` empties the thread";
+                return Err(CliError::usage("there is nothing to change", next));
+            }
             change(app, &edit.which, ThreadChange { title: edit.title, body, ..state }, "Changed").await
         }
         Command::Delete(which) => delete(app, &which).await,

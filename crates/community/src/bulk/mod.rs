@@ -47,6 +47,8 @@ pub struct BulkWriter {
     /// Batches on their way, and how many rows they have.
     under_way: JoinSet<(usize, Result<Batch>)>,
     rows_under_way: usize,
+    /// Whether a batch was not written: those after it wait for it in vain.
+    has_failed: bool,
     copied: BTreeMap<&'static str, Copied>,
     /// Threads that have new posts, and their authors.
     touched: BTreeMap<ThreadId, UserId>,
@@ -120,6 +122,7 @@ impl Community {
             community: self.clone(),
             under_way: JoinSet::new(),
             rows_under_way: 0,
+            has_failed: false,
             copied: BTreeMap::new(),
             touched: BTreeMap::new(),
             totals: Vec::new(),
@@ -195,9 +198,9 @@ impl Community {
     }
 
     /// That the rows of users who were found are where commits have to be.
-    async fn confirm_users(&self, found: &[BulkUser]) -> Result<()> {
+    async fn confirm_users(&self, found: impl Iterator<Item = UserId>) -> Result<()> {
         let by_shard: BTreeMap<ShardNo, UserId> =
-            found.iter().map(|user| (self.shard_of(Group::Account, user.user_id), user.user_id)).collect();
+            found.map(|user| (self.shard_of(Group::Account, user), user)).collect();
         let confirmed = by_shard.into_values().map(|user| self.shards().confirm(Group::Account, user));
         try_join_all(confirmed).await?;
         Ok(())
@@ -223,10 +226,15 @@ impl BulkWriter {
         let community = self.community.clone();
         let (before, names_taken) = self.names_taken.add();
         self.begin(kind, users.len(), async move {
-            let keys = users.iter().map(|u| (u.user_id.into(), u.user_id.0)).collect();
-            let (known, buried) = community.known_users(keys).await?;
+            let keys = || users.iter().map(|u| (u.user_id.into(), u.user_id.0)).collect();
+            let (mut known, mut buried) = community.known_users(keys()).await?;
+            if !known.is_empty() {
+                // Found there is not yet there for good: read once more when it is.
+                let found = users.iter().map(|user| user.user_id).filter(|user| known.contains(&user.0));
+                community.confirm_users(found).await?;
+                (known, buried) = community.known_users(keys()).await?;
+            }
             let (old, new): (Vec<_>, Vec<_>) = users.into_iter().partition(|u| known.contains(&u.user_id.0));
-            community.confirm_users(&old).await?;
             if !is_done(before).await {
                 return Ok(Batch::default());
             }
@@ -328,7 +336,13 @@ impl BulkWriter {
             Err(error) => tracing::debug!(%error, "totals of threads are left to a relay"),
         }
         self.community.mark_delivered().await;
-        written
+        written.and_then(|()| self.goes_on())
+    }
+
+    /// After an error nothing more is written: whoever goes on does so with a writer that begins anew.
+    fn goes_on(&self) -> Result<()> {
+        let failed = || Err(Error::invalid("batch", "an earlier one was not written; begin anew, with another writer"));
+        if self.has_failed { failed() } else { Ok(()) }
     }
 
     /// Sends a batch on its way when there is room for it.
@@ -338,6 +352,7 @@ impl BulkWriter {
         rows: usize,
         batch: impl Future<Output = Result<Batch>> + Send + 'static,
     ) -> Result<()> {
+        self.goes_on()?;
         // An empty batch is one that is waited for, too.
         let rows = rows.max(1);
         self.land(UNDER_WAY_MAX.saturating_sub(rows)).await?;
@@ -362,7 +377,10 @@ impl BulkWriter {
                     self.touched.extend(batch.touched);
                     self.totals.extend(batch.totals);
                 }
-                Err(error) => all = all.and(Err(error)),
+                Err(error) => {
+                    self.has_failed = true;
+                    all = all.and(Err(error));
+                }
             }
         }
         all

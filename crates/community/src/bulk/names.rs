@@ -34,7 +34,7 @@ const TAKE: &str = "
           FROM unnest($1::smallint[], $2::uuid[], $3::text[], $4::uuid[], $5::bigint[])
                    AS n (bucket, claim_key, value, user_id, version)
         ON CONFLICT (bucket, claim_key) DO UPDATE
-           SET state = 'held', version = greatest(c.version, excluded.version)
+           SET state = 'held', version = greatest(c.version + 1, excluded.version), created_at = now()
          WHERE c.user_id = excluded.user_id
         RETURNING c.claim_key, c.user_id),
     told AS (

@@ -42,8 +42,10 @@ const PAIRS: &[Pair] = &[
               WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL",
         ),
         right: Side::Shards(
-            "SELECT c.bucket AS class, c.kind || ' ' || c.value AS key, hashtextextended(c.user_id::text, 0) AS digest,
-                    0::bigint AS sums
+            // One that stands where another name's belongs is found by nobody.
+            "SELECT c.bucket AS class, c.kind || ' ' || c.value AS key,
+                    CASE WHEN c.claim_key = therev.claim_key(c.kind, c.value)
+                         THEN hashtextextended(c.user_id::text, 0) ELSE 0 END AS digest, 0::bigint AS sums
                FROM therev.fence AS f
                JOIN therev.claims AS c ON get_bit(f.readable, c.bucket) = 1
               WHERE f.colocation_group = 'account' AND c.state = 'held'",
@@ -171,6 +173,8 @@ pub(crate) struct Differing {
     pub(crate) is_late: bool,
     /// The classes in which the side that counts has it.
     pub(crate) classes: BTreeSet<i16>,
+    /// What the derived side had of it.
+    derived: Vec<(i64, i64)>,
 }
 
 /// How many rows of both sides are held at once, unless one class has more: some hundred bytes each.
@@ -252,7 +256,9 @@ async fn look_closely(
             (rows(databases, &pair.left, suspects).await?, rows(databases, &pair.right, suspects).await?);
         let mut still = differences(&left, &right);
         if let Some(before) = wrong.take() {
-            still.retain(|key, _| before.contains_key(key));
+            // The sides are asked one after the other, and what is written all the time differs each time. It is being told: what
+            // is stuck stays as it was.
+            still.retain(|key, now| before.get(key).is_some_and(|earlier| earlier.derived == now.derived));
             for (key, earlier) in before {
                 if let Some(differing) = still.get_mut(&key) {
                     differing.classes.extend(earlier.classes);
@@ -291,7 +297,9 @@ fn differences(left: &Rows, right: &Rows) -> BTreeMap<String, Differing> {
     };
     let differing = |key: &String| {
         let classes = left.get(key).into_iter().flatten().map(|row| row.class).collect();
-        judge(key).map(|what| (key.clone(), Differing { what, is_late: false, classes }))
+        let mut derived: Vec<(i64, i64)> = right.get(key).into_iter().flatten().map(|r| (r.digest, r.sums)).collect();
+        derived.sort_unstable();
+        judge(key).map(|what| (key.clone(), Differing { what, is_late: false, classes, derived }))
     };
     keys.into_iter().filter_map(differing).collect()
 }

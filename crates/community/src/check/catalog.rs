@@ -8,7 +8,12 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 pub(super) async fn checks(databases: &Databases) -> Result<Vec<Check>, Error> {
-    Ok(vec![schema_versions(databases).await?, one_owner(databases).await?, nothing_left(databases).await?])
+    Ok(vec![
+        schema_versions(databases).await?,
+        one_owner(databases).await?,
+        fences(databases).await?,
+        nothing_left(databases).await?,
+    ])
 }
 
 async fn schema_versions(databases: &Databases) -> Result<Check, Error> {
@@ -135,6 +140,42 @@ async fn look_at_pins(
     }
     Ok(())
 }
+
+/// What statements test is what the shard says of its buckets and of users placed apart, and versions are those of its life.
+async fn fences(databases: &Databases) -> Result<Check, Error> {
+    let mut check = Check::named("fence = ownership");
+    for (database, client) in &databases.shards {
+        for row in client.query(FENCES, &[]).await.map_err(|source| Error::Sql { database: *database, source })? {
+            check.checked += 1;
+            if row.get("wrong") {
+                check.wrong(format!("{database}: {}", row.get::<_, &str>("key")));
+            }
+        }
+    }
+    Ok(check)
+}
+
+const FENCES: &str = "
+    SELECT f.colocation_group::text AS key,
+           (f.readable, f.writable) IS DISTINCT FROM (o.readable, o.writable)
+           OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.pinned) AS u (id)) IS DISTINCT FROM p.pinned
+           OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.readers) AS u (id)) IS DISTINCT FROM p.readers
+           OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.writers) AS u (id)) IS DISTINCT FROM p.writers
+           OR f.version_floor < i.incarnation_counter << 40 AS wrong
+      FROM therev.identity AS i,
+           therev.fence AS f
+      JOIN (SELECT w.colocation_group,
+                   string_agg((w.state IN ('owned', 'draining'))::integer::text, '' ORDER BY w.bucket)::bit(4096)
+                       AS readable,
+                   string_agg((w.state = 'owned')::integer::text, '' ORDER BY w.bucket)::bit(4096) AS writable
+              FROM therev.ownership AS w
+             GROUP BY w.colocation_group) AS o USING (colocation_group)
+      LEFT JOIN (SELECT a.colocation_group, array_agg(a.user_id ORDER BY a.user_id) AS pinned,
+                        array_agg(a.user_id ORDER BY a.user_id) FILTER (WHERE a.state IN ('owned', 'draining'))
+                            AS readers,
+                        array_agg(a.user_id ORDER BY a.user_id) FILTER (WHERE a.state = 'owned') AS writers
+                   FROM therev.pins AS a
+                  GROUP BY a.colocation_group) AS p USING (colocation_group)";
 
 /// Slots, publications and subscriptions belong to a relocation that has its part on that shard. One that does not holds the
 /// server's log for ever.

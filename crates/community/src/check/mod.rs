@@ -12,7 +12,7 @@ pub(crate) mod within;
 use crate::community::Community;
 use crate::error::Result;
 use serde::Serialize;
-use shards::{Admin, Database, Error};
+use shards::{Admin, Database, Error, Shards};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
@@ -77,6 +77,12 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
+    /// Those of the cluster as it is now.
+    pub(crate) async fn of(shards: &Shards) -> std::result::Result<Databases, Error> {
+        shards.refresh().await?;
+        Databases::connect(&Admin::new(shards.config(), shards.catalog())?).await
+    }
+
     pub(crate) async fn connect(admin: &Admin) -> std::result::Result<Databases, Error> {
         let open = |database: Database| async move {
             let client = admin.connect(database).await?;
@@ -120,10 +126,18 @@ impl Databases {
 }
 
 impl Community {
-    /// Proves the whole cluster. Needs every database; one that is down is the error.
+    /// Proves the whole cluster. Needs every database; one that is down is the error. Where a shard was added meanwhile it is proved
+    /// once more, with that.
     pub async fn check(&self) -> Result<Report> {
-        let admin = Admin::new(self.shards().config(), self.shards().catalog())?;
-        let checks = Databases::connect(&admin).await?.prove().await?;
-        Ok(Report { ok: checks.iter().all(|check| check.wrong == 0), checks })
+        loop {
+            let databases = Databases::of(self.shards()).await?;
+            let asked = self.shards().numbers();
+            let checks = databases.prove().await?;
+            let ok = checks.iter().all(|check| check.wrong == 0);
+            self.shards().refresh().await?;
+            if ok || self.shards().numbers() == asked {
+                return Ok(Report { ok, checks });
+            }
+        }
     }
 }

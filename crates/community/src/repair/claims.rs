@@ -24,16 +24,21 @@ const CLAIMS: &str = "
       JOIN therev.claims AS c ON get_bit(f.readable, c.bucket) = 1
      WHERE f.colocation_group = 'account' AND (c.claim_key = ANY ($1) OR c.kind || ' ' || c.value = ANY ($2))";
 
-/// Whose rows have these names.
+/// Whose rows have these names, of the users whom a shard reads.
 const HOLDERS: &str = "
     SELECT n.kind || ' ' || n.value AS name, u.user_id, u.version
       FROM therev.fence AS f
       JOIN users AS u ON therev.may_read(f, u.bucket, u.user_id), therev.names_of(u) AS n
      WHERE f.colocation_group = 'account' AND u.deleted_at IS NULL AND n.kind || ' ' || n.value = ANY ($1)";
 
-static VERSIONS: ReadMany = ReadMany::new(
+/// The rows of the claims' users as they are now, wherever these are: the shards were asked for names one by one, and a user who
+/// changed places meanwhile was seen on none.
+static CLAIMANTS: ReadMany = ReadMany::new(
     Group::Account,
-    "SELECT u.user_id, u.version FROM asked AS a JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key",
+    "SELECT u.user_id, u.version, n.kind || ' ' || n.value AS name
+       FROM asked AS a
+       JOIN users AS u ON u.bucket = a.bucket AND u.user_id = a.key
+       LEFT JOIN therev.names_of(u) AS n ON u.deleted_at IS NULL",
 );
 
 /// Makes a claim, if it is still what was seen, a pending one of this name and user.
@@ -61,7 +66,7 @@ static REMOVE: WriteMany = WriteMany::new(
          RETURNING c.kind || ' ' || c.value AS name)",
 );
 
-crate::fenced_list! { VERSIONS HAND_OVER REMOVE }
+crate::fenced_list! { CLAIMANTS HAND_OVER REMOVE }
 
 /// A claim as it was seen.
 struct Claim {
@@ -95,21 +100,22 @@ impl Case {
 
 impl Community {
     /// Makes the claims of these names (kind and value) what the users' rows say. Answers with those for which something
-    /// was done; a name that two users' rows have is nobody's to decide here.
-    pub(super) async fn repair_names(&self, databases: &Databases, keys: Vec<String>) -> Result<Vec<String>> {
-        let mut done = Vec::new();
+    /// was done, and how many are left to people: a name that two users' rows have is nobody's to decide here.
+    pub(super) async fn repair_names(&self, databases: &Databases, keys: Vec<String>) -> Result<(Vec<String>, u64)> {
+        let (mut done, mut for_people) = (Vec::new(), 0);
         for keys in keys.chunks(LOOK) {
             // First every name gets its claim, also one that says another name now; what is then still in a wrong place
             // goes, and no name was free in between.
             let (held, free): (Vec<Case>, Vec<Case>) =
                 self.cases(databases, keys).await?.into_iter().partition(|case| !case.holders.is_empty());
+            for_people += held.iter().map(|case| u64::from(case.holders.len() > 1)).sum::<u64>();
             let misplaced: Vec<Item> = held.iter().chain(&free).flat_map(Case::misplaced).collect();
             done.extend(self.settle_cases(&held).await?);
             let removed = self.write_all(&REMOVE, misplaced).await?;
             done.extend(removed.iter().map(|row| row.get::<_, String>("name")));
             done.extend(self.settle_cases(&free).await?);
         }
-        Ok(done)
+        Ok((done, for_people))
     }
 
     async fn settle_cases(&self, cases: &[Case]) -> Result<Vec<String>> {
@@ -134,11 +140,20 @@ impl Community {
             databases.ask_shards(CLAIMS, &[&claim_keys, &keys]).await?.iter().map(Claim::from).collect();
         let users: BTreeSet<UserId> = claims.iter().map(|claim| claim.user).collect();
         let asked = users.into_iter().map(|user| (user.into(), user.0)).collect();
-        let rows = self.shards().read_many(&VERSIONS, asked, &[]).await.whole()?;
+        let rows = self.shards().read_many(&CLAIMANTS, asked, &[]).await.whole()?;
         let versions: BTreeMap<Uuid, i64> = rows.iter().map(|row| (row.get("user_id"), row.get("version"))).collect();
         let mut holders: BTreeMap<String, Vec<(UserId, i64)>> = BTreeMap::new();
         for row in databases.ask_shards(HOLDERS, &[&keys]).await? {
             holders.entry(row.get("name")).or_default().push((UserId(row.get("user_id")), row.get("version")));
+        }
+        for row in &rows {
+            let (Some(name), user) = (row.get::<_, Option<String>>("name"), UserId(row.get("user_id"))) else {
+                continue;
+            };
+            let known = holders.entry(name).or_default();
+            if known.iter().all(|(holder, _)| *holder != user) {
+                known.push((user, row.get("version")));
+            }
         }
         let mut misplaced: BTreeMap<String, Vec<Uuid>> = BTreeMap::new();
         let mut at: BTreeMap<Uuid, Claim> = BTreeMap::new();

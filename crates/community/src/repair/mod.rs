@@ -18,7 +18,7 @@ use crate::community::Community;
 use crate::error::Result;
 use futures_util::future::try_join;
 use serde::Serialize;
-use shards::{Admin, Item, WriteMany};
+use shards::{Item, WriteMany};
 use std::collections::BTreeSet;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -77,21 +77,28 @@ impl Community {
     /// delivers the outbox. Then checks everything. Needs every database; one that is down is the error, and what was
     /// repaired until then stays so.
     pub async fn repair(&self) -> Result<Report> {
-        let admin = Admin::new(self.shards().config(), self.shards().catalog())?;
-        let databases = Databases::connect(&admin).await?;
+        Ok(self.repair_in_rounds().await?.0)
+    }
+
+    /// The same, and how many names that differ still are left to people.
+    pub(crate) async fn repair_in_rounds(&self) -> Result<(Report, u64)> {
         let mut report = Report::new();
+        let mut for_people = 0;
         for _ in 0..ROUNDS {
-            self.repair_once(&databases, &mut report).await?;
+            // A shard that is added meanwhile has its part in the next round.
+            let databases = Databases::of(self.shards()).await?;
+            for_people = self.repair_once(&databases, &mut report).await?;
             report.checks = databases.prove().await?;
             report.ok = report.checks.iter().all(|check| check.wrong == 0);
             if report.ok {
                 break;
             }
         }
-        Ok(report)
+        Ok((report, for_people))
     }
 
-    async fn repair_once(&self, databases: &Databases, report: &mut Report) -> Result<()> {
+    /// Says how many names it leaves to people.
+    async fn repair_once(&self, databases: &Databases, report: &mut Report) -> Result<u64> {
         report.note(OWNERS, placement::record(databases).await?, []);
         // What only waits is no difference; and no old event is left that could come after a repair.
         let relayed = self.relay_pass(0.0).await?;
@@ -100,10 +107,10 @@ impl Community {
         }
         report.note(CLAIMS, relayed.claims_settled, []);
 
-        // What events are about is on its way: a bulk write has taken names whose users' rows come next.
+        // A bulk write has taken names whose users' rows come next: its event says so.
         let mut names = check::across::differing(databases, NAMES).await?;
-        names.retain(|_, differing| !differing.is_late);
-        let settled = self.repair_names(databases, names.into_keys().collect()).await?;
+        names.retain(|_, differing| !(differing.is_late && differing.classes.is_empty()));
+        let (settled, for_people) = self.repair_names(databases, names.into_keys().collect()).await?;
         report.note_keys(NAMES, settled.iter());
 
         let counts = check::within::wrong_keys(databases, CONTRIBUTIONS);
@@ -122,7 +129,9 @@ impl Community {
         self.repair_users(users.keys().flat_map(|key| ids_in(key)).collect()).await?;
         let threads = check::across::differing(databases, THREADS).await?;
         report.note_keys(THREADS, threads.keys());
-        self.repair_threads(threads.iter().flat_map(|(key, d)| ids_in(key).map(|id| (id, &d.classes))).collect()).await
+        self.repair_threads(threads.iter().flat_map(|(key, d)| ids_in(key).map(|id| (id, &d.classes))).collect())
+            .await?;
+        Ok(for_people)
     }
 
     /// A fenced write of many items, a batch at a time.

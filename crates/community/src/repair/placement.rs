@@ -60,7 +60,8 @@ async fn record_pins(databases: &Databases, homes: &BTreeMap<(String, i16), Shar
     }
     let here: BTreeSet<&Apart> = pins.iter().map(|(apart, _)| apart).collect();
     // First these: a row with a higher epoch, of a pin of before, would stay.
-    let gone: Vec<&Apart> = placed.iter().filter(|apart| !here.contains(apart)).collect();
+    let was_asked = |shard: i16| databases.shards.iter().any(|(asked, _)| *asked == Database::Shard(ShardNo(shard)));
+    let gone: Vec<&Apart> = placed.iter().filter(|apart| !here.contains(apart) && was_asked(apart.2)).collect();
     let mut news = forget(databases, &gone).await?;
     for (apart, bucket) in &pins {
         let (group, user, shard, epoch) = apart;

@@ -368,7 +368,7 @@ async fn an_update_that_waits_for_a_row_is_waited_for() {
     brake.batch_execute("ROLLBACK").await.expect("the brake is off");
     attacked.until_held_up(number).await;
     // A mark that comes all the same, from a mover that asked nobody, finds it among the writers.
-    let mark = "SELECT therev.drain($1, 1000)";
+    let mark = "SELECT therev.drain($1, 1, 5000000)";
     assert!(holder.query_one(mark, &[&number]).await.is_ok());
     holder.batch_execute("COMMIT").await.expect("the row is free");
     change.await.expect("no panic").expect("the change is made");

@@ -487,7 +487,7 @@ impl Things {
             Attempt::of_owner(
                 "community::users::CHANGE",
                 ada,
-                values![json!({ "bio": "changed" }), self.version, note()],
+                values![json!({ "bio": "changed" }), self.version, note(), Uuid::nil()],
             ),
             Attempt::of_owner("community::users::DELETE", ada, values![note()]),
             Attempt::of_owner("community::users::SWEEP", new, values![]).after(left),

@@ -222,7 +222,8 @@ async fn moderation_locks_and_edits() {
         assert_eq!((listed.items[0].title.as_str(), listed.items[0].is_locked), ("New title", true));
         node.relay_once().await.expect("the relay runs");
         let of_ada = node.audit(Some(ada), 5).await.expect("the log").entries;
-        assert_eq!((of_ada[0].action.as_str(), &of_ada[0].before["title"]), ("change thread", &"Old title".into()));
+        assert_eq!(of_ada[0].action, "change thread");
+        assert_eq!(of_ada[0].after["changed"], serde_json::json!(["title"]), "the audit outlives the words");
         let of_bob = node.audit(Some(bob), 5).await.expect("the log").entries;
         assert_eq!(of_bob.iter().filter(|e| e.action == "change post").count(), 2, "an own edit is not audited");
         drop(node);

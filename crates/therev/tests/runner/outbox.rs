@@ -4,8 +4,9 @@ use crate::outages::reachable;
 use crate::things::{operator, post, thread, user, user_per_shard};
 use futures_util::future::join_all;
 use std::time::Duration;
-use testkit::TestCluster;
-use therev::{Config, NewThread, PostId, Seen, ThreadId, ThreadOrder, UserChange};
+use testkit::{TestCluster, drive};
+use therev::relocation::{Goal, Mover, Options, Request, State};
+use therev::{Config, Group, NewThread, PostId, Seen, ShardNo, ThreadId, ThreadOrder, UserChange};
 
 /// The oldest event of everything that single events are about.
 const FIRST_OF_EACH: &str = "outbox_id IN (
@@ -249,5 +250,39 @@ async fn totals_of_a_thread_that_is_nowhere_are_delivered() {
     node.relay_once().await.expect("the relay runs");
     assert_eq!(node.thread(nowhere).await.expect("the thread").post_count, 1);
     drop((shard, node));
+    cluster.finish().await;
+}
+
+/// A write's events stay where it was written: a reader who has its token sees it, also when the bucket has moved since.
+#[tokio::test]
+async fn what_is_pending_is_found_after_a_move() {
+    let cluster = TestCluster::colocated().await;
+    let node = therev::connect(Config { breaker_ms: 50, ..cluster.config() }).await.expect("a node");
+    let [ada, ..] = user_per_shard(&node).await;
+    reachable(&cluster, "directory", false).await;
+    let open = thread(&node, ada, "Pending").await;
+    assert!(matches!(open.seen, Seen::Pending(..)), "{:?}", open.seen);
+    // Held at its switch: the events are told before anything is removed.
+    let mover = Mover::new(node.shards().clone(), Options { budget: Duration::from_secs(1), ..Options::default() });
+    let (groups, buckets) = (Group::ALL.to_vec(), vec![ada.bucket()]);
+    let there = Request { groups, buckets, pin: None, source: ShardNo(0), target: ShardNo(1) };
+    let plan = mover.plan(&there).await.expect("a plan");
+    let begun = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins").relocation;
+    assert_eq!(Box::pin(mover.drive(begun, &|_| {})).await.expect("it moves").state, State::Switched);
+    assert_eq!(node.thread(open.thread_id).await.expect("it is found").title, "Pending");
+    reachable(&cluster, "directory", true).await;
+    let found = async {
+        loop {
+            match node.threads(ThreadOrder::Newest, None, 9, Some(&open.seen)).await {
+                Ok(list) => return list.items,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(30), found).await.expect("the directory is found");
+    assert_eq!(found.iter().map(|card| card.thread_id).collect::<Vec<_>>(), [open.thread_id]);
+    mover.want(begun, Goal::Done).await.expect("it can be finished");
+    assert_eq!(Box::pin(drive(&node, &mover, begun)).await.state, State::Done);
+    drop((mover, node));
     cluster.finish().await;
 }

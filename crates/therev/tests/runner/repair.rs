@@ -217,6 +217,22 @@ fn stray(bob: UserId) -> Damage {
     }
 }
 
+/// Two names each stand where the other one's claim belongs.
+fn swapped() -> Damage {
+    Damage {
+        what: "swapped",
+        shards: "
+            WITH two AS (
+                SELECT c.claim_key, c.value, c.user_id, row_number() OVER (ORDER BY c.claim_key) AS n
+                  FROM therev.claims AS c WHERE c.kind = 'user_name' AND c.state = 'held' LIMIT 2)
+            UPDATE therev.claims AS c SET value = o.value, user_id = o.user_id
+              FROM two AS t JOIN two AS o ON o.n = 3 - t.n WHERE c.claim_key = t.claim_key"
+            .into(),
+        directory: String::new(),
+        broken: &["names of users = claims"],
+    }
+}
+
 fn repaired(report: &Report, name: &str) -> u64 {
     report.repaired.iter().filter(|repaired| repaired.name == name).map(|repaired| repaired.repaired).sum()
 }
@@ -228,8 +244,8 @@ async fn every_kind_of_damage(layout: Layout) {
     cluster.prove().await;
     let before = own_rows(&cluster).await;
     let bob = authors[1];
-    for Damage { what, shards, directory, broken } in [missing(), altered(), from_the_future(bob), totals(), stray(bob)]
-    {
+    let all = [missing(), altered(), swapped(), from_the_future(bob), totals(), stray(bob)];
+    for Damage { what, shards, directory, broken } in all {
         damage(&cluster, "shards", &shards).await;
         damage(&cluster, "directory", &directory).await;
         let report = node.repair().await.expect("the repair runs");
@@ -464,6 +480,26 @@ async fn what_is_on_its_way_is_not_wrong_for_a_minute() {
     let report = node.check().await.expect("check runs");
     let late = ["totals = participants", "outbox younger than a minute", "users = directory", "threads = directory"];
     assert_eq!(wrong(&report), late);
+    drop((shard, node));
+    cluster.finish().await;
+}
+
+/// What statements test is compared with what the shard owns.
+#[tokio::test]
+async fn a_fence_that_is_not_what_is_owned_is_named() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let shard = cluster.stranger("shard_0").await;
+    for (damage, mend) in [
+        ("writable = set_bit(writable, 1, 1)", "writable = set_bit(writable, 1, 0)"),
+        ("readers = ARRAY[gen_random_uuid()]", "readers = '{}'"),
+        ("version_floor = version_floor >> 1", "version_floor = version_floor << 1"),
+    ] {
+        shard.batch_execute(&format!("UPDATE therev.fence SET {damage}")).await.expect("a superuser may");
+        assert_eq!(wrong(&node.check().await.expect("check runs")), ["fence = ownership"], "{damage}");
+        shard.batch_execute(&format!("UPDATE therev.fence SET {mend}")).await.expect("as it was");
+    }
+    assert!(node.check().await.expect("check runs").ok);
     drop((shard, node));
     cluster.finish().await;
 }

@@ -91,6 +91,8 @@ async fn a_month_belongs_to_whoever_its_table_does() {
     let row = client.query_one(owners, &[]).await.expect("the catalog answers");
     assert!(row.get::<_, i64>("months") > 4, "those of the schema, and this one");
     assert_eq!(row.get::<_, i64>("of_others"), 0);
+    client.batch_execute("SET ROLE therev").await.expect("its rights alone");
+    refused(&client, "SELECT therev.make_partition('audit_log', '2031-06-01')", NO_RIGHT).await;
     client.batch_execute("SET ROLE therev_reader").await.expect("its rights alone");
     refused(&client, "SELECT therev.make_partition('audit_log', '2031-06-01')", NO_RIGHT).await;
     refused(&client, "SELECT therev.make_partitions(9)", NO_RIGHT).await;

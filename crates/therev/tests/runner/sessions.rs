@@ -1,6 +1,6 @@
 //! Sessions, and what is changed beside them.
 
-use crate::things::{operator, until_somebody_waits, user};
+use crate::things::{operator, until_somebody_waits, user, user_per_shard};
 use testkit::TestCluster;
 use therev::{Actor, Error, ExposeSecret, NewSession, NewUser, OpenSession, SecretString, UserChange, UserId};
 
@@ -87,4 +87,53 @@ async fn a_session_opened_again_by_its_token_is_the_same() {
         drop(node);
         cluster.finish().await;
     }
+}
+
+/// Nobody has to come back for a stolen session to end: it does with the password.
+#[tokio::test]
+async fn a_session_ends_with_the_password_and_not_after_it() {
+    let cluster = TestCluster::usual().await;
+    let node = cluster.node().await;
+    let ada = user(&node, "ada").await.user_id;
+    let stolen = node.open_session(ada, NewSession::default()).await.expect("a session");
+    fail::cfg("user.changed", "panic").expect("a place in the sources");
+    let dies = tokio::spawn({
+        let node = node.clone();
+        let password = Some(SecretString::from("another horse"));
+        async move { node.change_user(ada, UserChange { password, ..UserChange::default() }, &operator()).await.map(drop) }
+    });
+    assert!(dies.await.is_err(), "it dies when the password is changed");
+    fail::remove("user.changed");
+    let refused = node.verify_session(stolen.token.expose_secret()).await;
+    assert!(matches!(refused, Err(Error::Credentials)), "{refused:?}");
+    drop(node);
+    cluster.finish().await;
+}
+
+/// What ended long ago goes; what can still be used is listed, however many came after it.
+#[tokio::test]
+async fn sessions_that_ended_long_ago_are_removed() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let open = node.open_session(ada, NewSession::default()).await.expect("a session");
+    let shard = cluster.stranger("shard_0").await;
+    let ended = "
+        INSERT INTO user_sessions (bucket, user_id, session_id, token_hash, expires_at, status, updated_at, version)
+        SELECT s.bucket, s.user_id, overlay(s.session_id::text PLACING lpad(n::text, 6, '0') FROM 31)::uuid, s.token_hash,
+               CASE WHEN n % 2 = 0 THEN now() - interval '40 days' ELSE s.expires_at END,
+               CASE WHEN n % 2 = 0 THEN 'active' ELSE 'revoked' END, now() - interval '35 days', s.version
+          FROM user_sessions AS s, generate_series(0, 1199) AS n WHERE s.session_id = $1";
+    shard.batch_execute("SET session_replication_role = replica").await.expect("no trigger fires");
+    shard.execute(ended, &[&open.session.session_id.0]).await.expect("they ended long ago");
+    let listed = node.sessions(ada).await.expect("a list");
+    assert!(listed.len() == 1_000 && listed.iter().any(|one| one.session_id == open.session.session_id));
+    assert_eq!(node.maintain_once().await.expect("maintenance").sessions_removed, 1_200);
+    let listed = node.sessions(ada).await.expect("a list");
+    assert!(listed.len() == 1 && listed[0].session_id == open.session.session_id);
+    let too_long = SecretString::from("x".repeat(2_000_000));
+    let refused = node.log_in("user-0", &too_long, NewSession::default()).await;
+    assert!(matches!(refused, Err(Error::Credentials)), "{refused:?}");
+    drop((shard, node));
+    cluster.finish().await;
 }

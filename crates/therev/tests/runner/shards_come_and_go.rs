@@ -279,7 +279,7 @@ async fn what_is_written_weighs_where_it_lies() {
     assert_eq!(Box::pin(drive(&node, &mover, begun)).await.state, State::Done);
     let (after, why) = weighed().await;
     assert!(is_all_of_it(after[1], after[0]) && why == Some(Why::Pins), "{after:?} {why:?}");
-    assert!(mover.release(author).await.expect("it is with the bucket"), "of both groups at once");
+    assert!(mover.release(author).await.expect("it is with the bucket"), "it was not");
     assert!(!mover.release(author).await.expect("once"), "nothing is left to do");
     let (after, why) = weighed().await;
     assert!(is_all_of_it(after[1], after[0]) && why == Some(Why::Bucket(author.bucket())), "{after:?} {why:?}");

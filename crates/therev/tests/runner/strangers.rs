@@ -214,9 +214,9 @@ async fn write_rows_that_count_like_any_other() {
     cluster.finish().await;
 }
 
-/// What the library cannot read would break every list that it is in.
+/// What the library cannot read, times and JSON, would break every list that it is in.
 #[tokio::test]
-async fn are_refused_times_that_nobody_can_read() {
+async fn are_refused_what_nobody_can_read() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
     let [ada, ..] = user_per_shard(&node).await;
@@ -241,6 +241,12 @@ async fn are_refused_times_that_nobody_can_read() {
         SessionId::new(ada)
     );
     refused(&client, &endless, CHECK).await;
+    let deep = format!("{}1{}", "[".repeat(127), "]".repeat(127));
+    for json in [r#"{"x": 1e400}"#, r#"[{"y": [-2e308]}]"#, &deep] {
+        refused(&client, &format!("UPDATE posts SET metadata = jsonb_build_object('in', '{json}'::jsonb)"), CHECK)
+            .await;
+    }
+    client.batch_execute(r#"UPDATE posts SET metadata = '{"x": 1e308}'"#).await.expect("a number like any other");
     let long_ago = format!("UPDATE users SET created_at = '1999-12-31 23:59:59+00' WHERE user_id = '{ada}'");
     client.batch_execute(&long_ago).await.expect("a time like any other");
     let directory = cluster.stranger("directory").await;

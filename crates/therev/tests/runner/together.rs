@@ -49,10 +49,22 @@ impl Busy {
         let Busy { cluster, node, open, .. } = self;
         // Whose answer was lost has delivered nothing.
         node.relay_once().await.expect("the relay runs");
-        let page = node.thread_page(open.thread_id, None, written.len() + 1).await.expect("the page");
-        assert_eq!((page.posts.len(), page.partial), (written.len(), false));
-        for post in written {
-            assert_eq!(node.post(post.post_id).await.expect("it is there"), post);
+        let (mut shown, mut after) = (0, None);
+        loop {
+            let page = node.thread_page(open.thread_id, after, 1_000).await.expect("the page");
+            assert!(!page.partial);
+            shown += page.posts.len();
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(shown, written.len());
+        for some in written.chunks(64) {
+            let found = join_all(some.iter().map(|post| node.post(post.post_id))).await;
+            for (post, found) in some.iter().zip(found) {
+                assert_eq!(found.expect("it is there"), *post);
+            }
         }
         drop(node);
         cluster.finish().await;
@@ -303,7 +315,10 @@ async fn a_switch_under_many_posts_loses_and_doubles_none() {
     };
     let writing = async {
         let mut written = Vec::new();
+        // In bursts: whoever moves the rows has a turn on a busy machine, too.
+        let mut bursts = tokio::time::interval(Duration::from_millis(50));
         while !over.load(Ordering::Relaxed) {
+            bursts.tick().await;
             let posts = busy.new_posts();
             written.extend(all_written(&posts, write_all(&busy.node, &posts).await));
         }

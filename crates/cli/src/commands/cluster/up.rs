@@ -1,6 +1,7 @@
 //! `therev cluster up`: servers, then a cluster on them; nothing is done twice.
 
 use crate::app::App;
+use crate::commands::cluster::quoted;
 use crate::commands::init::LayoutName;
 use crate::commands::schema::{SchemaOf, versions};
 use crate::config::{FILE, LOCAL_FOLDER, file_text};
@@ -10,6 +11,7 @@ use crate::passfile::{Passwords, library_address};
 use local::{Cluster, Options};
 use std::path::Path;
 use therev::{Config, InitPlan, Layout};
+use uuid::Uuid;
 
 /// Files of the cluster's folder that are ours; the rest is the servers'.
 const PASSFILE: &str = "passfile";
@@ -188,7 +190,14 @@ fn place(url: &str) -> &str {
 /// Writes the configuration, or only what changed of one that somebody has added keys to.
 fn write_config(dir: &Path, control: &str) -> Result<()> {
     let path = dir.join(FILE);
-    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    // One that cannot be read is somebody's, with a slip in it.
+    let before = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read.map_err(|e| CliError::file("read", &path, &e))?,
+    };
+    if !before.trim().is_empty() {
+        crate::config::read_file(&path)?;
+    }
     let text = match before.parse::<toml::Table>() {
         Ok(table) if table.get("control").and_then(toml::Value::as_str) == Some(control) => return Ok(()),
         Ok(mut table) if table.contains_key("control") => {
@@ -203,7 +212,17 @@ fn write_config(dir: &Path, control: &str) -> Result<()> {
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| CliError::file("make", dir, &e))?;
     let path = dir.join(name);
-    std::fs::write(&path, text).map_err(|e| CliError::file("write", &path, &e))
+    // Whole or not at all: what was there stays where the disk is full. As private as it was.
+    let new = dir.join(format!("{name}.{}.new", Uuid::new_v4().simple()));
+    let written = std::fs::write(&new, text).and_then(|()| match std::fs::metadata(&path) {
+        Ok(before) => std::fs::set_permissions(&new, before.permissions()),
+        Err(_) => Ok(()),
+    });
+    let replaced = written.and_then(|()| std::fs::rename(&new, std::fs::canonicalize(&path).as_ref().unwrap_or(&path)));
+    replaced.map_err(|e| {
+        drop(std::fs::remove_file(&new));
+        CliError::file("write", &path, &e)
+    })
 }
 
 fn tell(app: &App, dir: &Path, cluster: &Cluster, layout: Layout, initialized: bool) -> Result<()> {
@@ -219,7 +238,7 @@ fn tell(app: &App, dir: &Path, cluster: &Cluster, layout: Layout, initialized: b
         let next = if found {
             "therev status".to_owned()
         } else {
-            format!("eval \"$(therev cluster env --dir '{}')\" && therev status", dir.display())
+            format!("eval \"$(therev cluster env --dir {})\" && therev status", quoted(&dir.to_string_lossy()))
         };
         let plural = if replicas == 1 { "replica" } else { "replicas" };
         let each = if standbys == 0 { String::new() } else { format!(" with {standbys} standby each") };

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::config::FoundBy;
 use crate::error::{CliError, Result};
 use crate::output::talk;
-use local::Cluster;
+use local::{Cluster, ServerId};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -96,6 +96,18 @@ pub(super) fn server_of(app: &App, therev: &Therev, shard: ShardNo) -> Result<Op
 }
 
 impl Server {
+    /// Makes sure that it is what an interrupted removal has left: nothing else has said that there is nothing in it.
+    pub(super) async fn is_left_over(&mut self, therev: &Therev) -> Result<()> {
+        if !self.cluster.is_made(self.shard) {
+            // Its removal has begun.
+            return Ok(());
+        }
+        let server: ServerId = self.cluster.primary(self.shard);
+        self.cluster.start_server(server, &mut |line| talk(line))?;
+        let number = ShardNo(i16::try_from(self.shard).unwrap_or(i16::MAX));
+        Ok(therev::is_left_over(therev.shards(), number, &self.cluster.shard_url(self.shard)?).await?)
+    }
+
     /// Stops and removes it, once no node asks it any more.
     pub(super) async fn remove(mut self, app: &App, therev: &Therev, empty_for: Option<Duration>) -> Result<()> {
         // Twice: a node may have read the placement just before, and its next reading may be late.
