@@ -148,8 +148,8 @@ static NOTE_OPERATOR: Unfenced = Unfenced::write(
 crate::fenced_list! { RECEIVE OF_USER }
 
 impl Community {
-    /// The newest entries, 1,000 at most: of one user's account and content, or of everybody and the operators. A shard that is down leaves the
-    /// list of everybody marked `partial`; of one user it is the error.
+    /// The newest entries, 1,000 at most: of one user's account and content, or of everybody and the operators. A shard that
+    /// is down leaves the list of everybody marked `partial`; of one user it is the error.
     pub async fn audit(&self, of: Option<UserId>, limit: i64) -> Result<AuditList> {
         let most = bounded(limit)?;
         let limit = i64::try_from(most).unwrap_or(i64::MAX);

@@ -85,7 +85,8 @@ pub(crate) async fn run(app: &App, args: Args) -> Result<()> {
     }
     let fact = serde_json::json!({
         "cluster_id": made.cluster_id, "oldest_postgres": made.oldest_postgres, "shards": plan.shards.len(),
-        "layout": plan.layout, "control": control, "passfile": passfile.to_string_lossy(), "config": file.to_string_lossy(), "config_written": written,
+        "layout": plan.layout, "control": control, "passfile": passfile.to_string_lossy(),
+        "config": file.to_string_lossy(), "config_written": written,
     });
     app.out.fact(&fact, || {
         let shards = plan.shards.len();
