@@ -1,6 +1,7 @@
 //! What is shown of whoever wrote something. It comes with the row from the shard that has both; where an author's account lies on
 //! another shard, from the directory.
 
+use crate::columns::Columns;
 use crate::community::Community;
 use placement::UserId;
 use serde::Serialize;
@@ -50,11 +51,13 @@ static NAMES: Unfenced =
 impl Author {
     /// The author that a row of [`author_joined`] came with.
     pub(crate) fn with_row(row: &Row) -> Option<Author> {
-        row.get::<_, Option<Uuid>>("author_here").map(|id| Author::named(id, row))
+        let mut columns = Columns::of(row);
+        columns.get::<Option<Uuid>>("author_here").map(|id| Author::named(id, columns))
     }
 
-    fn named(id: Uuid, row: &Row) -> Author {
-        Author { user_id: UserId(id), user_name: row.get("user_name"), display_name: row.get("display_name") }
+    fn named(id: Uuid, mut columns: Columns<'_>) -> Author {
+        let [user_name, display_name] = ["user_name", "display_name"].map(|name| columns.get(name));
+        Author { user_id: UserId(id), user_name, display_name }
     }
 }
 
@@ -77,6 +80,7 @@ impl Community {
         if !wanted.is_empty() && directory.replica_count() > 0 {
             rows.extend(directory.writer(&NAMES, &[&wanted]).await.unwrap_or_default());
         }
-        found.extend(rows.iter().map(|row| Author::named(row.get("user_id"), row)).map(|it| (it.user_id, it)));
+        let named = rows.iter().map(Columns::of).map(|mut row| Author::named(row.get("user_id"), row));
+        found.extend(named.map(|it| (it.user_id, it)));
     }
 }

@@ -19,18 +19,23 @@ impl<'r> Columns<'r> {
 
     /// The column of this name.
     pub(crate) fn get<T: FromSql<'r>>(&mut self, name: &str) -> T {
+        let at = self.find(name);
+        self.row.get(at)
+    }
+
+    /// The same of JSON. A number or a depth that this program cannot read, which only others can have written, is the error.
+    pub(crate) fn json(&mut self, name: &str) -> Result<Value> {
+        let at = self.find(name);
+        self.row.try_get(at).map_err(|error| Error::invalid("row", format!("its {name} cannot be read: {error}")))
+    }
+
+    fn find(&mut self, name: &str) -> usize {
         let columns = self.row.columns();
         let at = match columns.get(self.next) {
             Some(next) if next.name() == name => self.next,
             _ => columns.iter().position(|column| column.name() == name).unwrap_or(columns.len()),
         };
         self.next = at + 1;
-        self.row.get(at)
-    }
-
-    /// The same of JSON. A number or a depth that this program cannot read, which only others can have written, is the error.
-    pub(crate) fn json(&mut self, name: &str) -> Result<Value> {
-        let read = self.row.try_get(name);
-        read.map_err(|error| Error::invalid("row", format!("its {name} cannot be read: {error}")))
+        at
     }
 }

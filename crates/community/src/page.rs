@@ -182,11 +182,10 @@ impl Community {
         let (thread, opened_by, (more_posts, more_missing)) = begun?;
         let (known_posts, mut missing) = guessed?;
         missing.extend(more_missing);
-        // Each is the first of its own buckets; no two posts share a place.
-        let by_place: BTreeMap<Cursor, (Post, Option<Author>)> =
-            known_posts.into_iter().chain(more_posts).map(|found| (Cursor::from(&found.0), found)).collect();
-        let more = by_place.len() > limit;
-        let (posts, with_posts): (Vec<Post>, Vec<Option<Author>>) = by_place.into_values().take(limit).unzip();
+        // Each is the first of its own buckets.
+        let found = in_order(known_posts.into_iter().chain(more_posts), |(post, _)| Cursor::from(post));
+        let more = found.len() > limit;
+        let (posts, with_posts): (Vec<Post>, Vec<Option<Author>>) = found.into_iter().take(limit).unzip();
         let next = posts.last().filter(|_| more).map(Cursor::from);
         let found = with_posts.into_iter().chain([opened_by]).flatten();
         let mut authors: BTreeMap<UserId, Author> = found.map(|author| (author.user_id, author)).collect();
@@ -231,17 +230,17 @@ impl Community {
         let placed_until = full.iter().filter_map(|part| part.rows.iter().map(place_of).max()).min();
         let may_have_more: Vec<Whose> = full.iter().flat_map(|part| part.whose.iter().copied()).collect();
         let mut missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
-        // By place, which no two posts share: who came back to the bucket between two answers is in both.
-        let mut rows = by_place(answer);
+        // Who came back to the bucket between two answers is in both.
+        let mut rows = in_order(with_places(answer), |(place, _)| *place);
         if let Some(end) = placed_until {
-            let placed = rows.range(..=end).count();
+            let placed = rows.partition_point(|(place, _)| *place <= end);
             if placed < wanted {
                 let rest = ask(may_have_more, end, wanted - placed).await;
                 missing.extend(rest.missing.iter().map(|(shard, _)| *shard));
-                rows.extend(by_place(rest));
+                rows = in_order(rows.into_iter().chain(with_places(rest)), |(place, _)| *place);
             }
         }
-        let found = rows.values().take(wanted).map(|row| Ok((post_from(row)?, Author::with_row(row))));
+        let found = rows.iter().take(wanted).map(|(_, row)| Ok((post_from(row)?, Author::with_row(row))));
         Ok((found.collect::<Result<_>>()?, missing))
     }
 }
@@ -257,8 +256,22 @@ fn place_of(row: &Row) -> Cursor {
     Cursor::new(row.get("created_at"), row.get("post_id"))
 }
 
-fn by_place(answer: Many) -> BTreeMap<Cursor, Row> {
-    answer.parts.into_iter().flat_map(|part| part.rows).map(|row| (place_of(&row), row)).collect()
+fn with_places(answer: Many) -> impl Iterator<Item = (Cursor, Row)> {
+    answer.parts.into_iter().flat_map(|part| part.rows).map(|row| (place_of(&row), row))
+}
+
+/// Each once, by place, which no two posts share: of one that came twice the later answer.
+fn in_order<T>(all: impl Iterator<Item = T>, place: impl Fn(&T) -> Cursor) -> Vec<T> {
+    let mut all: Vec<T> = all.collect();
+    all.sort_by_key(&place);
+    all.dedup_by(|later, earlier| {
+        let is_same = place(later) == place(earlier);
+        if is_same {
+            std::mem::swap(later, earlier);
+        }
+        is_same
+    });
+    all
 }
 
 /// A post's place in a page.

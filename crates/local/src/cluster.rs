@@ -162,10 +162,11 @@ impl Cluster {
         self.state = state;
         self.port(ServerId::Shard(shard))?;
         let old = self.state.primary(shard);
-        if self.server(old).is_standby()
-            && let Ok(ended) = self.end_promotion(old, say)
-        {
-            return Ok(ended);
+        if self.server(old).is_standby() {
+            match self.end_promotion(old, say) {
+                Ok(ended) => return Ok(ended),
+                Err(error) => say(&format!("{old} was to become the primary and does not: {error}")),
+            }
         }
         let mut standbys: Vec<ServerId> = self.state.members(shard).filter(|it| *it != old).collect();
         standbys.retain(|it| self.server(*it).data().exists());

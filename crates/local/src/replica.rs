@@ -9,7 +9,7 @@ use crate::server::Server;
 use crate::side_by_side::{Tell, tell};
 use crate::{Error, ServerId, sql};
 
-/// How long a replica may take from its start until it receives.
+/// How long a replica may take until it receives, or comes further in what it has.
 const STREAM_WAIT: Duration = Duration::from_secs(20);
 /// How long a standby that runs may take to be back at its primary.
 const FOLLOW_WAIT: Duration = Duration::from_secs(5);
@@ -151,8 +151,24 @@ fn drop_slot(slot: &str, condition: &str) -> String {
     )
 }
 
-/// Waits until the replica receives what the primary writes.
+/// Waits until the replica receives what the primary writes. It does not while it replays what it has received before, which may
+/// take however long.
 fn receives(replica: &Server<'_>) -> bool {
     let streaming = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
-    wait_for(STREAM_WAIT, || sql::run(replica.cluster, replica.id, streaming).is_ok_and(|it| it == "1"))
+    let is_streaming = || sql::run(replica.cluster, replica.id, streaming).is_ok_and(|it| it == "1");
+    loop {
+        let before = replayed(replica);
+        if wait_for(STREAM_WAIT, is_streaming) {
+            return true;
+        }
+        if replayed(replica) <= before {
+            return false;
+        }
+    }
+}
+
+/// Up to where a replica has replayed, as a number that grows.
+fn replayed(replica: &Server<'_>) -> Option<u64> {
+    let sql = "SELECT pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')";
+    sql::run(replica.cluster, replica.id, sql).ok()?.parse().ok()
 }

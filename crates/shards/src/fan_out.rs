@@ -6,7 +6,7 @@ use crate::pool::{Params, Pool};
 use crate::statement::{ReadBuckets, ReadMany, WriteMany};
 use crate::store::Shards;
 use futures_util::future::join_all;
-use placement::{Bucket, Group, Place, ShardNo, UserId, Whose};
+use placement::{Bucket, Group, Map, Place, ShardNo, UserId, Whose};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -117,7 +117,10 @@ impl Shards {
 
     /// How many shards have rows of these owners, as far as this node knows.
     pub fn spread(&self, group: Group, owners: &[Whose]) -> usize {
-        let shards: BTreeSet<ShardNo> = owners.iter().map(|whose| self.place(group, *whose).shard).collect();
+        let map = self.map();
+        let mut shards: Vec<ShardNo> = owners.iter().map(|whose| map.place_of(group, *whose).shard).collect();
+        shards.sort_unstable();
+        shards.dedup();
         shards.len()
     }
 
@@ -139,14 +142,20 @@ impl Shards {
         let late =
             |shard: ShardNo| Error::Deadline { limit_ms: deadline.as_millis(), waiting_for: format!("shard {shard}") };
         let mut answer = Many { parts: Vec::new(), missing: Vec::new(), unanswered: BTreeSet::new() };
-        // Where a hint sent a bucket, for this call: the map may be taught otherwise by others meanwhile.
+        // Where they were asked for, or a hint sent them, in this call: the map may be taught otherwise by others meanwhile.
         let mut sent: BTreeMap<Whose, Place> = BTreeMap::new();
         let mut open = self.with_pins(group, payloads);
         let mut rounds = 0_u32;
         while !open.is_empty() {
             let mut by_shard: BTreeMap<ShardNo, Vec<P>> = BTreeMap::new();
+            let map = self.map();
             for payload in open.drain(..) {
-                let place = *sent.entry(payload.whose()).or_insert_with(|| self.place(group, payload.whose()));
+                let whose = payload.whose();
+                let place = sent.get(&whose).copied().unwrap_or_else(|| map.place_of(group, whose));
+                // Whole buckets may be many, and only of those that are refused it matters where they were asked for.
+                if whose.user.is_some() {
+                    sent.insert(whose, place);
+                }
                 by_shard.entry(place.shard).or_default().push(payload);
             }
             let left = deadline.saturating_sub(started.elapsed());
@@ -182,7 +191,8 @@ impl Shards {
                     continue;
                 }
                 let left = deadline.saturating_sub(started.elapsed());
-                let redirected = tokio::time::timeout(left, self.redirect(group, shard, &again, &mut sent, started));
+                let redirected =
+                    tokio::time::timeout(left, self.redirect(group, shard, &again, &map, &mut sent, started));
                 match redirected.await.unwrap_or_else(|_| Err(late(shard))) {
                     Ok(waits) => {
                         pause |= waits;
@@ -212,12 +222,14 @@ impl Shards {
         payloads
     }
 
-    /// Learns where refused rows are; says whether some of them are just being switched.
+    /// Learns where refused rows are that were asked for by `map`, or where `sent` says; says whether some of them are just being
+    /// switched.
     async fn redirect<P: Payload>(
         &self,
         group: Group,
         shard: ShardNo,
         refused: &[P],
+        map: &Map,
         sent: &mut BTreeMap<Whose, Place>,
         started: Instant,
     ) -> Result<bool, Error> {
@@ -226,7 +238,7 @@ impl Shards {
         let said = self.ownership(shard, group, &whose).await?;
         let mut waits = false;
         for (whose, said) in whose.into_iter().zip(said) {
-            let came_with = sent.get(&whose).map_or(0, |place| place.epoch);
+            let came_with = sent.entry(whose).or_insert_with(|| map.place_of(group, whose)).epoch;
             let Some(place) = said.ownership.hint(came_with).place(shard) else {
                 if !waits
                     && started.elapsed() > self.late()

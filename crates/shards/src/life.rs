@@ -8,7 +8,7 @@ use crate::error::{Database, Error};
 use crate::owners::{self, Highest};
 use crate::pool::Pool;
 use crate::reach::is_led;
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{BoxFuture, join_all, try_join_all};
 use placement::{Bucket, Group, Place, ShardNo};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -65,7 +65,13 @@ const ANOTHER: &str = "another server was promoted in its place; make this one a
 impl Lives {
     /// Asks which life of a database counts, and has the server that is there now begin one if it must and may. What others told it
     /// lately is told again as far as that is done `within` a time, for until the life has begun the server answers nobody.
-    pub(crate) async fn settle(&self, database: Database, within: Duration) -> Result<Life, Error> {
+    ///
+    /// Boxed: to ask the control database may be to settle which life of that counts.
+    pub(crate) fn settle(&self, database: Database, within: Duration) -> BoxFuture<'_, Result<Life, Error>> {
+        Box::pin(self.settle_now(database, within))
+    }
+
+    async fn settle_now(&self, database: Database, within: Duration) -> Result<Life, Error> {
         let closed = |reason: &str| Error::Closed { database, reason: reason.to_owned() };
         let catalog = Catalog::read(&self.control).await.map_err(|error| {
             tracing::debug!(%error, "the control database did not say which life of {database} counts");
@@ -95,7 +101,7 @@ impl Lives {
         }
         let Some(asked) = client.query_opt("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)? else {
             // Another node was quicker: the life that it brought about is there to be read.
-            return Box::pin(self.settle(database, within)).await;
+            return self.settle(database, within).await;
         };
         let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
         fail::fail_point!("life.asked");

@@ -85,7 +85,7 @@ pub struct Pool {
     life: Arc<LifeInForce>,
     lives: Option<Arc<Lives>>,
     /// When it was closed last, and why: it is not asked again at once. Held while a life is settled.
-    closed: tokio::sync::Mutex<Option<(Instant, String)>>,
+    closed: Arc<tokio::sync::Mutex<Option<(Instant, String)>>>,
     /// What the last new connection found instead of the database that was meant.
     stranger: Arc<Mutex<Option<Stranger>>>,
 }
@@ -213,7 +213,7 @@ impl Pool {
             statements: AtomicU64::new(0),
             life,
             lives,
-            closed: tokio::sync::Mutex::new(None),
+            closed: Arc::default(),
             stranger,
         })
     }
@@ -287,11 +287,12 @@ impl Pool {
         }
     }
 
-    /// Settles which life of the database counts; of many calls that wait for it, one does.
+    /// Settles which life of the database counts; of many calls that wait for it, one does, and to the end, also where that call has no
+    /// more time: on a busy machine none might have enough.
     async fn settle(&self) -> Result<(), Error> {
-        let Some(lives) = &self.lives else { return Ok(()) };
+        let Some(lives) = self.lives.clone() else { return Ok(()) };
         let before = self.life.get();
-        let mut closed = self.closed.lock().await;
+        let mut closed = self.closed.clone().lock_owned().await;
         if self.life.get() != before {
             return Ok(());
         }
@@ -299,19 +300,15 @@ impl Pool {
             return Err(Error::Closed { database: self.database, reason: reason.clone() });
         }
         *closed = None;
-        // Within the time of the call that met it, of which most is left for the life itself.
-        match lives.settle(self.database, self.deadline() / 4).await {
-            Ok(life) => {
-                self.life.set(life);
-                Ok(())
+        let (database, in_force, within) = (self.database, self.life.clone(), self.deadline() / 4);
+        let settled = tokio::spawn(async move {
+            let settled = lives.settle(database, within).await.map(|life| in_force.set(life));
+            if let Err(Error::Closed { reason, .. }) = &settled {
+                *closed = Some((Instant::now(), reason.clone()));
             }
-            Err(error) => {
-                if let Error::Closed { reason, .. } = &error {
-                    *closed = Some((Instant::now(), reason.clone()));
-                }
-                Err(error)
-            }
-        }
+            settled
+        });
+        settled.await.unwrap_or_else(|_| Err(self.late("the life of")))
     }
 
     async fn get_once(&self, errand: Errand) -> Result<Object, Error> {
