@@ -155,7 +155,7 @@ pub(crate) async fn author_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
 /// A page asks its shards side by side, and so does the bare side: on a machine with fewer processors than shards one query by itself
 /// says nothing of four.
 pub(crate) async fn thread_page(ground: &Ground<'_>) -> Anyhow<Vec<Figure>> {
-    /// What the library asks each of four shards for, if it wants 50 posts and to know whether there are more.
+    /// What the library asks a shard for that has a quarter of the posts, if it wants 50 and to know whether there are more.
     const SHARE: i64 = 23;
     let thread = ground.busy_thread().await?;
     let node = ground.node(WORKERS).await?;

@@ -78,9 +78,8 @@ CREATE TABLE therev.pins (
     PRIMARY KEY (colocation_group, user_id)
 );
 
--- Records where a user is; who is with the bucket is not placed apart. It may come late, and twice: a higher epoch stays. Epochs
--- begin anew with each pin, but only after the user was with the bucket, and then there is no row. Where one is left all the same
--- (this database was put back to an older state), a repair forgets it before it records anew.
+-- Records where a user is; who is with the bucket is not placed apart. It may come late, and twice: a higher epoch stays. Where one
+-- is left that no shard knows of (this database was put back to an older state), a repair forgets it before it records anew.
 CREATE FUNCTION therev.record_pin(in_groups text[], of_user uuid, of_bucket smallint, owner smallint, epochs bigint[])
     RETURNS void
     LANGUAGE sql

@@ -1,5 +1,5 @@
 //! A thread's page: the head, and one statement per shard that holds posts of it; one more for the names of those whose accounts lie
-//! apart from their posts. Of a thread that is longer than the page a shard that holds much more of the page than its even share is
+//! apart from their posts. Of a thread that is longer than the page a shard that holds much more of the page than of the thread is
 //! asked twice.
 //!
 //! The head says in which buckets there are posts. Where a node has shown the thread before, it asks for head and posts at once,
@@ -14,7 +14,7 @@ use crate::threads::Thread;
 use chrono::{DateTime, Utc};
 use placement::{Group, PostId, ShardNo, ThreadId, UserId, Whose};
 use serde::Serialize;
-use shards::{BucketSet, Many, Part, ReadBuckets};
+use shards::{BucketSet, Many, ReadBuckets};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -112,11 +112,17 @@ pub struct ThreadPage {
 /// Where threads had posts, as far as this node has seen: a guess to begin with, which the head adds to.
 pub(crate) struct Remembered(moka::sync::Cache<ThreadId, Arc<Known>>);
 
-/// In which buckets a thread had posts, and how many, when that was noted.
-#[derive(Default)]
+/// In which buckets a thread had posts, and how many on which shard, when that was noted.
+#[derive(Default, Clone)]
 struct Known {
     buckets: BucketSet,
-    posts: i64,
+    posts: BTreeMap<ShardNo, usize>,
+}
+
+impl Known {
+    fn all_posts(&self) -> usize {
+        self.posts.values().sum()
+    }
 }
 
 impl Default for Remembered {
@@ -166,19 +172,25 @@ impl Community {
         let Remembered(remembered) = &self.inner.remembered;
         let known = remembered.get(&id).unwrap_or_default();
         let wanted = limit.saturating_add(1);
-        let posts_of = |known: Known| Box::pin(self.posts_after(id, known, after, wanted));
+        let posts_of = |known: Known, all: usize| Box::pin(self.posts_after(id, known, all, after, wanted));
         let begun = Box::pin(async {
             let head = self.head(id, &known.buckets).await?;
-            let (more, posts) = (head.more_buckets.into_iter().collect::<BucketSet>(), head.thread.post_count);
-            if more != BucketSet::empty() {
-                let buckets = known.buckets.iter().chain(more.iter()).collect();
-                remembered.insert(id, Arc::new(Known { buckets, posts }));
+            let (mut more, mut all) = (Known::default(), Known::clone(&known));
+            for (bucket, posts) in head.more_buckets {
+                let shard = self.shard_of(Group::Content, bucket);
+                for known in [&mut more, &mut all] {
+                    known.buckets.extend([bucket]);
+                    *known.posts.entry(shard).or_default() += posts;
+                }
             }
-            Ok::<_, Error>((head.thread, head.author, posts_of(Known { buckets: more, posts }).await?))
+            if more.buckets != BucketSet::empty() {
+                remembered.insert(id, Arc::new(all));
+            }
+            let posts = usize::try_from(head.thread.post_count).unwrap_or(0);
+            Ok::<_, Error>((head.thread, head.author, posts_of(more, posts).await?))
         });
         // Both to the end: to leave an answer costs its connection.
-        let guess = Known { buckets: known.buckets.clone(), ..*known };
-        let (begun, guessed) = tokio::join!(begun, posts_of(guess));
+        let (begun, guessed) = tokio::join!(begun, posts_of(Known::clone(&known), known.all_posts()));
         let (thread, opened_by, (more_posts, more_missing)) = begun?;
         let (known_posts, mut missing) = guessed?;
         missing.extend(more_missing);
@@ -204,7 +216,7 @@ impl Community {
         })
     }
 
-    /// The first posts of a thread after a place, in order, as far as the shards answer; and which do not.
+    /// The first posts of a thread of `all` posts after a place, in order, as far as the shards answer; and which do not.
     ///
     /// Of a thread that the page holds whole each is asked for all it has; of a longer one for its likely share, since of a whole
     /// page from each of them most would be read only to be left out. One that gave all it was asked for may have more, and then
@@ -214,28 +226,34 @@ impl Community {
         &self,
         id: ThreadId,
         known: Known,
+        all: usize,
         after: Cursor,
         wanted: usize,
     ) -> Result<(Vec<(Post, Option<Author>)>, BTreeSet<ShardNo>)> {
-        let ask = async |whose: Vec<Whose>, after: Cursor, limit: usize| {
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            self.shards().read_buckets(&POSTS, whose, &[&id.0, &after.created_at, &after.id, &limit]).await
+        let ask = async |whose: Vec<Whose>, after: Cursor, limit: &(dyn Fn(ShardNo) -> usize + Sync)| {
+            self.shards().read_buckets(&POSTS, whose, &[&id.0, &after.created_at, &after.id], limit).await
         };
         let buckets: Vec<Whose> = known.buckets.iter().map(Whose::from).collect();
-        let is_whole = usize::try_from(known.posts).is_ok_and(|posts| posts <= wanted);
-        let spread = self.shards().spread(Group::Content, &buckets);
-        let share = if is_whole { wanted } else { likely_share(wanted, spread) };
-        let answer = ask(buckets, after, share).await;
-        let full: Vec<&Part> = answer.parts.iter().filter(|part| part.rows.len() >= share).collect();
-        let placed_until = full.iter().filter_map(|part| part.rows.iter().map(place_of).max()).min();
-        let may_have_more: Vec<Whose> = full.iter().flat_map(|part| part.whose.iter().copied()).collect();
+        let share = |shard| match known.posts.get(&shard) {
+            Some(here) if all > wanted => likely_share(wanted, *here, all),
+            _ => wanted,
+        };
+        let answer = ask(buckets, after, &share).await;
+        let full = answer.parts.iter().filter(|part| part.rows.len() >= share(part.shard));
+        let full: Vec<(Vec<Whose>, Vec<Cursor>)> =
+            full.map(|part| (part.whose.clone(), part.rows.iter().map(place_of).collect())).collect();
+        let placed_until = full.iter().filter_map(|(_, places)| places.iter().max().copied()).min();
         let mut missing: BTreeSet<ShardNo> = answer.missing.iter().map(|(shard, _)| *shard).collect();
         // Who came back to the bucket between two answers is in both.
         let mut rows = in_order(with_places(answer), |(place, _)| *place);
         if let Some(end) = placed_until {
             let placed = rows.partition_point(|(place, _)| *place <= end);
             if placed < wanted {
-                let rest = ask(may_have_more, end, wanted - placed).await;
+                let more = wanted - placed;
+                // Who has given as many that come after it has none that would come before these.
+                let may_have_more =
+                    full.into_iter().filter(|(_, places)| places.iter().filter(|it| **it > end).count() < more);
+                let rest = ask(may_have_more.flat_map(|(whose, _)| whose).collect(), end, &|_| more).await;
                 missing.extend(rest.missing.iter().map(|(shard, _)| *shard));
                 rows = in_order(rows.into_iter().chain(with_places(rest)), |(place, _)| *place);
             }
@@ -245,11 +263,11 @@ impl Community {
     }
 }
 
-/// How many posts each shard is asked for so that all together hardly ever give too few: where posts fall on shards by
-/// chance, a shard has its even share of them and three times the deviation of that more in one case of a thousand.
-fn likely_share(wanted: usize, shards: usize) -> usize {
-    let even = wanted.div_ceil(shards.max(1));
-    even.saturating_add(3 * even.isqrt() + 1).min(wanted)
+/// How many posts a shard that has so many of a thread is asked for, so that all together hardly ever give too few: where chance says
+/// whose turn it is, a shard has its share of them and three times the deviation of that more in one case of a thousand.
+fn likely_share(wanted: usize, here: usize, all: usize) -> usize {
+    let share = wanted.saturating_mul(here).div_ceil(all.max(1));
+    share.saturating_add(3 * share.isqrt() + 1).min(wanted)
 }
 
 fn place_of(row: &Row) -> Cursor {

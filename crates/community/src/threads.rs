@@ -54,7 +54,8 @@ pub struct Thread {
 pub(crate) struct Head {
     pub(crate) thread: Thread,
     pub(crate) author: Option<Author>,
-    pub(crate) more_buckets: Vec<Bucket>,
+    /// With how many posts each, some more than once.
+    pub(crate) more_buckets: Vec<(Bucket, usize)>,
 }
 
 /// A thread to be opened.
@@ -116,7 +117,7 @@ macro_rules! thread_columns {
 }
 
 /// The head, the number of posts, and which buckets' authors wrote, except those of `$3`: the one statement that a page begins
-/// with. A bucket may be named more than once.
+/// with. A bucket may be named more than once, each time in one number with how many posts are somebody's: those are its lower half.
 static HEAD: Read = Read::by_id(
     Group::Content,
     "author_id",
@@ -129,7 +130,7 @@ static HEAD: Read = Read::by_id(
         author_joined!("t"),
         "CROSS JOIN
                 LATERAL (SELECT coalesce(sum(p.posts), 0) AS post_count,
-                                array_agg(therev.bucket_of(p.participant_id))
+                                array_agg(therev.bucket_of(p.participant_id)::bigint << 32 | p.posts)
                                     FILTER (WHERE p.posts + p.deleted > 0
                                               AND get_bit($3::varbit, therev.bucket_of(p.participant_id)) = 0) AS buckets
                            FROM therev.thread_participants AS p
@@ -266,8 +267,12 @@ impl Community {
         let bucket = self.route("thread", id.0).await?;
         let rows = self.shards().read(&HEAD, bucket, &[&id.0, known]).await?;
         let row = rows.first().ok_or_else(|| Error::not_found("thread", id))?;
-        let numbers: Option<Vec<i16>> = row.get("buckets");
-        let more_buckets = numbers.unwrap_or_default().into_iter().filter_map(|n| Bucket::try_from(n).ok()).collect();
+        let numbers: Option<Vec<i64>> = row.get("buckets");
+        let with_posts = |both: i64| {
+            let bucket = Bucket::try_from(i16::try_from(both >> 32).ok()?).ok()?;
+            Some((bucket, usize::try_from(both & i64::from(u32::MAX)).ok()?))
+        };
+        let more_buckets = numbers.unwrap_or_default().into_iter().filter_map(with_posts).collect();
         Ok(Head { thread: living(row, id)?, author: Author::with_row(row), more_buckets })
     }
 

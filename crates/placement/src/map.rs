@@ -185,7 +185,7 @@ impl Map {
         self.pins.get(&(group, bucket)).into_iter().flatten().map(|(user, place)| (*user, *place))
     }
 
-    /// Notes where a user is, if placed apart. Its epochs begin anew with each pin, so that the last word counts.
+    /// Notes where a user is, if placed apart. The last word counts: not everybody who tells of it knows the epoch.
     pub fn learn_pin(&mut self, group: Group, user: UserId, place: Option<Place>) {
         let users = self.pins.entry((group, user.bucket())).or_default();
         match place {
@@ -211,6 +211,17 @@ impl Map {
             *known = place;
         }
         news
+    }
+
+    /// Notes where the shard `by` that refused sends its callers.
+    ///
+    /// Where it was this belief that led there, the word of that shard counts, however old: a decision that a promotion has lost leaves
+    /// an epoch behind that no shard knows of any more.
+    pub fn learn_refusal(&mut self, group: Group, bucket: Bucket, by: ShardNo, place: Place) -> bool {
+        let known = self.place(group, bucket);
+        let led_there = known.shard == by && place.shard != by;
+        let epoch = if led_there { place.epoch.max(known.epoch) } else { place.epoch };
+        self.learn(group, bucket, Place { epoch, ..place })
     }
 
     /// One group's places, by bucket.
@@ -270,5 +281,20 @@ mod tests {
                 highest = now;
             }
         }
+    }
+
+    /// A decision for shard 2 in epoch 6 was lost: shard 1 owns in epoch 5, and whoever believes in shard 2 hears so there.
+    #[test]
+    fn a_belief_that_no_shard_shares_any_more_gives_way() {
+        let bucket = Bucket::try_from(7_u16).unwrap();
+        let place = |shard, epoch| Place { shard: ShardNo(shard), epoch };
+        let mut map = Map::first(Layout::Colocated, 4);
+        map.learn(Group::Content, bucket, place(2, 6));
+        assert!(!map.learn(Group::Content, bucket, place(1, 5)), "an older word by itself is no news");
+        assert!(!map.learn_refusal(Group::Content, bucket, ShardNo(3), place(1, 5)), "nor that of any shard");
+        assert!(map.learn_refusal(Group::Content, bucket, ShardNo(2), place(1, 5)));
+        assert_eq!(map.place(Group::Content, bucket), place(1, 6));
+        map.learn(Group::Content, bucket, place(3, 6));
+        assert_eq!(map.place(Group::Content, bucket), place(3, 6), "the next move counts");
     }
 }

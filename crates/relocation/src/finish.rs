@@ -64,11 +64,13 @@ pub(crate) async fn record_undone(relocation: &Relocation, admin: &Admin) -> Res
 /// has written there meanwhile.
 async fn record_end(relocation: &Relocation, owner: &Side, admin: &Admin) -> Result<()> {
     let Some(user) = relocation.pin else { return Ok(()) };
-    record(relocation, &owned(relocation, owner).await?, owner.shard, admin).await?;
+    // Of a group in which the user has gone elsewhere meanwhile, by another relocation, that one tells.
+    let owned = owned(relocation, owner).await?;
+    record(relocation, &owned, owner.shard, admin).await?;
     let at_home = "SELECT coalesce(array_agg(g.name), '{}') FROM unnest($2::text[]) AS g (name)
                     WHERE NOT EXISTS (SELECT FROM therev.pins AS p
                                        WHERE p.user_id = $1 AND p.colocation_group::text = g.name)";
-    let at_home: Vec<String> = owner.one(at_home, &[&user.0, &relocation.group_names()]).await?.get(0);
+    let at_home: Vec<String> = owner.one(at_home, &[&user.0, &owned.groups]).await?.get(0);
     let forget = format!(
         "SELECT therev.forget_pins(array_agg(p.colocation_group), array_agg(p.user_id), array_agg(p.shard),
                                    array_agg(p.epoch))
@@ -353,13 +355,18 @@ async fn ended(relocation: &Relocation, pair: &Pair, admin: &Admin) -> Result<Op
 pub(crate) async fn undo(relocation: &Relocation, admin: &Admin, worker: Option<Uuid>) -> Result<bool> {
     let source = Side::connect(admin, Which::Source, relocation.source).await?;
     source.end_keepers(relocation.relocation).await?;
-    if let Some(part) = source.part(relocation.relocation).await? {
-        if part.state == PartState::Draining {
-            source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
+    while let Some(part) = source.part(relocation.relocation).await? {
+        match part.state {
+            PartState::Owned => {}
+            // Another worker's try, which may also have begun since the last look.
+            PartState::Draining => {
+                source.query("SELECT therev.back_out($1, $2)", &[&relocation.relocation, &part.attempt]).await?;
+            }
+            PartState::Incoming | PartState::Ready | PartState::Moved => return Ok(false),
         }
         let ended = source.one("SELECT therev.end_part($1, '{owned}')", &[&relocation.relocation]).await?;
-        if !ended.get::<_, bool>(0) {
-            return Ok(false);
+        if ended.get(0) {
+            break;
         }
     }
     fail::fail_point!("relocation.undone_at_source");

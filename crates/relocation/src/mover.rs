@@ -9,7 +9,7 @@ use crate::throttle::Progress;
 use crate::tries::Try;
 use crate::work::Wanted;
 use crate::{finish, lost, verify};
-use placement::{Bucket, Group};
+use placement::{Bucket, Group, Layout, ShardNo};
 use shards::{Admin, Config, Database, Shards};
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
@@ -165,17 +165,29 @@ impl Mover {
         }
         let catalog = self.shards.catalog();
         if catalog.shards.iter().any(|entry| entry.shard == request.target && entry.weight == 0.0) {
-            return Err(Error::refused(
-                format!("shard {} is being drained", request.target),
-                "name another shard, or give this one a weight (`therev shard weight`)",
-            ));
+            return Err(being_drained(request.target));
         }
-        let colocated = catalog.layout == placement::Layout::Colocated;
-        if colocated && request.groups.len() < Group::ALL.len() {
-            return Err(Error::refused(
-                "in the colocated layout both groups of a bucket move together",
-                "leave --group out, or give `both`",
-            ));
+        match catalog.layout {
+            Layout::Colocated if request.groups.len() < Group::ALL.len() => {
+                return Err(Error::refused(
+                    "in the colocated layout both groups of a bucket move together",
+                    "leave --group out, or give `both`",
+                ));
+            }
+            // Users are sent where their group is.
+            Layout::Split if request.pin.is_none() => {
+                let map = self.shards.map();
+                let holds = |group| map.places(group).any(|(_, place)| place.shard == request.target);
+                let mut others = Group::ALL.into_iter().filter(|group| !request.groups.contains(group));
+                if let Some(other) = others.find(|group| holds(*group)) {
+                    let target = request.target;
+                    return Err(Error::refused(
+                        format!("in the split layout shard {target} is for {other} alone"),
+                        format!("name another shard, or `--group {other}`"),
+                    ));
+                }
+            }
+            Layout::Colocated | Layout::Split => {}
         }
         plan::make(request, &self.admin()?).await
     }
@@ -308,7 +320,9 @@ impl Mover {
     /// were compared.
     pub async fn verify(&self, number: i64, repair: bool) -> Result<i64> {
         let relocation = self.show(number).await?;
-        if !matches!(relocation.state, State::CatchingUp | State::Verified | State::Switching) {
+        // On its way back only the stream from the target to the source is left, and both have written.
+        let goes_there = relocation.goal != Goal::Reversed;
+        if !goes_there || !matches!(relocation.state, State::CatchingUp | State::Verified | State::Switching) {
             return Err(Error::refused(
                 format!("relocation {number} is {}: there are no two sides to compare", relocation.state.name()),
                 "they can be compared between the copy and the switch",
@@ -488,12 +502,19 @@ fn in_another(one: Option<&Relocation>) -> Error {
     Error::refused("some of these buckets are in another relocation", next)
 }
 
-/// Within the transaction that begins a relocation: no schema is being changed, and both shards are there still.
+fn being_drained(shard: ShardNo) -> Error {
+    let next = "name another shard, or give this one a weight (`therev shard weight`)";
+    Error::refused(format!("shard {shard} is being drained"), next)
+}
+
+/// Within the transaction that begins a relocation: no schema is being changed, and both shards are there still, the one to take also
+/// with a weight.
 async fn may_begin(control: &Client, plan: &Plan) -> Result<()> {
     let row = control
         .query_one(
             "SELECT pg_try_advisory_xact_lock_shared(hashtext('therev.schema_change')) AS is_still,
-                    (SELECT count(*) FROM therev.shards AS s WHERE s.shard IN ($1, $2)) AS shards",
+                    (SELECT count(*) FROM therev.shards AS s WHERE s.shard IN ($1, $2)) AS shards,
+                    EXISTS (SELECT FROM therev.shards AS s WHERE s.shard = $2 AND s.weight = 0) AS is_drained",
             &[&plan.source.0, &plan.target.0],
         )
         .await
@@ -503,6 +524,9 @@ async fn may_begin(control: &Client, plan: &Plan) -> Result<()> {
     }
     if row.get::<_, i64>("shards") < 2 {
         return Err(Error::refused("one of the two shards was removed", "`therev shard list` lists them"));
+    }
+    if row.get("is_drained") {
+        return Err(being_drained(plan.target));
     }
     Ok(())
 }

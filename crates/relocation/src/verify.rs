@@ -84,17 +84,22 @@ pub(crate) async fn run(
             whose: relocation.whose(row.get("colocation_group"), row.get("owner_column")),
         };
         progress.say(format!("comparing {}", table.table));
-        let (rows, differing) = buckets(&table, relocation, pair, &beats).await?;
-        compared += rows;
+        let (mut rows, differing) = buckets(&table, relocation, pair, &beats).await?;
+        let mut is_repaired = false;
         for some in in_parts(&differing, ROWS_AT_ONCE, |(_, rows)| *rows) {
             let some: Vec<i16> = some.iter().map(|(bucket, _)| *bucket).collect();
             let mut found = rows_of(&table, &some, pair, admin, &beats).await?;
             if repair && !found.is_empty() {
                 copy_anew(relocation, &table, &found, &some, pair).await?;
+                is_repaired = true;
                 found = rows_of(&table, &some, pair, admin, &beats).await?;
             }
             differences.extend(found.into_iter().map(|key| Difference { table: table.table.clone(), key }));
         }
+        if is_repaired {
+            (rows, _) = buckets(&table, relocation, pair, &beats).await?;
+        }
+        compared += rows;
     }
     progress.say("");
     if differences.is_empty() {

@@ -89,11 +89,15 @@ pub async fn set_weight(shards: &Shards, shard: ShardNo, weight: f32) -> Result<
             "add a shard first, or give another one a weight",
         ));
     }
-    let control = Admin::new(shards.config(), catalog)?.connect(Database::Control).await?;
-    control
-        .execute("UPDATE therev.shards SET weight = $2 WHERE shard = $1", &[&shard.0, &weight])
-        .await
-        .map_err(at_control)?;
+    let mut control = Admin::new(shards.config(), catalog)?.connect(Database::Control).await?;
+    let set = async {
+        let transaction = control.transaction().await?;
+        // A relocation that is just being written down is there afterwards; a later one sees the weight.
+        transaction.batch_execute("LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await?;
+        transaction.execute("UPDATE therev.shards SET weight = $2 WHERE shard = $1", &[&shard.0, &weight]).await?;
+        transaction.commit().await
+    };
+    set.await.map_err(at_control)?;
     shards.inner.refresh().await
 }
 

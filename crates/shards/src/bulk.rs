@@ -103,7 +103,7 @@ impl Shards {
         let mut waits = None;
         for (whose, said) in refused.iter().zip(self.ownership(shard, group, &refused).await?) {
             match said.ownership.hint(self.place(group, *whose).epoch).place(shard) {
-                Some(place) => self.learn(group, *whose, place, said.is_pin),
+                Some(place) => self.learn_refusal(group, *whose, shard, place, said.is_pin),
                 None => waits = Some(*whose),
             }
         }

@@ -8,10 +8,29 @@ use crate::life::Life;
 use crate::pool::Pool;
 use placement::{Bucket, Group, Layout, Map, Pins, Place, ShardNo, UserId};
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::ffi::OsStr;
+use std::fs::{DirEntry, File};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 use uuid::Uuid;
+
+/// Removes what somebody who was killed while writing a state file has left beside it. What is being written just now is young.
+fn remove_leftovers(path: &Path) {
+    const YOUNG: Duration = Duration::from_secs(60);
+    let (Some(folder), Some(stem)) = (path.parent(), path.file_stem().and_then(OsStr::to_str)) else { return };
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let is_left = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let between = name.to_str().and_then(|name| name.strip_prefix(stem)?.strip_prefix('.')?.strip_suffix(".new"));
+        let written = entry.metadata().and_then(|it| it.modified()).ok();
+        let is_old = written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > YOUNG);
+        is_old && between.is_some_and(|id| Uuid::try_parse(id).is_ok())
+    };
+    for left in std::fs::read_dir(folder).into_iter().flatten().flatten().filter(is_left) {
+        std::fs::remove_file(left.path()).ok();
+    }
+}
 
 /// The cluster as the control database knows it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -153,6 +172,7 @@ impl Catalog {
 
     /// Reads it from the state file; `None` when there is none that can be used.
     pub(crate) fn load(path: &Path) -> Option<Catalog> {
+        remove_leftovers(path);
         let catalog: Catalog = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
         let whole = catalog.places.len() == Group::ALL.len()
             && catalog.places.iter().all(|places| places.len() == usize::from(placement::BUCKETS));

@@ -37,6 +37,8 @@ pub struct Many {
 /// One shard's answer.
 #[derive(Debug)]
 pub struct Part {
+    /// Which shard it is.
+    pub shard: ShardNo,
     /// For whose rows it was asked; what it refused of these is in another part.
     pub whose: Vec<Whose>,
     /// The rows, as the statement orders them.
@@ -101,27 +103,28 @@ impl Shards {
         self.fan_out(statement.group, keys, ask).await
     }
 
-    /// Reads rows of whole buckets. `params` begin at `$3`.
-    pub async fn read_buckets(&self, statement: &ReadBuckets, buckets: Vec<Whose>, params: &Params<'_>) -> Many {
-        let ask = |shard, asked: Vec<Whose>| async move {
-            let users: Vec<Uuid> = asked.iter().filter_map(|whose| whose.user).map(|user| user.0).collect();
-            let whole = asked.iter().filter(|whose| whose.user.is_none()).map(|whose| whose.bucket);
-            let buckets: BucketSet = whole.collect();
-            let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &users];
-            all.extend_from_slice(params);
-            let rows = self.pool(shard).await?.query(statement.sql(), &all, false).await?;
-            Ok(Told::by_bucket(&asked, rows))
+    /// Reads rows of whole buckets. `params` begin at `$3`; after the last of them comes how many rows a shard is asked for.
+    pub async fn read_buckets(
+        &self,
+        statement: &ReadBuckets,
+        buckets: Vec<Whose>,
+        params: &Params<'_>,
+        limit: impl Fn(ShardNo) -> usize,
+    ) -> Many {
+        let ask = |shard, asked: Vec<Whose>| {
+            let limit = i64::try_from(limit(shard)).unwrap_or(i64::MAX);
+            async move {
+                let users: Vec<Uuid> = asked.iter().filter_map(|whose| whose.user).map(|user| user.0).collect();
+                let whole = asked.iter().filter(|whose| whose.user.is_none()).map(|whose| whose.bucket);
+                let buckets: BucketSet = whole.collect();
+                let mut all: Vec<&(dyn ToSql + Sync)> = vec![&buckets, &users];
+                all.extend_from_slice(params);
+                all.push(&limit);
+                let rows = self.pool(shard).await?.query(statement.sql(), &all, false).await?;
+                Ok(Told::by_bucket(&asked, rows))
+            }
         };
         self.fan_out(statement.group, buckets, ask).await
-    }
-
-    /// How many shards have rows of these owners, as far as this node knows.
-    pub fn spread(&self, group: Group, owners: &[Whose]) -> usize {
-        let map = self.map();
-        let mut shards: Vec<ShardNo> = owners.iter().map(|whose| map.place_of(group, *whose).shard).collect();
-        shards.sort_unstable();
-        shards.dedup();
-        shards.len()
     }
 
     /// Writes rows of many owners, each checked by itself; those of one shard in one transaction.
@@ -175,7 +178,7 @@ impl Shards {
                         continue;
                     }
                 };
-                answer.parts.push(Part { whose: part.iter().map(Payload::whose).collect(), rows });
+                answer.parts.push(Part { shard, whose: part.iter().map(Payload::whose).collect(), rows });
                 // Those of a bucket who are elsewhere, and were not asked for yet, are.
                 for (user, peer) in apart {
                     let whose = Whose::from(user);
@@ -252,7 +255,7 @@ impl Shards {
                 continue;
             };
             sent.insert(whose, place);
-            self.learn(group, whose, place, said.is_pin);
+            self.learn_refusal(group, whose, shard, place, said.is_pin);
         }
         Ok(waits)
     }

@@ -60,7 +60,22 @@ const DELIVER_AGAIN: &str = "
              LIMIT $3) AS lost
      WHERE o.outbox_id = lost.outbox_id";
 
+/// Whether whoever follows a shard has its log up to a position.
+const FOLLOWED: &str = "SELECT coalesce(bool_and(s.flush_lsn >= $1::text::pg_lsn), true) FROM therev.standbys AS s";
+const FOLLOWED_LOOK: Duration = Duration::from_millis(10);
+const FOLLOWED_WITHIN: Duration = Duration::from_millis(200);
+
 const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
+
+/// Waits until those who follow a shard have what it has written: whoever of them is promoted next must know for which life it has
+/// asked, or would not be taken for its follower.
+async fn followed(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let written: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
+    while !client.query_one(FOLLOWED, &[&written]).await?.get::<_, bool>(0) {
+        tokio::time::sleep(FOLLOWED_LOOK).await;
+    }
+    Ok(())
+}
 
 impl Lives {
     /// Asks which life of a database counts, and has the server that is there now begin one if it must and may. What others told it
@@ -83,18 +98,19 @@ impl Lives {
         let sql = |source| Error::of_statement(database, false, source);
         let row = client.query_one(IDENTITY, &[]).await.map_err(sql)?;
         let found = Life::of(&row);
-        if row.get("is_known") {
-            if found.incarnation == counts.incarnation {
-                return Ok(counts);
-            }
-            if found.counter <= counts.counter {
-                return Err(closed(ANOTHER));
-            }
-            // The control database itself was promoted, and has lost that it granted this life.
+        if found.counter > counts.counter {
+            // The control database itself was promoted, and has lost that it granted this life; or the one that this server was
+            // promoted from.
             let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &found.incarnation, &found.counter];
             self.control.query("SELECT therev.learn_life($1, $2, $3)", &params, true).await?;
-            return Ok(found);
         }
+        if row.get("is_known") {
+            if found.incarnation == counts.incarnation || found.counter > counts.counter {
+                return Ok(found);
+            }
+            return Err(closed(ANOTHER));
+        }
+        let counts = if found.counter > counts.counter { found } else { counts };
         // It was met since the one that counts was slow to answer: nothing is taken from that as long as it does.
         if is_led(&login, counts).await {
             return Ok(counts);
@@ -105,6 +121,10 @@ impl Lives {
         };
         let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
         fail::fail_point!("life.asked");
+        if let Database::Shard(_) = database {
+            // Late, or without an answer: only where that one ends and another one takes its place just now, it would be missed.
+            let _ = tokio::time::timeout(FOLLOWED_WITHIN, followed(&client)).await;
+        }
         let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &before, &candidate];
         let granted = self.control.query("SELECT * FROM therev.grant_life($1, $2, $3)", &params, true).await?;
         let granted = granted.first().map(Life::of).filter(|life| life.incarnation == candidate);

@@ -300,9 +300,12 @@ impl Pool {
             return Err(Error::Closed { database: self.database, reason: reason.clone() });
         }
         *closed = None;
-        let (database, in_force, within) = (self.database, self.life.clone(), self.deadline() / 4);
+        let (database, in_force, deadline) = (self.database, self.life.clone(), self.deadline());
+        let late = self.late("the life of");
         let settled = tokio::spawn(async move {
-            let settled = lives.settle(database, within).await.map(|life| in_force.set(life));
+            // A server that takes a question and never answers must not keep everybody waiting for good.
+            let settled = tokio::time::timeout(4 * deadline, lives.settle(database, deadline / 4));
+            let settled = settled.await.unwrap_or(Err(late)).map(|life| in_force.set(life));
             if let Err(Error::Closed { reason, .. }) = &settled {
                 *closed = Some((Instant::now(), reason.clone()));
             }
@@ -582,9 +585,12 @@ async fn meet_control(
 ) -> Result<Option<Stranger>, HookError> {
     let mut found = found;
     if !is_known {
-        let begin = "SELECT therev.begin_life(a.candidate, i.incarnation_counter + 1), a.candidate AS incarnation,
-                            i.incarnation_counter + 1 AS incarnation_counter
-                       FROM therev.ask_for_life() AS a, therev.identity AS i";
+        // Whoever follows a promoted one and is promoted itself, without having heard of its life, is on a later timeline: its number
+        // is a later one, too.
+        let begin = "SELECT therev.begin_life(a.candidate, n.counter), a.candidate AS incarnation,
+                            n.counter AS incarnation_counter
+                       FROM therev.ask_for_life() AS a, therev.identity AS i,
+                            LATERAL (SELECT greatest(i.incarnation_counter + 1, therev.current_timeline())) AS n (counter)";
         let begun = client.query_opt(begin, &[]).await.map_err(HookError::Backend)?;
         // No row: another node was quicker.
         let there = "SELECT incarnation, incarnation_counter FROM therev.identity";

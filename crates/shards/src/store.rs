@@ -314,13 +314,22 @@ impl Shards {
 
     /// Notes what a shard said: of the user where it is placed apart, else of the bucket.
     pub(crate) fn learn(&self, group: Group, whose: Whose, place: Place, is_pin: bool) {
+        self.note(group, whose, place, is_pin, |map| map.learn(group, whose.bucket, place));
+    }
+
+    /// The same of a shard that refused and said where to go.
+    pub(crate) fn learn_refusal(&self, group: Group, whose: Whose, by: ShardNo, place: Place, is_pin: bool) {
+        self.note(group, whose, place, is_pin, |map| map.learn_refusal(group, whose.bucket, by, place));
+    }
+
+    fn note(&self, group: Group, whose: Whose, place: Place, is_pin: bool, of_bucket: impl Fn(&mut Map) -> bool) {
         self.inner.map.rcu(|map| {
             let mut map = Map::clone(map);
             if let Some(user) = whose.user {
                 map.learn_pin(group, user, is_pin.then_some(place));
             }
             if !is_pin {
-                map.learn(group, whose.bucket, place);
+                of_bucket(&mut map);
             }
             map
         });
@@ -374,7 +383,7 @@ impl<'a> Route<'a> {
             let place = said.ownership.hint(self.place.epoch).place(asked);
             if let Some(place) = place {
                 self.place = place;
-                self.shards.learn(self.group, self.whose, place, said.is_pin);
+                self.shards.learn_refusal(self.group, self.whose, asked, place, said.is_pin);
                 self.hops = if has_waited { 1 } else { self.hops + 1 };
                 // Nobody is sent around through more than a few shards without a pause: a switch is going on then. And whoever
                 // has waited for one looks at the other side first, together with the others, whether it has taken over.

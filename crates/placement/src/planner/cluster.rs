@@ -47,7 +47,10 @@ impl Side {
     }
 
     /// How far it would be out of balance, holding so much.
+    ///
+    /// Of a shard that is to be emptied its pinned users are not: they go back to their buckets.
     pub(super) fn off(&self, held: u128) -> u128 {
+        let held = if self.weight() == 0 { held.saturating_sub(self.pinned) } else { held };
         if held > self.high { held - self.high } else { self.low.saturating_sub(held) }
     }
 

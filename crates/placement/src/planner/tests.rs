@@ -106,6 +106,16 @@ fn worst(shares: &[ShardShare]) -> f64 {
     shares.iter().map(off).fold(0.0, f64::max)
 }
 
+/// Who is placed apart on a shard that is to be emptied goes back to the bucket, wherever that is: the shard is in nobody's way.
+#[test]
+fn pins_on_a_drained_shard_keep_no_plan_from_its_end() {
+    let item = |at: usize, shard| Item { bucket: bucket(at), shard: ShardNo(shard), bytes: 100, load: 1 };
+    let pins = vec![Pin { bucket: bucket(0), shard: ShardNo(2), bytes: 50, load: 1 }];
+    let items = (0..10).map(|at| item(at, i16::try_from(at % 2).unwrap())).collect();
+    let plan = Given { shards: shards(&[1, 1, 0]), items, pins, by: By::Size }.plan(None);
+    assert_eq!((plan.moves.len(), plan.reached), (0, Reached::Within));
+}
+
 proptest! {
     #[test]
     fn every_bucket_stays_once_and_goes_where_there_is_room(given in given(10_000)) {

@@ -619,7 +619,8 @@ async fn rows_that_differ_are_named_and_put_right() {
     let attacked = Attacked::new().await;
     let (ada, bucket, thread) = (attacked.ada, attacked.ada.bucket(), attacked.open.thread_id);
     let number = attacked.rests_before_its_switch().await;
-    assert!(attacked.verify(number, false).await.expect("both sides hold the same rows") > 1);
+    let rows = attacked.verify(number, false).await.expect("both sides hold the same rows");
+    assert!(rows > 1);
     let target = attacked.cluster.stranger("shard_1").await;
     attacked.spoil(&target).await;
 
@@ -635,7 +636,8 @@ async fn rows_that_differ_are_named_and_put_right() {
     assert_eq!(examples.matches(" (").count(), 3, "nothing else is named: {examples}");
     assert_eq!(spoilt(&target).await, [1, 1, 1], "who only compares changes nothing");
 
-    attacked.verify(number, true).await.expect("the source's rows are put in their place");
+    let repaired = attacked.verify(number, true).await.expect("the source's rows are put in their place");
+    assert_eq!(repaired, rows, "those are counted that are there by now");
     assert_eq!(spoilt(&target).await, [0, 0, 0]);
     attacked.verify(number, false).await.expect("both sides hold the same rows");
     attacked.goes_on(number).await;

@@ -338,6 +338,32 @@ async fn one_promotion_is_one_life_whoever_asks_and_when() {
     cluster.finish().await;
 }
 
+/// The control database was promoted as well, and has lost the life of the server that the next one followed.
+/// Invariant 12.
+#[tokio::test]
+async fn a_life_that_was_lost_is_learned_from_whoever_followed_it() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let (_, first) = lives(&cluster, "shard_1").await;
+    let answers = async || {
+        let asked = async { while node.user(authors[1]).await.is_err() {} };
+        tokio::time::timeout(std::time::Duration::from_secs(30), asked).await.expect("it opens by itself");
+    };
+    promoted(&cluster, "shard_1").await;
+    answers().await;
+    let (second, _) = lives(&cluster, "shard_1").await;
+    let lost = "UPDATE therev.incarnations SET incarnation = $1, incarnation_counter = $2 WHERE database = 'shard 1'";
+    let control = cluster.stranger("control").await;
+    assert_eq!(control.execute(lost, &[&first.0, &first.1]).await.expect("as it was"), 1);
+    promoted(&cluster, "shard_1").await;
+    answers().await;
+    let (here, counts) = lives(&cluster, "shard_1").await;
+    assert_eq!((here, here.1), (counts, second.1 + 1));
+    drop((node, control));
+    cluster.finish().await;
+}
+
 /// The next promotion came while the granted life had yet to begin: another shard was down, or the node that asked was killed.
 /// Invariant 12.
 #[tokio::test]

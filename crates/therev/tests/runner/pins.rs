@@ -357,6 +357,28 @@ async fn what_a_sleeper_noted_of_a_user_who_went_home_is_forgotten() {
     cluster.finish().await;
 }
 
+/// A worker that slept tells the home of a place of an earlier time that the user was apart.
+/// Invariants 19 and 22.
+#[tokio::test]
+async fn what_a_sleeper_tells_of_an_earlier_time_apart_is_no_news() {
+    let scene = Scene::new().await;
+    scene.moved(Some(scene.pinned), 0, 3).await;
+    scene.moved(Some(scene.pinned), 3, 1).await;
+    let home = scene.cluster.stranger("shard_0").await;
+    let epochs = "SELECT array_agg(p.epoch ORDER BY p.colocation_group) FROM therev.pins AS p WHERE p.user_id = $1";
+    let told: Vec<i64> = home.query_one(epochs, &[&scene.pinned.0]).await.expect("what it was told").get(0);
+    scene.moved(Some(scene.pinned), 1, 0).await;
+    scene.moved(Some(scene.pinned), 0, 2).await;
+    let late = "SELECT therev.learn_pin('{account,content}', $1, 1::smallint, $2)";
+    let learned: i64 = home.query_one(late, &[&scene.pinned.0, &told]).await.expect("an answer").get(0);
+    assert_eq!(learned, 0);
+    scene.prove(2, 0).await;
+    drop(home);
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
 /// What is taken back of a part that was begun too late is what the part would have brought: the user who was placed apart on its
 /// shard since is there for good.
 /// Invariants 19 and 22.

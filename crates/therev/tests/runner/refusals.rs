@@ -100,6 +100,39 @@ async fn what_cannot_move_is_refused() {
     cluster.finish().await;
 }
 
+/// Accounts among content, or content among accounts, would count as the other kind of shard from then on.
+#[tokio::test]
+async fn in_the_split_layout_each_kind_goes_where_it_is() {
+    let cluster = TestCluster::new(Layout::Split, 3).await;
+    let node = cluster.node().await;
+    let mover = mover(&node);
+    let bucket = Bucket::try_from(4_u16).expect("a bucket");
+    let of = |group, source, target| Request { groups: vec![group], ..request(bucket, source, target) };
+    let accounts = said(mover.plan(&of(Group::Account, 0, 2)).await);
+    let expected = "in the split layout shard 2 is for content alone; name another shard, or `--group content`";
+    assert_eq!(accounts, expected);
+    let content = said(mover.plan(&of(Group::Content, 1, 0)).await);
+    assert!(content.starts_with("in the split layout shard 0 is for account alone; "), "{content}");
+    mover.plan(&of(Group::Content, 1, 2)).await.expect("a plan");
+    drop((mover, node));
+    cluster.finish().await;
+}
+
+/// Planned before, begun after: whoever drains a shard has waited for everything that comes to it by then.
+#[tokio::test]
+async fn what_was_planned_before_a_shard_was_drained_does_not_come_to_it() {
+    let cluster = TestCluster::new(Layout::Colocated, 2).await;
+    let node = cluster.node().await;
+    let mover = mover(&node);
+    let [ada, ..] = user_per_shard(&node).await;
+    let plan = mover.plan(&request(ada.bucket(), 0, 1)).await.expect("a plan");
+    therev::set_weight(node.shards(), ShardNo(1), 0.0).await.expect("it is drained");
+    assert!(in_the_way(&mover, &plan).await.starts_with("shard 1 is being drained; "));
+    therev::set_weight(node.shards(), ShardNo(1), 1.0).await.expect("it is as it was");
+    drop((mover, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn a_shard_that_is_down_is_named() {
     let cluster = TestCluster::new(Layout::Colocated, 2).await;

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use testkit::TestCluster;
 use therev::{
-    AccountType, Actor, Bucket, Error, ExposeSecret, Group, Map, NewAccount, NewPost, NewSession, NewTask, NewUser,
-    Place, PostChange, Provider, ShardNo, TaskStatus, TaskType, Therev, ThreadChange, ThreadOrder, UserChange, UserId,
+    AccountType, Actor, Bucket, Error, ExposeSecret, Group, Layout, Map, NewAccount, NewPost, NewSession, NewTask,
+    NewUser, Place, PostChange, Provider, ShardNo, TaskStatus, TaskType, Therev, ThreadChange, ThreadOrder, UserChange,
+    UserId,
 };
 
 /// A node that believes every bucket to be on a shard where it is not.
@@ -220,6 +221,39 @@ async fn a_lost_node_deletes(lost: &Lost, ada: UserId, cy: UserId) {
     assert_eq!(lost.node().users(&[ada, cy]).await.expect("the living").len(), 1);
     assert_eq!(lost.node().post(stays).await.expect("its place").body, None);
     assert!(!lost.node().where_id(ada.0).await.expect("it is placed all the same").exists);
+}
+
+/// A decision that a promotion has lost leaves nodes with an epoch that no shard has any more.
+#[tokio::test]
+async fn who_believes_in_an_epoch_that_is_lost_is_put_right_by_the_shards() {
+    let cluster = TestCluster::colocated().await;
+    let node = cluster.node().await;
+    let authors = user_per_shard(&node).await;
+    let open = thread(&node, authors[0], "Lost decisions").await;
+    let mut map = Map::first(Layout::Colocated, 4);
+    for (group, bucket) in Group::ALL.into_iter().flat_map(|group| Bucket::all().map(move |bucket| (group, bucket))) {
+        let ShardNo(owner) = map.place(group, bucket).shard;
+        map.learn(group, bucket, Place { shard: ShardNo((owner + 1) % 4), epoch: 9 });
+    }
+    let lost = cluster.node().await;
+    let owner = node.shards().map().place(Group::Content, authors[1].bucket()).shard;
+    let believed = || lost.shards().map().place(Group::Content, authors[1].bucket()).shard;
+
+    lost.shards().forget_placement(map.clone());
+    let mut writer = lost.bulk_writer();
+    writer.posts("posts", (0..40).map(|n| bulk_post(&open, authors[n % 4])).collect()).await.expect("a bulk write");
+    writer.finish().await.expect("it ends");
+    assert_eq!((writer.written(), believed()), (40, owner));
+
+    lost.shards().forget_placement(map.clone());
+    post(&lost, authors[1], &open, "by itself").await;
+    assert_eq!(believed(), owner);
+
+    lost.shards().forget_placement(map);
+    let page = lost.thread_page(open.thread_id, None, 50).await.expect("a page");
+    assert_eq!((page.posts.len(), believed()), (41, owner));
+    drop((node, lost));
+    cluster.finish().await;
 }
 
 /// Invariant 4.

@@ -4,7 +4,7 @@ use crate::things::{post, thread, user_per_shard};
 use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
-use therev::{BucketSet, Database, NewPost, ShardNo, Therev};
+use therev::{BucketSet, Database, NewPost, PostId, ShardNo, Therev, ThreadId};
 use uuid::Uuid;
 
 /// What was sent since `before`, to whom; the control database hears of the node from time to time, of no operation.
@@ -116,7 +116,7 @@ async fn a_page_asks_one_shard_of_sixteen() {
 }
 
 #[tokio::test]
-async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
+async fn a_shard_that_holds_more_of_a_page_than_of_the_thread_is_asked_twice() {
     let cluster = TestCluster::colocated().await;
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
@@ -131,11 +131,14 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
     let before = node.shards().statements();
     let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
     assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1)]);
-    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where most posts are");
+    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1)]);
+    assert_eq!(
+        since(&node, &before),
+        asked,
+        "the head, and one per shard: most of the thread is where most of the page is"
+    );
 
     // Of a thread that the page holds whole nobody is asked twice, by a node that has seen it and by one that has not.
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1)]);
     let fresh = cluster.node().await;
     for _ in 0..2 {
         let before = fresh.shards().statements();
@@ -143,11 +146,32 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
         assert_eq!((page.posts.len(), since(&fresh, &before)), (46, asked.clone()));
     }
     drop(fresh);
+    pages_are_whole(&node, open.thread_id, &written).await;
 
+    // One author's alone at first, a quarter of the thread.
+    let open = thread(&node, authors[0], "First one's").await;
+    let mut written = Vec::new();
+    for number in 0..80 {
+        let author = if number < 20 { authors[1] } else { authors[[0, 2, 3][number % 3]] };
+        written.push(post(&node, author, &open, "text").await.post_id);
+    }
+    node.relay_once().await.expect("the relay runs");
+    let before = node.shards().statements();
+    let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
+    assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
+    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1)]);
+    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where the page is");
+    pages_are_whole(&node, open.thread_id, &written).await;
+    drop(node);
+    cluster.finish().await;
+}
+
+/// Page by page a thread has every post once, in order, however long the pages are.
+async fn pages_are_whole(node: &Therev, thread: ThreadId, written: &[PostId]) {
     for limit in [1, 5, 9, 20, 45, 46, 47] {
         let (mut read, mut after) = (Vec::new(), None);
         loop {
-            let page = node.thread_page(open.thread_id, after, limit).await.expect("a page");
+            let page = node.thread_page(thread, after, limit).await.expect("a page");
             assert!(page.posts.len() == limit || page.next.is_none(), "a page of {limit} is whole, or the last");
             read.extend(page.posts.iter().map(|it| it.post.post_id));
             after = page.next;
@@ -157,8 +181,6 @@ async fn a_shard_that_holds_more_of_a_page_than_its_share_is_asked_twice() {
         }
         assert_eq!(read, written, "pages of {limit}");
     }
-    drop(node);
-    cluster.finish().await;
 }
 
 /// Where a node has shown a thread before, it asks for the posts without waiting for the head; and for those of whoever came
