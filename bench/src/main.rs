@@ -40,7 +40,7 @@ type Anyhow<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 const NAMES: [(&str, &str); 12] = [
     ("point_read", "a user by key ÷ the same statement without fence and library"),
     ("author_page", "50 posts of one author ÷ the same statement without fence and library"),
-    ("thread_page", "50 posts of a thread on 4 shards ÷ the slowest of its shards' queries, side by side"),
+    ("thread_page", "50 posts of a thread on 4 shards ÷ the slowest of its shards' queries for them, side by side"),
     ("one_of_sixteen", "shards asked for a thread whose posts are on one of sixteen"),
     ("growth", "reads, pages and writes with 10 × the data, and on 1, 2, 4, 8 and 16 shards"),
     ("insert", "a post with fence, contribution and event ÷ its bare row, ÷ the same rows"),
