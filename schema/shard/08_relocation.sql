@@ -119,8 +119,9 @@ BEGIN ATOMIC
     SELECT o.colocation_group, (part).pin, o.bucket,
            CASE (part).side WHEN 'source' THEN 'owned' ELSE 'incoming' END::therev.ownership_state,
            CASE (part).side WHEN 'target' THEN (part).peer END,
-           -- Numbers of relocations only grow: whoever slept and tells of an earlier time that the user was apart has an older epoch.
-           CASE (part).side WHEN 'source' THEN o.epoch + (part).relocation
+           -- Numbers of relocations only grow, and one raises an epoch twice at the most: whoever slept and tells of an earlier time
+           -- that the user was apart has an older epoch.
+           CASE (part).side WHEN 'source' THEN o.epoch + 2 * (part).relocation
                             ELSE epochs[array_position((part).groups, o.colocation_group)] END
       FROM therev.ownership AS o
      WHERE o.colocation_group = ANY ((part).groups) AND o.bucket = ANY ((part).buckets)

@@ -183,10 +183,10 @@ impl Community {
                     *known.posts.entry(shard).or_default() += posts;
                 }
             }
+            let posts = all.all_posts();
             if more.buckets != BucketSet::empty() {
                 remembered.insert(id, Arc::new(all));
             }
-            let posts = usize::try_from(head.thread.post_count).unwrap_or(0);
             Ok::<_, Error>((head.thread, head.author, posts_of(more, posts).await?))
         });
         // Both to the end: to leave an answer costs its connection.

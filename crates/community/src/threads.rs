@@ -117,7 +117,7 @@ macro_rules! thread_columns {
 }
 
 /// The head, the number of posts, and which buckets' authors wrote, except those of `$3`: the one statement that a page begins
-/// with. A bucket may be named more than once, each time in one number with how many posts are somebody's: those are its lower half.
+/// with. A bucket may be named more than once, each time in one number with how many posts somebody has written: those are its lower half.
 static HEAD: Read = Read::by_id(
     Group::Content,
     "author_id",
@@ -130,7 +130,7 @@ static HEAD: Read = Read::by_id(
         author_joined!("t"),
         "CROSS JOIN
                 LATERAL (SELECT coalesce(sum(p.posts), 0) AS post_count,
-                                array_agg(therev.bucket_of(p.participant_id)::bigint << 32 | p.posts)
+                                array_agg(therev.bucket_of(p.participant_id)::bigint << 32 | (p.posts + p.deleted))
                                     FILTER (WHERE p.posts + p.deleted > 0
                                               AND get_bit($3::varbit, therev.bucket_of(p.participant_id)) = 0) AS buckets
                            FROM therev.thread_participants AS p

@@ -179,7 +179,8 @@ impl Mover {
                 let map = self.shards.map();
                 let holds = |group| map.places(group).any(|(_, place)| place.shard == request.target);
                 let mut others = Group::ALL.into_iter().filter(|group| !request.groups.contains(group));
-                if let Some(other) = others.find(|group| holds(*group)) {
+                // One that has both is neither.
+                if let Some(other) = others.find(|group| holds(*group) && !request.groups.iter().any(|it| holds(*it))) {
                     let target = request.target;
                     return Err(Error::refused(
                         format!("in the split layout shard {target} is for {other} alone"),

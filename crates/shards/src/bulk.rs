@@ -7,7 +7,7 @@ use crate::store::Shards;
 use bytes::{BufMut, BytesMut};
 use deadpool_postgres::Object;
 use futures_util::SinkExt;
-use placement::{Group, Place, ShardNo, Whose};
+use placement::{Group, ShardNo, Whose};
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
 use std::sync::Arc;
@@ -109,8 +109,7 @@ impl Shards {
         }
         if let Some(whose) = waits {
             if let Some((owner, is_pin)) = Box::pin(self.end_late_switch(shard, group, whose)).await {
-                let place = Place { shard: owner, ..self.place(group, whose) };
-                self.learn(group, whose, place, is_pin);
+                self.learn_refusal(group, whose, shard, owner, is_pin);
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// Removes what somebody who was killed while writing a state file has left beside it. What is being written just now is young.
-fn remove_leftovers(path: &Path) {
+pub(crate) fn remove_leftovers(path: &Path) {
     const YOUNG: Duration = Duration::from_secs(60);
     let (Some(folder), Some(stem)) = (path.parent(), path.file_stem().and_then(OsStr::to_str)) else { return };
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -172,7 +172,6 @@ impl Catalog {
 
     /// Reads it from the state file; `None` when there is none that can be used.
     pub(crate) fn load(path: &Path) -> Option<Catalog> {
-        remove_leftovers(path);
         let catalog: Catalog = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
         let whole = catalog.places.len() == Group::ALL.len()
             && catalog.places.iter().all(|places| places.len() == usize::from(placement::BUCKETS));

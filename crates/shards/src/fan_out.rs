@@ -247,9 +247,8 @@ impl Shards {
                     && started.elapsed() > self.late()
                     && let Some((owner, is_pin)) = Box::pin(self.end_late_switch(shard, group, whose)).await
                 {
-                    let place = Place { shard: owner, epoch: came_with };
-                    sent.insert(whose, place);
-                    self.learn(group, whose, place, is_pin);
+                    sent.insert(whose, Place { epoch: came_with, ..owner });
+                    self.learn_refusal(group, whose, shard, owner, is_pin);
                 }
                 waits = true;
                 continue;

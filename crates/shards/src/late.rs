@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::statement::Unfenced;
 use crate::store::Shards;
-use placement::{Group, ShardNo, Whose};
+use placement::{Group, Place, ShardNo, Whose};
 use std::time::Duration;
 
 /// How long a call waits for a switch before it looks after it. A mover gives up by itself after a few hundredths of that.
@@ -36,16 +36,16 @@ impl Shards {
 
     /// Looks after a switch that these rows wait for at a shard. What it cannot end it leaves to the next call.
     ///
-    /// Answers with the shard that owns them after all, where that is not the one that was asked, and whether it says so of the
-    /// user alone.
-    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, whose: Whose) -> Option<(ShardNo, bool)> {
+    /// Answers with where they are after all, where that is not the shard that was asked, and whether that is said of the user
+    /// alone.
+    pub(crate) async fn end_late_switch(&self, shard: ShardNo, group: Group, whose: Whose) -> Option<(Place, bool)> {
         self.try_to_end(shard, group, whose).await.unwrap_or_else(|error| {
             tracing::debug!(%error, "a switch at shard {shard} could not be ended");
             None
         })
     }
 
-    async fn try_to_end(&self, shard: ShardNo, group: Group, whose: Whose) -> Result<Option<(ShardNo, bool)>, Error> {
+    async fn try_to_end(&self, shard: ShardNo, group: Group, whose: Whose) -> Result<Option<(Place, bool)>, Error> {
         let bucket = whose.bucket;
         let Some(part) = self.unfenced(shard, &PART, &[&group.name(), &bucket.sql()]).await?.pop() else {
             return Ok(None);
@@ -63,7 +63,7 @@ impl Shards {
                 // A promotion may have undone the decision that sent this call here: then the peer owns the bucket still.
                 let said = self.ownership(peer, group, &[whose]).await?;
                 if let Some(said) = said.first().filter(|said| said.ownership.state.readable()) {
-                    return Ok(Some((peer, said.is_pin)));
+                    return Ok(Some((Place { shard: peer, epoch: said.ownership.epoch }, said.is_pin)));
                 }
                 self.complete(shard, peer, relocation).await?;
             }

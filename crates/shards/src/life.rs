@@ -98,22 +98,23 @@ impl Lives {
         let sql = |source| Error::of_statement(database, false, source);
         let row = client.query_one(IDENTITY, &[]).await.map_err(sql)?;
         let found = Life::of(&row);
-        if found.counter > counts.counter {
-            // The control database itself was promoted, and has lost that it granted this life; or the one that this server was
-            // promoted from.
+        let is_known = row.get("is_known");
+        // The control database itself was promoted, and has lost that it granted this life; or the one that this server followed.
+        let is_lost = found.counter > counts.counter;
+        if is_known && !is_lost {
+            return if found.incarnation == counts.incarnation { Ok(counts) } else { Err(closed(ANOTHER)) };
+        }
+        let counts = if is_lost { found } else { counts };
+        // It was met since the one that counts was slow to answer: nothing is taken from that as long as it does.
+        if !is_known && is_led(&login, counts).await {
+            return Ok(counts);
+        }
+        if is_lost {
             let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &found.incarnation, &found.counter];
             self.control.query("SELECT therev.learn_life($1, $2, $3)", &params, true).await?;
         }
-        if row.get("is_known") {
-            if found.incarnation == counts.incarnation || found.counter > counts.counter {
-                return Ok(found);
-            }
-            return Err(closed(ANOTHER));
-        }
-        let counts = if found.counter > counts.counter { found } else { counts };
-        // It was met since the one that counts was slow to answer: nothing is taken from that as long as it does.
-        if is_led(&login, counts).await {
-            return Ok(counts);
+        if is_known {
+            return Ok(found);
         }
         let Some(asked) = client.query_opt("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)? else {
             // Another node was quicker: the life that it brought about is there to be read.

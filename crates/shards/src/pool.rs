@@ -304,7 +304,7 @@ impl Pool {
         let late = self.late("the life of");
         let settled = tokio::spawn(async move {
             // A server that takes a question and never answers must not keep everybody waiting for good.
-            let settled = tokio::time::timeout(4 * deadline, lives.settle(database, deadline / 4));
+            let settled = tokio::time::timeout(2 * deadline, lives.settle(database, deadline / 4));
             let settled = settled.await.unwrap_or(Err(late)).map(|life| in_force.set(life));
             if let Err(Error::Closed { reason, .. }) = &settled {
                 *closed = Some((Instant::now(), reason.clone()));

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, Error, NoTls};
 
 /// How long a host may say nothing before the next one is asked beside it.
@@ -51,22 +51,31 @@ pub(crate) async fn reach(config: &Config, life: Option<Life>) -> Result<Reached
 /// How long the host of the life that counts may say nothing before another one takes its place.
 const SILENT: Duration = Duration::from_secs(1);
 
-/// Whether one of several hosts still lets itself be written in this life, as far as they say so soon.
+/// Whether one of several hosts still lets itself be written in this life or a later one, as far as they say so soon.
 pub(crate) async fn is_led(config: &Config, life: Life) -> bool {
     let hosts = each_host(config);
     if hosts.len() < 2 {
         return false;
     }
-    let mut asked: FuturesUnordered<_> = hosts.into_iter().map(|host| ask(host, Some(life))).collect();
+    let mut asked: FuturesUnordered<_> = hosts.into_iter().map(|host| leads(host, life)).collect();
     let hears = async {
-        while let Some((_, is_meant)) = asked.next().await {
-            if is_meant {
+        while let Some(leads) = asked.next().await {
+            if leads {
                 return true;
             }
         }
         false
     };
     tokio::time::timeout(SILENT, hears).await.unwrap_or(false)
+}
+
+/// Connects to one host; says whether it is in this life or a later one.
+async fn leads(host: Config, life: Life) -> bool {
+    let Ok((client, _)) = connect(&host).await else { return false };
+    let leads = "SELECT FROM therev.identity AS i
+                  WHERE (i.incarnation = $1 OR i.incarnation_counter > $2) AND i.timeline = therev.current_timeline()";
+    let params = [(&life.incarnation as &(dyn ToSql + Sync), Type::UUID), (&life.counter, Type::INT8)];
+    client.query_typed_opt(leads, &params).await.is_ok_and(|row| row.is_some())
 }
 
 /// Connects to one host; says whether it is in this life.

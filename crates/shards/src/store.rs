@@ -1,7 +1,7 @@
 //! The handle on a cluster: which shard to ask, and what to do when it says that it is not the one.
 
 use crate::address::{LIBRARY_ROLE, Login};
-use crate::catalog::{Catalog, FoundPlacement};
+use crate::catalog::{Catalog, FoundPlacement, remove_leftovers};
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::error::{Database, Error};
@@ -77,6 +77,9 @@ impl Shards {
         let anyone = Expected { cluster_id: None, kind: schema::Kind::Control, life: None };
         let control = Arc::new(Pool::new(Database::Control, login.control()?, anyone, limits(&config, 4), None)?);
         let lives = Arc::new(Lives { login, control: control.clone() });
+        if let Some(path) = &config.state_file {
+            remove_leftovers(path);
+        }
         let (catalog, found) = match (Catalog::read(&control).await, &config.state_file) {
             (Ok(catalog), _) => (catalog, FoundPlacement::Control),
             (Err(error @ (Error::Down { .. } | Error::Deadline { .. })), Some(path)) => {
@@ -422,8 +425,8 @@ impl<'a> Route<'a> {
         let ended = Box::pin(self.shards.end_late_switch(asked, self.group, self.whose));
         // Not for longer than the call itself may take.
         let Ok(Some((owner, is_pin))) = self.within(async { Ok(ended.await) }).await else { return false };
-        self.place = Place { shard: owner, ..self.place };
-        self.shards.learn(self.group, self.whose, self.place, is_pin);
+        self.place.shard = owner.shard;
+        self.shards.learn_refusal(self.group, self.whose, asked, owner, is_pin);
         true
     }
 
