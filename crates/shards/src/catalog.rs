@@ -16,6 +16,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// Removes what somebody who was killed while writing a state file has left beside it. What is being written just now is young.
+/// Where the clock says otherwise, that write fails, and the next one does not.
 pub(crate) fn remove_leftovers(path: &Path) {
     const YOUNG: Duration = Duration::from_secs(60);
     let (Some(folder), Some(stem)) = (path.parent(), path.file_stem().and_then(OsStr::to_str)) else { return };
@@ -236,5 +237,29 @@ impl Catalog {
             users.iter().map(|(user, place)| PinEntry { colocation_group: *group, user_id: *user, place: *place })
         });
         Catalog { places, pins: pins.collect(), ..self.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn what_a_killed_writer_of_a_state_file_has_left_goes_and_nothing_else_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let [left, young] = [(); 2].map(|()| format!("node.{}.new", Uuid::new_v4().simple()));
+        let others = ["node.json", "node.notes.new", "another.new"];
+        let other_node = format!("node.two.{}.new", Uuid::new_v4().simple());
+        let kept = others.into_iter().chain([young.as_str(), other_node.as_str()]);
+        for name in kept.clone().chain([left.as_str()]) {
+            let file = File::create_new(folder.path().join(name)).unwrap();
+            if name != young {
+                file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            }
+        }
+        remove_leftovers(&folder.path().join("node.json"));
+        assert!(kept.clone().all(|name| folder.path().join(name).exists()));
+        assert!(!folder.path().join(left).exists());
     }
 }

@@ -60,8 +60,7 @@ const DELIVER_AGAIN: &str = "
              LIMIT $3) AS lost
      WHERE o.outbox_id = lost.outbox_id";
 
-/// Whether whoever follows a shard has its log up to a position.
-const FOLLOWED: &str = "SELECT coalesce(bool_and(s.flush_lsn >= $1::text::pg_lsn), true) FROM therev.standbys AS s";
+/// How often whoever follows a shard is looked after, and how long they are waited for.
 const FOLLOWED_LOOK: Duration = Duration::from_millis(10);
 const FOLLOWED_WITHIN: Duration = Duration::from_millis(200);
 
@@ -71,7 +70,8 @@ const ANOTHER: &str = "another server was promoted in its place; make this one a
 /// asked, or would not be taken for its follower.
 async fn followed(client: &Client) -> Result<(), tokio_postgres::Error> {
     let written: String = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?.get(0);
-    while !client.query_one(FOLLOWED, &[&written]).await?.get::<_, bool>(0) {
+    let have = "SELECT therev.standbys_have($1::text::pg_lsn)";
+    while !client.query_one(have, &[&written]).await?.get::<_, bool>(0) {
         tokio::time::sleep(FOLLOWED_LOOK).await;
     }
     Ok(())

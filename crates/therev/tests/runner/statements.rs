@@ -4,7 +4,7 @@ use crate::things::{post, thread, user_per_shard};
 use futures_util::future::{join, join_all};
 use std::collections::BTreeMap;
 use testkit::TestCluster;
-use therev::{BucketSet, Database, NewPost, PostId, ShardNo, Therev, ThreadId};
+use therev::{BucketSet, Database, NewPost, PostId, ShardNo, Therev, Thread, ThreadId, UserId};
 use uuid::Uuid;
 
 /// What was sent since `before`, to whom; the control database hears of the node from time to time, of no operation.
@@ -121,49 +121,48 @@ async fn a_shard_that_holds_more_of_a_page_than_of_the_thread_is_asked_twice() {
     let node = cluster.node().await;
     let authors = user_per_shard(&node).await;
     let open = thread(&node, authors[0], "Mostly one's").await;
-    let mut written = Vec::new();
-    for number in 0..46 {
-        // Two of everybody in turn, then one author's alone.
-        let author = if number < 8 { authors[number % 4] } else { authors[1] };
-        written.push(post(&node, author, &open, "text").await.post_id);
-    }
-    node.relay_once().await.expect("the relay runs");
-    let before = node.shards().statements();
-    let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
-    assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1)]);
-    assert_eq!(
-        since(&node, &before),
-        asked,
-        "the head, and one per shard: most of the thread is where most of the page is"
-    );
+    // Two of everybody in turn, then one author's alone.
+    let in_turn = (0..46).map(|number| if number < 8 { authors[number % 4] } else { authors[1] });
+    let (written, asked) = written_and_shown(&node, &open, in_turn).await;
+    let expected = BTreeMap::from([(shard(0), 2), (shard(1), 1), (shard(2), 1), (shard(3), 1)]);
+    assert_eq!(asked, expected, "the head, and one per shard: most of the thread is where most of the page is");
 
     // Of a thread that the page holds whole nobody is asked twice, by a node that has seen it and by one that has not.
     let fresh = cluster.node().await;
     for _ in 0..2 {
         let before = fresh.shards().statements();
         let page = fresh.thread_page(open.thread_id, None, 50).await.expect("a page");
-        assert_eq!((page.posts.len(), since(&fresh, &before)), (46, asked.clone()));
+        assert_eq!((page.posts.len(), since(&fresh, &before)), (46, expected.clone()));
     }
     drop(fresh);
     pages_are_whole(&node, open.thread_id, &written).await;
 
     // One author's alone at first, a quarter of the thread.
     let open = thread(&node, authors[0], "First one's").await;
+    let at_first = (0..80).map(|number| if number < 20 { authors[1] } else { authors[[0, 2, 3][number % 3]] });
+    let (written, asked) = written_and_shown(&node, &open, at_first).await;
+    let expected = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1)]);
+    assert_eq!(asked, expected, "the head, one per shard, one more where the page is");
+    pages_are_whole(&node, open.thread_id, &written).await;
+    drop(node);
+    cluster.finish().await;
+}
+
+/// Writes a post of each author in turn; what was written, and whom a first page of 20 has asked.
+async fn written_and_shown(
+    node: &Therev,
+    open: &Thread,
+    authors: impl Iterator<Item = UserId>,
+) -> (Vec<PostId>, BTreeMap<Database, u64>) {
     let mut written = Vec::new();
-    for number in 0..80 {
-        let author = if number < 20 { authors[1] } else { authors[[0, 2, 3][number % 3]] };
-        written.push(post(&node, author, &open, "text").await.post_id);
+    for author in authors {
+        written.push(post(node, author, open, "text").await.post_id);
     }
     node.relay_once().await.expect("the relay runs");
     let before = node.shards().statements();
     let page = node.thread_page(open.thread_id, None, 20).await.expect("a page");
     assert_eq!(page.posts.iter().map(|it| it.post.post_id).collect::<Vec<_>>(), written[..20]);
-    let asked = BTreeMap::from([(shard(0), 2), (shard(1), 2), (shard(2), 1), (shard(3), 1)]);
-    assert_eq!(since(&node, &before), asked, "the head, one per shard, one more where the page is");
-    pages_are_whole(&node, open.thread_id, &written).await;
-    drop(node);
-    cluster.finish().await;
+    (written, since(node, &before))
 }
 
 /// Page by page a thread has every post once, in order, however long the pages are.
