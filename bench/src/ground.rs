@@ -65,5 +65,6 @@ pub(crate) fn bare_statement(name: &str) -> Anyhow<(String, String)> {
     let all = therev::fenced_statements();
     let (_, statement) =
         all.iter().find(|(known, _)| known.ends_with(name)).ok_or_else(|| format!("there is no statement {name}"))?;
-    Ok((statement.bare().unwrap_or_default(), statement.quick().unwrap_or_else(|| statement.sql()).to_owned()))
+    let fenced = statement.quick().map_or_else(|| statement.sql(), |[quick, _]| quick);
+    Ok((statement.bare().unwrap_or_default(), fenced.to_owned()))
 }

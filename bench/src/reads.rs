@@ -13,6 +13,9 @@ use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
+/// In so many parts the sides of a run take turns: a machine that slows down for a second slows all of them down.
+const SLICES: u32 = 8;
+
 /// Connections with a statement prepared on each, one for each worker, or one for several.
 struct Bare {
     clients: Vec<(Client, Statement)>,
@@ -60,6 +63,12 @@ fn turn(users: &[UserId], worker: usize, number: u64) -> UserId {
     users[(worker * 7_919 + usize::try_from(number).unwrap_or(0) * 31) % users.len()]
 }
 
+/// The same work in a later slice, which asks for others than those before it.
+fn after<F>(slice: u32, work: impl Fn(usize, u64) -> F + Clone) -> impl Fn(usize, u64) -> F + Clone {
+    const APART: u64 = 10_007;
+    move |worker, number| work(worker, number + APART * u64::from(slice))
+}
+
 /// A call beside its statement on bare connections.
 #[derive(Default)]
 struct Beside {
@@ -82,7 +91,7 @@ async fn beside_bare<F>(
     call: impl Fn(Therev, UserId) -> F + Clone + Send + 'static,
 ) -> Anyhow<Beside>
 where
-    F: Future<Output = Anyhow<()>> + Send,
+    F: Future<Output = Anyhow<()>> + Send + 'static,
 {
     if owners.is_empty() {
         return Err("shard 0 has nobody to ask for: more posts are wanted".into());
@@ -107,10 +116,14 @@ where
     for run in 0..=ground.runs {
         let (node, owners, call) = (node.clone(), owners.clone(), call.clone());
         let by_library = move |worker, number| call(node.clone(), turn(&owners, worker, number));
-        let ours = throughput(WORKERS, PERIOD, by_library).await?;
-        let without = throughput(WORKERS, PERIOD, by_bare(&plain)).await?;
-        let with = throughput(WORKERS, PERIOD, by_bare(&fenced)).await?;
-        let shared = throughput(WORKERS, PERIOD, by_bare(&half)).await?;
+        let [mut ours, mut without, mut with, mut shared] = [0.0; 4];
+        for slice in 0..SLICES {
+            ours += throughput(WORKERS, PERIOD / SLICES, after(slice, by_library.clone())).await?;
+            without += throughput(WORKERS, PERIOD / SLICES, after(slice, by_bare(&plain))).await?;
+            with += throughput(WORKERS, PERIOD / SLICES, after(slice, by_bare(&fenced))).await?;
+            shared += throughput(WORKERS, PERIOD / SLICES, after(slice, by_bare(&half))).await?;
+        }
+        let [ours, without, with, shared] = [ours, without, with, shared].map(|rates| rates / f64::from(SLICES));
         // The first run warms both sides up.
         if run > 0 {
             beside.library.add(ours, without);

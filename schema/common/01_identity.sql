@@ -64,6 +64,13 @@ BEGIN ATOMIC
               coalesce(pg_last_xact_replay_timestamp() - interval '1 minute', now() - interval '1 hour');
 END;
 
+-- By an operator's word: this server is to take the place of the one whose life counts, and asks for a life as a promoted one does.
+CREATE FUNCTION therev.take_its_place(counts uuid) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE therev.identity AS i SET timeline = 0 WHERE i.incarnation <> counts;
+END;
+
 -- Begins the life that was granted.
 CREATE FUNCTION therev.begin_life(granted uuid, counter bigint) RETURNS void
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
@@ -74,8 +81,8 @@ BEGIN ATOMIC
      WHERE therev.candidate(i) = granted;
 END;
 
-REVOKE EXECUTE ON FUNCTION therev.ask_for_life(), therev.begin_life(uuid, bigint) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION therev.ask_for_life(), therev.begin_life(uuid, bigint) TO therev;
+REVOKE EXECUTE ON FUNCTION therev.ask_for_life(), therev.take_its_place(uuid), therev.begin_life(uuid, bigint) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION therev.ask_for_life(), therev.take_its_place(uuid), therev.begin_life(uuid, bigint) TO therev;
 
 GRANT USAGE ON SCHEMA therev TO PUBLIC;
 GRANT SELECT ON therev.identity, therev.schema_versions TO PUBLIC;

@@ -22,7 +22,8 @@ CREATE TABLE therev.directories (
 CREATE UNIQUE INDEX directories_one_writer ON therev.directories (is_writer) WHERE is_writer;
 
 -- Which life of each shard and of the directory's writer counts. A server of another one is closed until it has been
--- granted a life here; of several that ask, the first one is, and the others are refused for good.
+-- granted a life here; of several that ask, the first one is, and the others are refused, unless by an
+-- operator's word.
 -- Written by shards/init.rs, shards/add_shard.rs, shards/remove_shard.rs and community/settle.rs, and through the functions
 -- below.
 CREATE TABLE therev.incarnations (

@@ -57,10 +57,30 @@ CREATE TABLE therev.pins (
 -- Query: who of a bucket is placed apart.
 CREATE INDEX pins_of_bucket ON therev.pins (colocation_group, bucket);
 
--- The same as bitmaps and lists, one row a group: what every statement on owned rows tests, in its own snapshot.
+-- Of the buckets that a shard reads those which it reads with everybody of them: none of whom has another place.
+CREATE FUNCTION therev.whole_of(readable bit(4096), pinned uuid[], readers uuid[]) RETURNS bit(4096)
+    LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS
+$$
+DECLARE
+    one uuid;
+BEGIN
+    FOREACH one IN ARRAY pinned LOOP
+        IF one <> ALL (readers) THEN
+            readable := set_bit(readable, therev.bucket_of(one), 0);
+        END IF;
+    END LOOP;
+    RETURN readable;
+END
+$$;
+
+-- Ownership and pins as bitmaps and lists, one row a group: what every statement on owned rows tests, in its own snapshot.
 -- Written by shards/fresh.rs, then kept by the triggers below in the transaction that changes the ownership.
 CREATE TABLE therev.fence (
     colocation_group therev.colocation_group PRIMARY KEY,
+    -- The buckets whose users are all read here: what most reads test, and nothing else.
+    whole            bit(4096) NOT NULL GENERATED ALWAYS AS (
+                         CASE WHEN pinned <@ readers THEN readable
+                              ELSE therev.whole_of(readable, pinned, readers) END) STORED,
     readable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
     writable         bit(4096) NOT NULL DEFAULT 0::bit(4096),
     -- The users who have a row in pins; of these, whose rows are read and written here.
@@ -70,7 +90,14 @@ CREATE TABLE therev.fence (
     -- The least version that a row written in this life of the server may have: versions never go back. It is as great as that
     -- of each shard that rows came from.
     version_floor    bigint    NOT NULL
-);
+) PARTITION BY LIST (colocation_group);
+-- One row each, which short reads find without looking for it. Written by nobody under this name.
+CREATE TABLE therev.fence_account PARTITION OF therev.fence FOR VALUES IN ('account');
+-- Written by nobody under this name.
+CREATE TABLE therev.fence_content PARTITION OF therev.fence FOR VALUES IN ('content');
+-- However long the lists are: nobody unpacks a bitmap to test it.
+ALTER TABLE therev.fence
+    ALTER COLUMN whole SET STORAGE PLAIN, ALTER COLUMN readable SET STORAGE PLAIN, ALTER COLUMN writable SET STORAGE PLAIN;
 
 -- Whether this shard reads (writes) an owner's rows: the owner's own place counts before the bucket's. «Not 0» rather than «1»:
 -- the planner takes most rows to pass then, as they do, and a page of many ends with its last row.

@@ -195,6 +195,10 @@ CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.pins
     FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.fence
     FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.fence_account
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
+CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.fence_content
+    FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 CREATE TRIGGER guard_truncate BEFORE TRUNCATE ON therev.outbox
     FOR EACH STATEMENT EXECUTE FUNCTION therev.refuse_truncate();
 

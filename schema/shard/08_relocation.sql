@@ -419,6 +419,19 @@ BEGIN
 END
 $$;
 
+-- The taking side: its peer begins a life, of this number, and may have lost its decision; `decided` are the relocations of which it
+-- knows that it has decided. Of the others nobody takes over any more, however late a call comes that was on its way: one that lies
+-- ready is waited for. What it decides in that life stays, for its sentinels have greater versions then.
+CREATE FUNCTION therev.lay_down(of_peer smallint, life bigint, decided bigint[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+BEGIN ATOMIC
+    UPDATE therev.relocation_parts AS p
+       SET state = 'incoming'
+      FROM therev.sentinels AS s
+     WHERE p.peer = of_peer AND p.state = 'ready' AND p.relocation <> ALL (decided)
+       AND s.relocation = p.relocation AND s.side <> p.side AND s.version_floor < life << 40;
+END;
+
 -- What the part says, which may only be seen yet, is on the disk when this has committed, and with it everything before.
 CREATE FUNCTION therev.make_durable(of_relocation bigint) RETURNS void
     LANGUAGE sql
@@ -551,11 +564,12 @@ $$;
 REVOKE EXECUTE ON FUNCTION
     therev.set_ownership(therev.relocation_parts, therev.ownership_state[], therev.ownership_state, integer),
     therev.drain(bigint, integer, integer), therev.back_out(bigint, integer), therev.get_ready(bigint, integer),
-    therev.decide(bigint, integer), therev.take_over(bigint, integer),
+    therev.decide(bigint, integer), therev.take_over(bigint, integer), therev.lay_down(smallint, bigint, bigint[]),
     therev.back_out_late(therev.colocation_group, smallint, integer),
     therev.learn_owners(text[], smallint[], smallint[], bigint[])
     FROM PUBLIC;
--- Any node may end a switch that a dead one began.
+-- Any node may end a switch that a dead one began, or a promotion.
 GRANT EXECUTE ON FUNCTION
-    therev.take_over(bigint, integer), therev.back_out_late(therev.colocation_group, smallint, integer)
+    therev.take_over(bigint, integer), therev.back_out_late(therev.colocation_group, smallint, integer),
+    therev.lay_down(smallint, bigint, bigint[])
     TO therev;

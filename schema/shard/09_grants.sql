@@ -18,7 +18,7 @@ GRANT INSERT, UPDATE, DELETE ON therev.relocation_parts, therev.sentinels TO the
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA therev TO therev_mover;
 
 -- A stranger's writes are checked with the fence.
-GRANT SELECT ON therev.fence, therev.ownership TO PUBLIC;
+GRANT SELECT ON therev.fence, therev.fence_account, therev.fence_content, therev.ownership TO PUBLIC;
 
 GRANT SELECT ON threads, posts, ai_tasks, ai_task_logs, user_ai_summary, ai_task_stats, therev.refreshes,
     therev.thread_contributions, therev.thread_participants, therev.thread_totals, therev.intents, therev.id_routes

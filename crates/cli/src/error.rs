@@ -214,7 +214,8 @@ fn next_step(error: &therev::Error) -> String {
             ("outcome_unknown", _) => "look whether it was done, or run the same command again with the same --id",
             ("deadline", _) => "try again; `therev status` shows which database does not answer",
             ("closed", _) => {
-                "`therev status` shows what is down; a server whose place was taken is to become a standby"
+                "`therev status` shows what is down; a server whose place was taken is to become a standby, or counts \
+                 again by `therev life grant` where the one that took it is lost for good"
             }
             ("wrong_database", _) => "correct the address; `therev init` makes a cluster of empty databases",
             ("config", _) => "correct it; docs/config.md lists every key and form of address",

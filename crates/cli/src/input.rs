@@ -4,7 +4,7 @@ use crate::error::{CliError, Result};
 use crate::output::{stdin_is_terminal, talk};
 use clap::Args;
 use std::fmt::Display;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::str::FromStr;
 use therev::{Cursor, SecretString, Therev, UserId};
 
@@ -86,6 +86,21 @@ pub(crate) fn password(from_input: bool) -> Result<Option<SecretString>> {
         talk("Type the password (it is shown), then Enter and Ctrl-D.");
     }
     from_stdin("the password").map(|text| Some(text.into()))
+}
+
+/// Asks whether what cannot be undone is meant; an error where it is not, or where there is nobody to ask.
+pub(crate) fn confirmed(what: &str, otherwise: &str) -> Result<()> {
+    if !stdin_is_terminal() {
+        let message = format!("{what}, and there is no terminal to ask on: {otherwise}");
+        return Err(CliError::new("not_confirmed", message, "say it with --yes"));
+    }
+    talk(&format!("{what}. Type yes to go on:"));
+    let mut answer = String::new();
+    std::io::stdin().lock().take(STDIN_BYTES_MAX).read_line(&mut answer)?;
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(CliError::new("not_confirmed", otherwise, "type yes, or give --yes"))
 }
 
 /// Standard input as text, without the end of its last line.

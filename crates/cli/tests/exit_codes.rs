@@ -25,6 +25,7 @@ fn what_cannot_be_understood_is_2() {
     assert_exit(&["cluster", "up", "--shards", "1", "--layout", "split"], 2, "split");
     assert_exit(&["cluster", "up", "--layout", "sideways"], 2, "colocated");
     assert_exit(&["thread", "show", ID, "--page-size", "0"], 2, "--page-size");
+    assert_exit(&["life", "grant", "control"], 2, "neither a shard's number");
     assert_exit(&["thread", "list", "--newest", "--most-active"], 2, "cannot be used with");
     assert_exit(&["thread", "moderate", ID, "maybe"], 2, "approved");
     assert_exit(&["user", "edit", "@ada"], 2, "required");

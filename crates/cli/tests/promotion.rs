@@ -42,6 +42,10 @@ fn a_standby_takes_the_place_of_a_server_that_died() {
     let page = desk.json_of(&["thread", "show", thread]);
     let bodies: Vec<&Value> = page["posts"].as_array().unwrap().iter().map(|post| &post["body"]).collect();
     assert_eq!(bodies, ["Before, too.", "After."]);
+    // It counts by itself: nobody has to say so.
+    let granted = desk.run(&["life", "grant", "1", "--yes", "--json"]);
+    let error: Value = serde_json::from_slice(&granted.stderr).unwrap();
+    assert_eq!(error["error"]["kind"], "in_the_way", "{error}");
     // The old primary is a standby now; the other shard's servers are as they were.
     let follows = |server: &str| {
         let servers = desk.servers();

@@ -175,6 +175,11 @@ impl Map {
         !self.pins.is_empty()
     }
 
+    /// Whether anybody of this bucket is.
+    pub fn has_pins_of(&self, group: Group, bucket: Bucket) -> bool {
+        self.has_pins() && self.pins.contains_key(&(group, bucket))
+    }
+
     /// Who is placed apart.
     pub fn pins(&self) -> &Pins {
         &self.pins

@@ -187,8 +187,9 @@ async fn make_months(pair: &Pair) -> Result<()> {
         .source
         .query(
             "SELECT i.inhparent::regclass::text AS parent, to_date(right(c.relname, 7), 'YYYY_MM')::text AS month
-               FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
-              WHERE c.relkind = 'r' AND c.relispartition",
+               FROM therev.owned_tables AS t
+               JOIN pg_inherits AS i ON i.inhparent = t.table_name::regclass
+               JOIN pg_class AS c ON c.oid = i.inhrelid",
             &[],
         )
         .await?;

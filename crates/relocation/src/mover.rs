@@ -4,7 +4,7 @@ use crate::ending::{may_finish, not_now, wanted_in};
 use crate::error::{Error, Result};
 use crate::plan::{self, Plan, Request};
 use crate::record::{Goal, Records, Relocation, State};
-use crate::side::Pair;
+use crate::side::{Pair, PartState};
 use crate::throttle::Progress;
 use crate::tries::Try;
 use crate::work::Wanted;
@@ -13,6 +13,7 @@ use placement::{Bucket, Group, Layout, ShardNo};
 use shards::{Admin, Config, Database, Shards};
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error as StdError;
+use std::fmt::Display;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -181,11 +182,7 @@ impl Mover {
                 let mut others = Group::ALL.into_iter().filter(|group| !request.groups.contains(group));
                 // One that has both is neither.
                 if let Some(other) = others.find(|group| holds(*group) && !request.groups.iter().any(|it| holds(*it))) {
-                    let target = request.target;
-                    return Err(Error::refused(
-                        format!("in the split layout shard {target} is for {other} alone"),
-                        format!("name another shard, or `--group {other}`"),
-                    ));
+                    return Err(for_others(request.target, other));
                 }
             }
             Layout::Colocated | Layout::Split => {}
@@ -208,7 +205,7 @@ impl Mover {
         // Of two that begin at once the later one sees the earlier one: the lock is held to the end. Where the control database
         // had lost relocations, its sequence may be behind those that were found again.
         control.batch_execute("BEGIN; LOCK TABLE therev.relocations IN SHARE ROW EXCLUSIVE MODE").await.map_err(at)?;
-        may_begin(&control, plan).await?;
+        may_begin(&control, plan, self.shards.catalog().layout).await?;
         let pin = plan.pin.map(|user| user.0);
         let budget_ms = i32::try_from(self.options.budget.as_millis()).unwrap_or(i32::MAX).max(1);
         let params: [&(dyn ToSql + Sync); 9] = [
@@ -323,14 +320,22 @@ impl Mover {
         let relocation = self.show(number).await?;
         // On its way back only the stream from the target to the source is left, and both have written.
         let goes_there = relocation.goal != Goal::Reversed;
-        if !goes_there || !matches!(relocation.state, State::CatchingUp | State::Verified | State::Switching) {
-            return Err(Error::refused(
-                format!("relocation {number} is {}: there are no two sides to compare", relocation.state.name()),
+        let refused = |is: &str| {
+            Error::refused(
+                format!("relocation {number} is {is}: there are no two sides to compare"),
                 "they can be compared between the copy and the switch",
-            ));
+            )
+        };
+        if !goes_there || !matches!(relocation.state, State::CatchingUp | State::Verified | State::Switching) {
+            return Err(refused(relocation.state.name()));
         }
         let admin = self.admin()?;
         let pair = Pair::connect(&admin, &relocation).await?;
+        // A switch that is decided is so before the control database hears of it, and so is a way back that nobody wants any more.
+        let gives = pair.source.must_have_part(number).await?.state;
+        if !matches!(gives, PartState::Owned | PartState::Draining) {
+            return Err(refused("past its switch"));
+        }
         verify::run(&relocation, &pair, &admin, &Progress::default(), repair).await
     }
 
@@ -508,15 +513,28 @@ fn being_drained(shard: ShardNo) -> Error {
     Error::refused(format!("shard {shard} is being drained"), next)
 }
 
+fn for_others(target: ShardNo, other: impl Display) -> Error {
+    let reason = format!("in the split layout shard {target} is for {other} alone");
+    Error::refused(reason, format!("name another shard, or `--group {other}`"))
+}
+
 /// Within the transaction that begins a relocation: no schema is being changed, and both shards are there still, the one to take also
-/// with a weight.
-async fn may_begin(control: &Client, plan: &Plan) -> Result<()> {
+/// with a weight; in the split layout nothing has come to it since the plan, or is on its way, that makes it one of the other kind.
+async fn may_begin(control: &Client, plan: &Plan, layout: Layout) -> Result<()> {
+    let groups: Vec<&str> = plan.groups.iter().map(|group| group.name()).collect();
     let row = control
         .query_one(
-            "SELECT pg_try_advisory_xact_lock_shared(hashtext('therev.schema_change')) AS is_still,
+            "WITH held AS (
+                 SELECT p.colocation_group FROM therev.placement AS p WHERE p.shard = $2
+                  UNION
+                 SELECT unnest(r.groups) FROM therev.relocations AS r
+                  WHERE r.target = $2 AND r.pin IS NULL AND r.ended_at IS NULL)
+             SELECT pg_try_advisory_xact_lock_shared(hashtext('therev.schema_change')) AS is_still,
                     (SELECT count(*) FROM therev.shards AS s WHERE s.shard IN ($1, $2)) AS shards,
-                    EXISTS (SELECT FROM therev.shards AS s WHERE s.shard = $2 AND s.weight = 0) AS is_drained",
-            &[&plan.source.0, &plan.target.0],
+                    EXISTS (SELECT FROM therev.shards AS s WHERE s.shard = $2 AND s.weight = 0) AS is_drained,
+                    (SELECT min(h.colocation_group) FROM held AS h
+                      WHERE NOT EXISTS (SELECT FROM held AS o WHERE o.colocation_group = ANY ($3))) AS other",
+            &[&plan.source.0, &plan.target.0, &groups],
         )
         .await
         .map_err(at)?;
@@ -529,7 +547,10 @@ async fn may_begin(control: &Client, plan: &Plan) -> Result<()> {
     if row.get("is_drained") {
         return Err(being_drained(plan.target));
     }
-    Ok(())
+    match row.get::<_, Option<&str>>("other") {
+        Some(other) if layout == Layout::Split && plan.pin.is_none() => Err(for_others(plan.target, other)),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) fn at(source: tokio_postgres::Error) -> Error {

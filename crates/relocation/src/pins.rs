@@ -6,7 +6,7 @@ use crate::plan::Request;
 use crate::record::{Goal, Relocation};
 use crate::side::{Side, Which};
 use placement::planner::{BUSIEST, Isolation, Shard, UserLoad, isolate_told};
-use placement::{Bucket, Group, Layout, ShardNo, UserId, Whose};
+use placement::{Bucket, Group, Layout, Map, ShardNo, UserId, Whose};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio_postgres::types::ToSql;
@@ -20,6 +20,18 @@ const QUIET: f64 = 100.0;
 const APART_MAX: usize = 100;
 /// Operations are counted in thousandths of one a second.
 const LOAD_UNIT: f64 = 1_000.0;
+
+/// The groups in which a user is apart on the shard that owns the bucket, by shard.
+fn beside_its_bucket(map: &Map, user: UserId) -> BTreeMap<ShardNo, Vec<Group>> {
+    let mut by_shard: BTreeMap<ShardNo, Vec<Group>> = BTreeMap::new();
+    for group in Group::ALL {
+        let shard = map.place(group, user.bucket()).shard;
+        if map.pins_of(group, user.bucket()).any(|(pinned, place)| pinned == user && place.shard == shard) {
+            by_shard.entry(shard).or_default().push(group);
+        }
+    }
+    by_shard
+}
 
 impl Mover {
     /// What moves a user to a shard, apart from its bucket: one request for each shard that has rows of the user now.
@@ -52,20 +64,19 @@ impl Mover {
         Ok(requests)
     }
 
+    /// Whether a user's bucket has come to the shard where the user is apart, so that [`Mover::release`] brings them together.
+    pub async fn may_release(&self, user: UserId) -> Result<bool> {
+        self.shards.refresh().await?;
+        Ok(!beside_its_bucket(&self.shards.map(), user).is_empty())
+    }
+
     /// Has a user be with the bucket again whose bucket has come to the shard where the user is apart: nothing moves. `false`:
     /// it is not so.
     pub async fn release(&self, user: UserId) -> Result<bool> {
         self.shards.refresh().await?;
         let (map, bucket) = (self.shards.map(), user.bucket());
-        let mut by_shard: BTreeMap<ShardNo, Vec<Group>> = BTreeMap::new();
-        for group in Group::ALL {
-            let shard = map.place(group, bucket).shard;
-            if map.pins_of(group, bucket).any(|(pinned, place)| pinned == user && place.shard == shard) {
-                by_shard.entry(shard).or_default().push(group);
-            }
-        }
         let mut is_released = false;
-        for (shard, groups) in by_shard {
+        for (shard, groups) in beside_its_bucket(&map, user) {
             let side = Side::connect(&self.admin()?, Which::Source, shard).await?;
             let names: Vec<&str> = groups.iter().map(|group| group.name()).collect();
             // Of all groups at once: where one went with the bucket and another stayed, they could not be brought together again.
@@ -81,7 +92,8 @@ impl Mover {
         Ok(is_released)
     }
 
-    /// What brings the rows of a user's groups to where each is to be; `None`: it stays.
+    /// What brings the rows of a user's groups to where each is to be; `None`: it stays. Where an open relocation has brought them there
+    /// already, that is what it was begun for.
     async fn requests(&self, user: UserId, target: impl Fn(Group) -> Option<ShardNo>) -> Result<Vec<Request>> {
         let whose = Whose::from(user);
         let mut by_ends: BTreeMap<(ShardNo, ShardNo), Vec<Group>> = BTreeMap::new();
@@ -100,10 +112,18 @@ impl Mover {
                 by_ends.entry((source.shard, target)).or_default().push(group);
             }
         }
+        let brought = |one: &Relocation| {
+            let is_there = |group: &Group| {
+                target(*group) == Some(one.target) && !by_ends.values().any(|on_their_way| on_their_way.contains(group))
+            };
+            one.pin == Some(user) && one.groups.iter().all(is_there)
+        };
+        let open = self.list(true).await?.into_iter().filter(brought);
+        let begun: Vec<_> = open.map(|one| ((one.source, one.target), one.groups)).collect();
         let buckets = vec![user.bucket()];
         let request =
             |((source, target), groups)| Request { groups, buckets: buckets.clone(), pin: Some(user), source, target };
-        Ok(by_ends.into_iter().map(request).collect())
+        Ok(begun.into_iter().chain(by_ends).map(request).collect())
     }
 
     /// Who should be placed apart by the load that all nodes have told lately, and where.

@@ -215,12 +215,15 @@ impl<'a> Switch<'a> {
             };
         }
         let takes_over = self.lay_ready(self.taker, &self.take_over, attempt);
-        let ((), standbys, _) = try_join3(self.giver.batch("COMMIT"), self.standbys(0), takes_over).await?;
+        let ((), standbys, takes) = try_join3(self.giver.batch("COMMIT"), self.standbys(0), takes_over).await?;
         fail::fail_point!("relocation.decided");
         // On the standbys first, so that no promotion undoes the decision.
         self.have(0, &standbys, &|| false).await?;
         tried.done("decide");
         self.take_over().await?;
+        if !takes {
+            self.must_have_taken_over().await?;
+        }
         tried.done("take over");
         Ok(Outcome::Switched(began.elapsed()))
     }
@@ -318,6 +321,11 @@ impl<'a> Switch<'a> {
         self.is_durable(0).await?;
         self.lay_ready(self.taker, &self.take_over, attempt).await?;
         self.take_over().await?;
+        self.must_have_taken_over().await
+    }
+
+    /// Whoever took over, this one or a call that waited: the other side owns what was decided.
+    async fn must_have_taken_over(&self) -> Result<()> {
         match self.taker.must_have_part(self.relocation.relocation).await?.state {
             PartState::Incoming | PartState::Ready => Err(finish::lost_at(self.relocation, self.giver, self.taker)),
             PartState::Owned | PartState::Draining | PartState::Moved => Ok(()),

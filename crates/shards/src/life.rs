@@ -6,10 +6,12 @@ use crate::admin::connect;
 use crate::catalog::Catalog;
 use crate::error::{Database, Error};
 use crate::owners::{self, Highest};
-use crate::pool::Pool;
+use crate::pool::{CONFIRM, Pool};
 use crate::reach::is_led;
+use crate::store::Shards;
 use futures_util::future::{BoxFuture, join_all, try_join_all};
 use placement::{Bucket, Group, Place, ShardNo};
+use schema::Kind;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +65,13 @@ const DELIVER_AGAIN: &str = "
 /// How often whoever follows a shard is looked after, and how long they are waited for.
 const FOLLOWED_LOOK: Duration = Duration::from_millis(10);
 const FOLLOWED_WITHIN: Duration = Duration::from_millis(200);
+
+/// Which database is at the other end.
+const MEANT: &str = "SELECT i.cluster_id, i.kind, i.shard FROM therev.identity AS i";
+
+/// The relocations in which a shard knows that it has given away what it had.
+const DECIDED: &str = "
+    SELECT coalesce(array_agg(p.relocation), '{}') FROM therev.relocation_parts AS p WHERE p.state = 'moved'";
 
 const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
 
@@ -120,23 +129,75 @@ impl Lives {
             // Another node was quicker: the life that it brought about is there to be read.
             return self.settle(database, within).await;
         };
-        let (before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
+        self.begin(&client, &catalog, database, &asked, None, within).await
+    }
+
+    /// By an operator's word: the server that is at a database's address now is to count in the place of one that is lost for good, and
+    /// with it all that only that one had. Refused where a server is in force. Cut off, it is done by the same call again.
+    async fn grant_by_hand(&self, database: Database, within: Duration) -> Result<Life, Error> {
+        let catalog = Catalog::read(&self.control).await?;
+        let (at, counts) = catalog
+            .find(database)
+            .ok_or_else(|| Error::Config(format!("{database} is not in the control database")))?;
+        let login = self.login.to(at, true)?;
+        let client = connect(database, &login, Some(counts)).await?;
+        let sql = |source| Error::of_statement(database, true, source);
+        let meant = client.query_one(MEANT, &[]).await.map_err(sql)?;
+        let number = if let Database::Shard(number) = database { Some(number.0) } else { None };
+        let kind = if number.is_some() { Kind::Shard } else { Kind::Directory };
+        let is_meant = (meant.get("cluster_id"), meant.get("kind"), meant.get("shard"))
+            == (catalog.cluster_id, kind.name(), number);
+        if !is_meant {
+            let reason = "its address leads to another one".to_owned();
+            return Err(Error::WrongDatabase { database, reason });
+        }
+        let in_force = || {
+            let reason = format!("a server of {database} is in force");
+            Error::in_the_way(reason, "nothing needs to be granted: `therev status` shows how it is")
+        };
+        match self.settle(database, within).await {
+            Err(Error::Closed { reason, .. }) if reason == ANOTHER => {}
+            Ok(_) => return Err(in_force()),
+            Err(error) => return Err(error),
+        }
+        if is_led(&login, counts).await {
+            return Err(in_force());
+        }
+        client.query("SELECT therev.take_its_place($1)", &[&counts.incarnation]).await.map_err(sql)?;
+        let asked = client.query_opt("SELECT * FROM therev.ask_for_life()", &[]).await.map_err(sql)?;
+        let asked = asked.ok_or_else(in_force)?;
+        self.begin(&client, &catalog, database, &asked, Some(counts), within).await
+    }
+
+    /// Has the server that asked for a life granted it, and begins it there. `lost` counts, and did not know of this one.
+    async fn begin(
+        &self,
+        client: &Client,
+        catalog: &Catalog,
+        database: Database,
+        asked: &Row,
+        lost: Option<Life>,
+        within: Duration,
+    ) -> Result<Life, Error> {
+        let (mut before, candidate): (Vec<Uuid>, Uuid) = (asked.get("before"), asked.get("candidate"));
+        before.extend(lost.map(|life| life.incarnation));
         fail::fail_point!("life.asked");
         if let Database::Shard(_) = database {
             // Late, or without an answer: only where that one ends and another one takes its place just now, it would be missed.
-            let _ = tokio::time::timeout(FOLLOWED_WITHIN, followed(&client)).await;
+            let _ = tokio::time::timeout(FOLLOWED_WITHIN, followed(client)).await;
         }
         let params: [&(dyn ToSql + Sync); 3] = [&database.to_string(), &before, &candidate];
         let granted = self.control.query("SELECT * FROM therev.grant_life($1, $2, $3)", &params, true).await?;
         let granted = granted.first().map(Life::of).filter(|life| life.incarnation == candidate);
-        let granted = granted.ok_or_else(|| closed(ANOTHER))?;
+        let granted = granted.ok_or_else(|| Error::Closed { database, reason: ANOTHER.to_owned() })?;
         fail::fail_point!("life.granted");
-        self.deliver_again(&catalog, database, asked.get("lost_after"), within).await;
+        self.deliver_again(catalog, database, asked.get("lost_after"), within).await;
         if let Database::Shard(shard) = database {
-            self.begin_shard(&client, &catalog, shard, granted).await?;
+            self.begin_shard(client, catalog, shard, granted).await?;
         } else {
             let params: [&(dyn ToSql + Sync); 2] = [&granted.incarnation, &granted.counter];
-            client.query("SELECT therev.begin_life($1, $2)", &params).await.map_err(sql)?;
+            let begun = client.query("SELECT therev.begin_life($1, $2)", &params).await;
+            begun.map_err(|source| Error::of_statement(database, false, source))?;
         }
         tracing::warn!(%database, counter = granted.counter, "a promoted server has begun a life of its own");
         Ok(granted)
@@ -145,9 +206,12 @@ impl Lives {
     /// A shard begins its life with the highest epochs that the control database and the other shards know.
     async fn begin_shard(&self, client: &Client, catalog: &Catalog, shard: ShardNo, life: Life) -> Result<(), Error> {
         let database = Database::Shard(shard);
+        let of_shard = |source| Error::of_statement(database, true, source);
+        let decided: Vec<i64> = client.query_one(DECIDED, &[]).await.map_err(of_shard)?.get(0);
         let others = catalog.shards.iter().map(|entry| entry.shard).filter(|other| *other != shard);
+        let decided = &decided;
         let known = try_join_all(others.map(|other| async move {
-            self.owners(catalog, other).await.map_err(|error| {
+            self.owners(catalog, other, (shard, life), decided).await.map_err(|error| {
                 tracing::debug!(%error, "shard {other} did not say what it knows");
                 let reason =
                     format!("its server was promoted, and shard {other}, which may own buckets of it, is down");
@@ -158,17 +222,28 @@ impl Lives {
         let highest = Highest::of(catalog.places().chain(known.into_iter().flatten()));
         let owners::Columns { groups, buckets, owners, epochs } = &highest.columns();
         let params: [&(dyn ToSql + Sync); 6] = [&life.incarnation, &life.counter, groups, buckets, owners, epochs];
-        client
-            .query("SELECT therev.begin_shard_life($1, $2, $3, $4, $5, $6)", &params)
-            .await
-            .map_err(|source| Error::of_statement(database, true, source))?;
+        client.query("SELECT therev.begin_shard_life($1, $2, $3, $4, $5, $6)", &params).await.map_err(of_shard)?;
         Ok(())
     }
 
-    /// Who owns what, as one shard knows it.
-    async fn owners(&self, catalog: &Catalog, shard: ShardNo) -> Result<Vec<((Group, Bucket), Place)>, Error> {
+    /// Who owns what, as one shard knows it, after which it takes over nothing from its peer, a shard that begins a life, but for what
+    /// that knows to have decided, or decides in that life.
+    async fn owners(
+        &self,
+        catalog: &Catalog,
+        shard: ShardNo,
+        (peer, life): (ShardNo, Life),
+        decided: &Vec<i64>,
+    ) -> Result<Vec<((Group, Bucket), Place)>, Error> {
         let database = Database::Shard(shard);
-        owners::known_to(&self.connect(catalog, database).await?, database).await
+        let sql = |source| Error::of_statement(database, true, source);
+        let client = self.connect(catalog, database).await?;
+        let params: [&(dyn ToSql + Sync); 3] = [&peer.0, &life.counter, decided];
+        client.query("SELECT therev.lay_down($1, $2, $3)", &params).await.map_err(sql)?;
+        let owners = owners::known_to(&client, database).await?;
+        // What was seen of them is counted on: a step that has just taken over may not be on the disk yet.
+        client.batch_execute(CONFIRM).await.map_err(sql)?;
+        Ok(owners)
     }
 
     /// What a database has lost of the derived rows it was told last, it is told again. A shard that cannot be asked now, or has
@@ -208,5 +283,22 @@ impl Lives {
             .find(database)
             .ok_or_else(|| Error::Config(format!("{database} is not in the control database")))?;
         connect(database, &self.login.to(at, true)?, Some(life)).await
+    }
+}
+
+impl Shards {
+    /// Lets the server that is at a shard's or the directory's address now count, in the place of one that is lost for good and that it
+    /// never heard of: a standby that was promoted beside another one, or an old primary. What only the lost one had is lost with it.
+    ///
+    /// Refused ([`Error::InTheWay`]) where a server is in force. Closed lives of standbys that followed begin by themselves.
+    pub async fn grant_life(&self, database: Database) -> Result<Life, Error> {
+        let deadline = self.inner.config.deadline();
+        let granted = tokio::time::timeout(2 * deadline, self.inner.lives.grant_by_hand(database, deadline / 4)).await;
+        let granted = granted.unwrap_or_else(|_| {
+            let waiting_for = format!("the life of {database}");
+            Err(Error::Deadline { limit_ms: (2 * deadline).as_millis(), waiting_for })
+        })?;
+        self.refresh().await?;
+        Ok(granted)
     }
 }

@@ -80,6 +80,7 @@ pub struct Read {
     pub(crate) errand: Errand,
     text: &'static str,
     quick: OnceLock<String>,
+    quick_apart: OnceLock<String>,
     sql: OnceLock<String>,
 }
 
@@ -157,10 +158,10 @@ impl AnyFenced {
         }
     }
 
-    /// The form in which it is asked first, where that is another one.
-    pub fn quick(&self) -> Option<&str> {
+    /// The forms in which it is asked first, where those are others: where nobody is placed apart, and where somebody is.
+    pub fn quick(&self) -> Option<[&str; 2]> {
         match self {
-            AnyFenced::Read(statement) => Some(statement.quick()),
+            AnyFenced::Read(statement) => Some([true, false].map(|is_whole| statement.quick(is_whole))),
             _ => None,
         }
     }
@@ -220,7 +221,15 @@ impl Read {
     /// A read of rows of `group` that are no user's.
     pub const fn new(group: Group, text: &'static str) -> Read {
         assert!(mentions(text, "$1"), "a fenced read names its bucket as $1");
-        Read { group, by: By::Bucket, errand: Errand::ReadByKey, text, quick: OnceLock::new(), sql: OnceLock::new() }
+        Read {
+            group,
+            by: By::Bucket,
+            errand: Errand::ReadByKey,
+            text,
+            quick: OnceLock::new(),
+            quick_apart: OnceLock::new(),
+            sql: OnceLock::new(),
+        }
     }
 
     /// The same of a user's rows; `$2` is the user's id.
@@ -246,18 +255,31 @@ impl Read {
     }
 
     /// Without the verdict: a plain join, which costs 2–3 % of a point read less.
-    pub(crate) fn quick(&self) -> &str {
-        self.quick.get_or_init(|| {
-            format!(
-                "SELECT q.*
-                   FROM therev.fence AS f
-                  CROSS JOIN ({}) AS q
-                  WHERE f.colocation_group = '{}' AND {}",
-                self.text,
-                self.group,
-                self.by.passes(READS)
-            )
-        })
+    ///
+    /// Where nobody of the bucket is placed apart, as far as the caller knows, it asks only whether the shard reads the bucket with
+    /// everybody of it, which costs 6 % less again. Where that is not so, no row passes, and the verdict tells.
+    pub(crate) fn quick(&self, is_whole: bool) -> &str {
+        let Read { group, text, .. } = self;
+        if is_whole && !matches!(self.by, By::Bucket) {
+            self.quick.get_or_init(|| {
+                format!(
+                    "SELECT q.*
+                       FROM therev.fence_{group} AS f
+                      CROSS JOIN ({text}) AS q
+                      WHERE get_bit(f.whole, $1::smallint) <> 0"
+                )
+            })
+        } else {
+            self.quick_apart.get_or_init(|| {
+                format!(
+                    "SELECT q.*
+                       FROM therev.fence AS f
+                      CROSS JOIN ({text}) AS q
+                      WHERE f.colocation_group = '{group}' AND {}",
+                    self.by.passes(READS)
+                )
+            })
+        }
     }
 
     pub(crate) fn sql(&self) -> &str {

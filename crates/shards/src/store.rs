@@ -175,7 +175,8 @@ impl Shards {
     ///
     /// `params` begin at `$2`. No rows: the owner has none.
     pub async fn read(&self, statement: &Read, bucket: Bucket, params: &Params<'_>) -> Result<Vec<Row>, Error> {
-        let forms = (Some(statement.quick()), statement.sql());
+        let is_whole = !self.inner.map.load().has_pins_of(statement.group, bucket);
+        let forms = (Some(statement.quick(is_whole)), statement.sql());
         self.fenced(statement.group, statement.by, bucket, forms, statement.errand, params).await
     }
 

@@ -6,13 +6,14 @@ use crate::app::App;
 use crate::commands::unless_wrong;
 use crate::config::LOCAL_FOLDER;
 use crate::error::{CliError, Result};
-use crate::output::{stdin_is_terminal, talk};
+use crate::input::confirmed;
+use crate::output::talk;
 use crate::tables::{number, table};
 use clap::Subcommand;
 use local::{Cluster, ServerId, ServerState, ServerStatus};
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{BufRead, Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -132,16 +133,7 @@ fn destroy(app: &App, dir: &Path, yes: bool) -> Result<()> {
         cluster => cluster?,
     };
     if !yes {
-        if !stdin_is_terminal() {
-            let message = format!("destroying {} cannot be undone, and there is no terminal to ask on", dir.display());
-            return Err(CliError::new("not_confirmed", message, "say it with --yes"));
-        }
-        talk(&format!("This removes {} with all its data, for good. Type yes to go on:", dir.display()));
-        let mut answer = String::new();
-        std::io::stdin().lock().read_line(&mut answer)?;
-        if answer.trim() != "yes" {
-            return Err(CliError::new("not_confirmed", "nothing was destroyed", "type yes, or give --yes"));
-        }
+        confirmed(&format!("This removes {} with all its data, for good", dir.display()), "nothing was destroyed")?;
     }
     // While a server runs, the passwords are needed.
     cluster.down(&mut |line| talk(line))?;

@@ -9,6 +9,7 @@ mod generate;
 mod hot;
 mod import;
 mod init;
+mod life;
 mod maintain;
 mod man;
 mod move_rows;
@@ -34,6 +35,7 @@ use std::process::ExitCode;
 pub(crate) enum Command {
     Cluster(cluster::Args),
     Init(init::Args),
+    Life(life::Args),
     Schema(schema::Args),
     Status(status::Args),
     Check(check::Args),
@@ -68,6 +70,7 @@ pub(crate) async fn run(app: &App, command: Command) -> Result<ExitCode> {
         Command::Maintain(args) => return maintain::run(app, args).await,
         Command::Relay(args) => return relay::run(app, args).await,
         Command::Init(args) => init::run(app, args).await?,
+        Command::Life(args) => life::run(app, args).await?,
         Command::Where(args) => where_is::run(app, args).await?,
         Command::User(args) => Box::pin(user::run(app, args)).await?,
         Command::Thread(args) => thread::run(app, args).await?,

@@ -165,14 +165,16 @@ async fn unpin(app: &App, user: &str, how: &How) -> Result<()> {
     let therev = app.open_relaying().await?;
     let user = input::user(&therev, user).await?;
     let mover = how.pace.mover(&therev);
-    if !how.is_plan() && mover.release(user).await? {
+    let is_with_it = if how.is_plan() { mover.may_release(user).await? } else { mover.release(user).await? };
+    if is_with_it && !how.is_plan() {
         app.note(&therev, "user unpin", &format!("user {user}"), serde_json::json!({ "moved": false })).await;
-        return app
-            .out
-            .fact(&[(); 0], || "The bucket is here: this person is with it again, nothing had to move.".to_owned());
     }
-    let requests = mover.unpin_requests(user).await?;
-    carry_out(app, &therev, &mover, &requests, how).await
+    match mover.unpin_requests(user).await {
+        Err(therev::relocation::Error::Refused { .. }) if is_with_it => {
+            app.out.fact(&[(); 0], || "The bucket is here: this person is with it, and nothing has to move.".to_owned())
+        }
+        requests => carry_out(app, &therev, &mover, &requests?, how).await,
+    }
 }
 
 /// A person's page.

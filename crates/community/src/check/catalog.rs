@@ -158,6 +158,7 @@ async fn fences(databases: &Databases) -> Result<Check, Error> {
 const FENCES: &str = "
     SELECT f.colocation_group::text AS key,
            (f.readable, f.writable) IS DISTINCT FROM (o.readable, o.writable)
+           OR f.whole IS DISTINCT FROM therev.whole_of(o.readable, coalesce(p.pinned, '{}'), coalesce(p.readers, '{}'))
            OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.pinned) AS u (id)) IS DISTINCT FROM p.pinned
            OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.readers) AS u (id)) IS DISTINCT FROM p.readers
            OR (SELECT array_agg(u.id ORDER BY u.id) FROM unnest(f.writers) AS u (id)) IS DISTINCT FROM p.writers

@@ -640,8 +640,16 @@ async fn rows_that_differ_are_named_and_put_right() {
     assert_eq!(repaired, rows, "those are counted that are there by now");
     assert_eq!(spoilt(&target).await, [0, 0, 0]);
     attacked.verify(number, false).await.expect("both sides hold the same rows");
+
+    // Decided, and the control database has yet to hear of it: no stream brings both sides together.
+    let source = attacked.cluster.stranger("shard_0").await;
+    let part = |state| format!("UPDATE therev.relocation_parts SET state = '{state}'");
+    source.batch_execute(&part("moved")).await.expect("a superuser may");
+    let refused = attacked.verify(number, false).await.expect_err("there is nothing to compare").to_string();
+    assert!(refused.contains("past its switch"), "{refused}");
+    source.batch_execute(&part("owned")).await.expect("as it was");
     attacked.goes_on(number).await;
-    drop(target);
+    drop((source, target));
     attacked.finish(number).await;
 }
 

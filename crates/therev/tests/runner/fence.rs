@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use testkit::TestCluster;
 use therev::{
-    AccountId, AccountType, AnyFenced, Bucket, BucketSet, Error, Group, NewAccount, NewSession, NewTask, NewThread,
-    PostId, Provider, SessionId, TaskId, TaskType, Therev, ThreadId, UserChange, UserId, bucket_of,
+    AccountId, AccountType, AnyFenced, Bucket, BucketSet, Database, Error, Group, NewAccount, NewSession, NewTask,
+    NewThread, PostId, Provider, SessionId, ShardNo, TaskId, TaskType, Therev, ThreadId, UserChange, UserId, bucket_of,
 };
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
@@ -116,7 +116,7 @@ async fn refuses_everything(client: &Client, ada: UserId, takes: impl Fn(&therev
         } else {
             assert!(rows.is_empty(), "{name} was answered where its owner is not");
         }
-        if let Some(quick) = statement.quick() {
+        for quick in statement.quick().into_iter().flatten() {
             let rows = client.query(quick, &params).await.unwrap_or_else(|e| panic!("{name}, quick: {e:?}"));
             assert!(rows.is_empty(), "{name} in its quick form was answered where its owner is not");
         }
@@ -143,6 +143,69 @@ async fn every_statement_is_refused_where_the_user_is_away() {
     assert_eq!(contents(&client).await, before, "nothing was let through");
 
     client.batch_execute("DELETE FROM therev.pins").await.expect("she is back");
+    drop((client, node));
+    cluster.finish().await;
+}
+
+/// Where a bucket is whole, everybody of it is read here: most reads ask for nothing else. It is whole also while somebody who is read
+/// here has a place of their own, and whoever is of the same bucket is asked for in one statement still.
+/// Invariant 22.
+#[tokio::test]
+async fn a_bucket_is_whole_while_everybody_of_it_is_read_here() {
+    let (cluster, node, ada) = ada_of_shard_0().await;
+    let client = cluster.stranger("shard_0").await;
+    let asked = || node.shards().statements()[&Database::Shard(ShardNo(0))];
+    for (bucket_is, she_is, is_whole) in [
+        ("owned", None, true),
+        ("draining", None, true),
+        ("moved", None, false),
+        ("owned", Some("owned"), true),
+        ("owned", Some("draining"), true),
+        ("owned", Some("moved"), false),
+        ("owned", Some("incoming"), false),
+        ("incoming", Some("owned"), false),
+    ] {
+        let case = format!("the bucket is {bucket_is}, she {she_is:?}");
+        let peer = |state: &str| if ["moved", "incoming"].contains(&state) { "1" } else { "NULL" };
+        let mut change = format!(
+            "DELETE FROM therev.pins;
+             UPDATE therev.ownership SET state = '{bucket_is}', peer = {} WHERE bucket = therev.bucket_of('{ada}');",
+            peer(bucket_is)
+        );
+        if let Some(state) = she_is {
+            let apart = format!(
+                "INSERT INTO therev.pins (colocation_group, user_id, bucket, state, peer, epoch)
+                 SELECT g, '{ada}', therev.bucket_of('{ada}'), '{state}', {}, 2
+                   FROM unnest(enum_range(NULL::therev.colocation_group)) AS g",
+                peer(state)
+            );
+            change.push_str(&apart);
+        }
+        client.batch_execute(&change).await.expect("a superuser may");
+        let said = client
+            .query(
+                "SELECT get_bit(f.whole, b.n) = 1 AS is_whole,
+                        therev.may_read(f, b.n, $1) AND therev.may_read(f, b.n, gen_random_uuid()) AS everybody
+                   FROM therev.fence AS f, therev.bucket_of($1) AS b (n)",
+                &[&ada.0],
+            )
+            .await
+            .expect("the fence");
+        for row in said {
+            assert_eq!((row.get("is_whole"), row.get("everybody")), (is_whole, is_whole), "{case}");
+        }
+        if is_whole {
+            let before = asked();
+            assert_eq!(node.user(ada).await.expect("she is read here").user_id, ada, "{case}");
+            assert_eq!(asked() - before, 1, "{case}");
+        }
+    }
+    client
+        .batch_execute(
+            "DELETE FROM therev.pins; UPDATE therev.ownership SET state = 'owned', peer = NULL WHERE bucket % 4 = 0",
+        )
+        .await
+        .expect("as it was");
     drop((client, node));
     cluster.finish().await;
 }

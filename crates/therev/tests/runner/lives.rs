@@ -3,7 +3,7 @@
 use crate::things::{post, thread, user_per_shard};
 use testkit::{TestCluster, drive};
 use therev::relocation::{Goal, Mover, Options, Request, State};
-use therev::{Config, Error, Group, NewPost, ShardNo, Therev};
+use therev::{Config, Database, Error, Group, Layout, NewPost, ShardNo, StoreError, Therev};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -157,6 +157,85 @@ async fn versions_never_go_back_where_rows_move_to_a_server_of_fewer_lives() {
     cluster.finish().await;
 }
 
+/// A decision that a promotion has lost is carried out by nobody who comes late; one that was kept is.
+/// Invariants 12 and 14.
+#[tokio::test]
+async fn what_a_promotion_has_not_decided_nobody_takes_over() {
+    let cluster = TestCluster::new(Layout::Colocated, 2).await;
+    let node = cluster.node().await;
+    let [ada, ..] = user_per_shard(&node).await;
+    let mover = Mover::new(node.shards().clone(), Options::default());
+    let (source, target) = (ShardNo(0), ShardNo(1));
+    let request = Request { groups: Group::ALL.to_vec(), buckets: vec![ada.bucket()], pin: None, source, target };
+    let plan = mover.plan(&request).await.expect("a plan");
+    let number = mover.begin(&plan, Goal::Switched, "test").await.expect("it begins").relocation;
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Switched);
+
+    let taker = cluster.stranger("shard_1").await;
+    // As both shards are between the decision and its end, where the giving one has decided, and where that is lost.
+    let between = async |decided: bool| {
+        let bucket = ada.bucket();
+        let giver = cluster.stranger("shard_0").await;
+        let gives = if decided { ("moved", "1", "NULL") } else { ("draining", "NULL", "now()") };
+        for (client, (state, peer, drained_at), part) in
+            [(&giver, gives, gives.0), (&taker, ("incoming", "0", "NULL"), "ready")]
+        {
+            let so = format!(
+                "UPDATE therev.relocation_parts SET state = '{part}', drained_at = {drained_at};
+                 UPDATE therev.ownership SET state = '{state}', peer = {peer} WHERE bucket = {bucket}"
+            );
+            client.batch_execute(&so).await.expect("a superuser may");
+        }
+    };
+    let part = async || {
+        let part = "SELECT state, attempt FROM therev.relocation_parts";
+        let row = taker.query_one(part, &[]).await.expect("its part");
+        (row.get::<_, String>("state"), row.get::<_, i32>("attempt"))
+    };
+    let take_over = "SELECT therev.take_over($1, $2)";
+
+    // Lost: whoever comes late finds nothing to take over.
+    between(false).await;
+    promoted(&cluster, "shard_0").await;
+    node.user(ada).await.expect("shard 0 has begun a life, in which she is there");
+    let (state, attempt) = part().await;
+    assert_eq!(state, "incoming");
+    let late = taker.query_one(take_over, &[&number, &attempt]).await.expect("an answer");
+    assert!(!late.get::<_, bool>(0));
+    assert_eq!(node.where_id(ada.0).await.expect("a place").shard, source);
+
+    // Lost, while it is just being carried out: the life begins with the end of that.
+    between(false).await;
+    promoted(&cluster, "shard_0").await;
+    let takes = cluster.stranger("shard_1").await;
+    takes.batch_execute("BEGIN").await.expect("a transaction");
+    let taken = takes.query_one(take_over, &[&number, &attempt]).await.expect("an answer");
+    assert!(taken.get::<_, bool>(0));
+    let asked = tokio::spawn({
+        let node = node.clone();
+        async move { node.user(ada).await }
+    });
+    let waits = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lay_down%'
+                    AND datname = current_database()";
+    while taker.query(waits, &[]).await.expect("who waits").is_empty() {
+        assert!(!asked.is_finished(), "it does not wait: {:?}", asked.await);
+    }
+    takes.batch_execute("COMMIT").await.expect("it is taken over");
+    asked.await.expect("no panic").expect("she is there");
+    assert_eq!(node.where_id(ada.0).await.expect("a place").shard, target);
+
+    // Kept: it is carried out.
+    between(true).await;
+    promoted(&cluster, "shard_0").await;
+    node.shards().ownership(source, Group::Account, &[ada.into()]).await.expect("it has begun a life");
+    assert_eq!(part().await.0, "ready");
+    mover.want(number, Goal::Done).await.expect("it is open");
+    assert_eq!(Box::pin(drive(&node, &mover, number)).await.state, State::Done);
+    assert_eq!(node.where_id(ada.0).await.expect("a place").shard, target);
+    drop((taker, takes, mover, node));
+    cluster.finish().await;
+}
+
 #[tokio::test]
 async fn what_one_database_has_lost_is_told_again_for_its_sake_alone() {
     let cluster = TestCluster::colocated().await;
@@ -242,6 +321,27 @@ async fn of_two_that_were_promoted_apart_one_counts() {
     leads_to(name.clone()).await;
     assert_eq!(lives(&cluster, "shard_1").await, (winner, winner));
     fresh(&cluster).await.user(authors[1]).await.expect("the winner serves");
+
+    // Lost for good, it gives way to whichever an operator names, and to the next one again.
+    let shard_1 = Database::Shard(ShardNo(1));
+    let granted = fresh(&cluster).await.shards().grant_life(shard_1).await;
+    assert!(matches!(&granted, Err(StoreError::InTheWay { .. })), "it serves: {granted:?}");
+    for (copy, counter) in [("other", winner.1 + 1), ("old", winner.1 + 2)] {
+        leads_to(format!("{name}_{copy}")).await;
+        let operator = fresh(&cluster).await;
+        let granted = operator.shards().grant_life(shard_1).await.expect("the control database grants it");
+        assert_eq!(granted.counter, counter, "{copy}");
+        operator.user(authors[1]).await.expect("it serves");
+        fresh(&cluster).await.user(authors[1]).await.expect("everybody");
+        let other = testkit::connect(&format!("{}_{copy}", cluster.url("shard_1"))).await;
+        let floor = "SELECT bool_and(f.version_floor = $1::bigint << 40) FROM therev.fence AS f";
+        let is_above = other.query_one(floor, &[&counter]).await.expect("a fence");
+        assert!(is_above.get::<_, bool>(0), "versions are greater than those of the lost one");
+    }
+    leads_to(name.clone()).await;
+    let refused = fresh(&cluster).await.user(authors[1]).await;
+    assert!(matches!(&refused, Err(Error::Store(error)) if error.kind() == "closed"), "{refused:?}");
+    fresh(&cluster).await.shards().grant_life(shard_1).await.expect("it may come back by the same way");
     for copy in ["old", "other"] {
         let drop = format!("DROP DATABASE {name}_{copy} WITH (FORCE)");
         server.batch_execute(&drop).await.expect("the copy goes");

@@ -167,10 +167,42 @@ async fn a_pinned_user_is_found_wherever_it_and_its_bucket_go() {
     // Or the bucket to it.
     scene.moved(Some(*pinned), 3, 1).await;
     assert!(!scene.mover.release(*pinned).await.expect("an answer"), "its bucket is elsewhere");
+    assert!(!scene.mover.may_release(*pinned).await.expect("an answer"));
     scene.moved(None, 3, 1).await;
+    assert!(scene.mover.may_release(*pinned).await.expect("an answer"));
     assert!(scene.mover.release(*pinned).await.expect("it is with its bucket"));
     assert_eq!(scene.pins().await, [0, 0, 0, 0]);
     scene.prove(1, 1).await;
+    let Scene { cluster, node, mover, .. } = scene;
+    drop((node, mover));
+    cluster.finish().await;
+}
+
+/// A command that was interrupted after the switch is gone on with by the same command, which finds the user there already.
+#[tokio::test]
+async fn what_was_left_after_the_switch_is_the_same_request_again() {
+    let scene = Scene::new().await;
+    let Scene { node, mover, pinned, .. } = &scene;
+    for (source, target, is_back) in [(ShardNo(0), ShardNo(2), false), (ShardNo(2), ShardNo(0), true)] {
+        let requests = async || {
+            if is_back { mover.unpin_requests(*pinned).await } else { mover.pin_requests(*pinned, target).await }
+        };
+        let first = requests().await.expect("a way");
+        let number = scene.move_it(Some(*pinned), source.0, target.0, Goal::Switched).await;
+        assert_eq!(Box::pin(scene.drive(number)).await.state, State::Switched);
+        let again = requests().await.expect("what was begun");
+        assert_eq!(again.len(), 1);
+        assert_eq!((again[0].source, again[0].target, again[0].pin), (source, target, Some(*pinned)));
+        assert_eq!(again[0].groups, first[0].groups);
+        let held = mover.left_of(&again[0]).await.expect_err("it is held for people").to_string();
+        assert!(held.contains("in another relocation"), "{held}");
+        mover.want(number, Goal::Done).await.expect("it is open");
+        let left = mover.left_of(&again[0]).await.expect("an answer").expect("nobody works at it");
+        assert_eq!(left.relocation, number);
+        assert_eq!(Box::pin(scene.drive(number)).await.state, State::Done);
+        requests().await.expect_err("nothing is left to do");
+    }
+    assert_eq!(node.where_id(pinned.0).await.expect("a place").shard, ShardNo(0));
     let Scene { cluster, node, mover, .. } = scene;
     drop((node, mover));
     cluster.finish().await;

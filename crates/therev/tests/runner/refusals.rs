@@ -114,7 +114,21 @@ async fn in_the_split_layout_each_kind_goes_where_it_is() {
     let content = said(mover.plan(&of(Group::Content, 1, 0)).await);
     assert!(content.starts_with("in the split layout shard 0 is for account alone; "), "{content}");
     mover.plan(&of(Group::Content, 1, 2)).await.expect("a plan");
-    drop((mover, node));
+
+    // One that holds nothing is for whatever comes first, also where both were planned before either began.
+    let control = cluster.stranger("control").await;
+    let empty = "UPDATE therev.placement SET shard = 1, epoch = epoch + 1 WHERE shard = 2";
+    control.batch_execute(empty).await.expect("a superuser may");
+    node.shards().refresh().await.expect("the control database answers");
+    let content = mover.plan(&of(Group::Content, 1, 2)).await.expect("a plan");
+    let accounts = mover.plan(&of(Group::Account, 0, 2)).await.expect("a plan");
+    let begun = mover.begin(&content, Goal::Done, "test").await.expect("it begins").relocation;
+    assert_eq!(in_the_way(&mover, &accounts).await, expected);
+    mover.want(begun, Goal::Aborted).await.expect("it is open");
+    testkit::drive(&node, &mover, begun).await;
+    let as_it_was = "UPDATE therev.placement SET shard = 2, epoch = epoch - 1 WHERE epoch > 1";
+    control.batch_execute(as_it_was).await.expect("a superuser may");
+    drop((control, mover, node));
     cluster.finish().await;
 }
 
