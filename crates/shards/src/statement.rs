@@ -104,7 +104,7 @@ pub struct Write {
 /// side.
 ///
 /// The text is a `SELECT` from `asked (bucket, key)`, which holds what this shard may read of these. Where its keys are ids, it
-/// reads rows of users with `therev.may_read(f, bucket, owner)` from `therev.fence AS f`. The answer also says which were refused
+/// reads rows of users with `therev.may_read(f, bucket, owner)` from the group's table of the fence. The answer also says which were refused
 /// (by their place in the lists), and who of the buckets is to be had elsewhere.
 pub struct ReadMany {
     pub(crate) group: Group,
@@ -116,7 +116,7 @@ pub struct ReadMany {
 /// apart from their buckets who are asked for by name.
 ///
 /// The text is a `SELECT` of rows whose bucket is in `$1::varbit`, or whose owner is in `$2::uuid[]`, and which pass
-/// `therev.may_read(f, bucket, owner)` by `therev.fence AS f`. The answer also says which buckets and users were refused, and who
+/// `therev.may_read(f, bucket, owner)` by the group's table of the fence, `f`. The answer also says which buckets and users were refused, and who
 /// of the buckets is to be had elsewhere. Nothing in it costs by the bucket.
 ///
 /// [`BucketSet`]: crate::BucketSet
@@ -273,9 +273,9 @@ impl Read {
             self.quick_apart.get_or_init(|| {
                 format!(
                     "SELECT q.*
-                       FROM therev.fence AS f
+                       FROM therev.fence_{group} AS f
                       CROSS JOIN ({text}) AS q
-                      WHERE f.colocation_group = '{group}' AND {}",
+                      WHERE {}",
                     self.by.passes(READS)
                 )
             })
@@ -288,16 +288,15 @@ impl Read {
         self.sql.get_or_init(|| match by {
             By::Id(_) => format!(
                 "SELECT r.*, {}
-                   FROM therev.fence AS f
-                   LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({text}) AS q WHERE {passes}) AS r ON true
-                  WHERE f.colocation_group = '{group}'",
+                   FROM therev.fence_{group} AS f
+                   LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({text}) AS q WHERE {passes}) AS r ON true",
                 said(*group, READS, "f")
             ),
             By::Bucket | By::Owner => format!(
                 "SELECT r.*
-                   FROM therev.fence AS f
+                   FROM therev.fence_{group} AS f
                    LEFT JOIN LATERAL (SELECT true AS present, q.* FROM ({text}) AS q) AS r ON true
-                  WHERE f.colocation_group = '{group}' AND {passes}"
+                  WHERE {passes}"
             ),
         })
     }
@@ -333,7 +332,7 @@ impl Write {
         self.sql.get_or_init(|| match by {
             By::Id(_) => format!(
                 "WITH fence AS MATERIALIZED (
-                     SELECT f.version_floor, f AS here FROM therev.fence AS f WHERE f.colocation_group = '{group}'),
+                     SELECT f.version_floor, f AS here FROM therev.fence_{group} AS f),
                  {text}
                  SELECT r.*, {WROTE_NOTHING}, {}
                    FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
@@ -341,7 +340,7 @@ impl Write {
             ),
             By::Bucket | By::Owner => format!(
                 "WITH fence AS MATERIALIZED (
-                     SELECT f.version_floor FROM therev.fence AS f WHERE f.colocation_group = '{group}' AND {}),
+                     SELECT f.version_floor FROM therev.fence_{group} AS f WHERE {}),
                  {text}
                  SELECT r.*, {WROTE_NOTHING}
                    FROM fence LEFT JOIN (SELECT true AS present, result.* FROM result) AS r ON true",
@@ -365,14 +364,13 @@ impl ReadMany {
                      SELECT k.bucket, k.key, k.owner, k.at,
                             CASE WHEN k.owner IS NULL THEN get_bit(f.readable, k.bucket) = 1
                                  ELSE therev.may_read(f, k.bucket, k.owner) END AS here
-                       FROM therev.fence AS f,
-                            unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (bucket, key, owner, at)
-                      WHERE f.colocation_group = '{group}'),
+                       FROM therev.fence_{group} AS f,
+                            unnest($1::smallint[], $2::uuid[], $3::uuid[]) WITH ORDINALITY AS k (bucket, key, owner, at)),
                  asked AS (SELECT DISTINCT e.bucket, e.key FROM every AS e WHERE e.here),
                  apart AS (
                      SELECT p.user_id, p.peer FROM therev.pins AS p
                       WHERE p.colocation_group = '{group}' AND p.state IN ('moved', 'incoming')
-                        AND (SELECT f.pinned <> '{{}}' FROM therev.fence AS f WHERE f.colocation_group = '{group}')
+                        AND (SELECT f.pinned <> '{{}}' FROM therev.fence_{group} AS f)
                         AND EXISTS (SELECT FROM every AS e WHERE e.here AND e.owner IS NULL AND e.bucket = p.bucket))
                  SELECT (SELECT array_agg(e.at) FROM every AS e WHERE NOT e.here) AS refused, told.*, r.*
                    FROM (SELECT array_agg(a.user_id) AS apart_user_id, array_agg(a.peer) AS apart_peer
@@ -403,7 +401,7 @@ impl ReadBuckets {
                             (SELECT array_agg(k.owner) FROM unnest($2::uuid[]) AS k (owner)
                               WHERE NOT therev.may_read(f, therev.bucket_of(k.owner), k.owner)) AS refused_users,
                             {}
-                       FROM therev.fence AS f WHERE f.colocation_group = '{}')
+                       FROM therev.fence_{} AS f)
                  SELECT said.*, r.*
                    FROM said LEFT JOIN (SELECT true AS present, q.* FROM ({}) AS q) AS r ON true",
                 apart(self.group, "f", &meant),
@@ -429,9 +427,8 @@ impl WriteMany {
                      SELECT i.bucket, i.item, f.version_floor, i.at,
                             CASE WHEN i.owner IS NULL THEN get_bit(f.writable, i.bucket) = 1
                                  ELSE therev.may_write(f, i.bucket, i.owner) END AS here
-                       FROM therev.fence AS f,
-                            unnest($1::smallint[], $2::jsonb[], $3::uuid[]) WITH ORDINALITY AS i (bucket, item, owner, at)
-                      WHERE f.colocation_group = '{}'),
+                       FROM therev.fence_{} AS f,
+                            unnest($1::smallint[], $2::jsonb[], $3::uuid[]) WITH ORDINALITY AS i (bucket, item, owner, at)),
                  owned AS (SELECT e.bucket, e.item, e.version_floor FROM every AS e WHERE e.here),
                  {}
                  SELECT said.*, r.*
