@@ -265,8 +265,8 @@ pub(crate) async fn first_ownership(
             &[&groups, &buckets, &owners, &epochs, &shard.0],
         )
         .await?;
-    // Without statistics a switch would go through all rows of a group.
-    client.batch_execute("ANALYZE therev.ownership").await
+    // Without statistics a switch would go through all rows of a group, and a page of many take the fence for many rows.
+    client.batch_execute("ANALYZE therev.ownership, therev.fence").await
 }
 
 #[cfg(test)]

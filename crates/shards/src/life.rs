@@ -69,9 +69,12 @@ const FOLLOWED_WITHIN: Duration = Duration::from_millis(200);
 /// Which database is at the other end.
 const MEANT: &str = "SELECT i.cluster_id, i.kind, i.shard FROM therev.identity AS i";
 
-/// The relocations in which a shard knows that it has given away what it had.
-const DECIDED: &str = "
-    SELECT coalesce(array_agg(p.relocation), '{}') FROM therev.relocation_parts AS p WHERE p.state = 'moved'";
+/// Of a shard that has yet to begin the life that it was granted: the least number that its versions have in it, and the relocations
+/// in which it knows that it has given away what it had.
+const BEFORE_ITS_LIFE: &str = "
+    SELECT greatest($2, (SELECT max(f.version_floor) >> 40 FROM therev.fence AS f) + 1) AS number,
+           ARRAY(SELECT p.relocation FROM therev.relocation_parts AS p WHERE p.state = 'moved') AS decided
+      FROM therev.identity AS i WHERE therev.candidate(i) = $1";
 
 const ANOTHER: &str = "another server was promoted in its place; make this one a standby of that, or remove it";
 
@@ -155,8 +158,17 @@ impl Lives {
             let reason = format!("a server of {database} is in force");
             Error::in_the_way(reason, "nothing needs to be granted: `therev status` shows how it is")
         };
+        let lives_in = async |life: Life| {
+            let found = client.query_one(IDENTITY, &[]).await.map_err(sql)?;
+            Ok::<bool, Error>(found.get("is_known") && Life::of(&found).incarnation == life.incarnation)
+        };
+        if lives_in(counts).await? {
+            return Err(in_force());
+        }
         match self.settle(database, within).await {
             Err(Error::Closed { reason, .. }) if reason == ANOTHER => {}
+            // What was granted it before, by this very call perhaps, it has begun just now.
+            Ok(life) if lives_in(life).await? => return Ok(life),
             Ok(_) => return Err(in_force()),
             Err(error) => return Err(error),
         }
@@ -207,11 +219,14 @@ impl Lives {
     async fn begin_shard(&self, client: &Client, catalog: &Catalog, shard: ShardNo, life: Life) -> Result<(), Error> {
         let database = Database::Shard(shard);
         let of_shard = |source| Error::of_statement(database, true, source);
-        let decided: Vec<i64> = client.query_one(DECIDED, &[]).await.map_err(of_shard)?.get(0);
+        let before = client.query_opt(BEFORE_ITS_LIFE, &[&life.incarnation, &life.counter]).await.map_err(of_shard)?;
+        // Another node was quicker.
+        let Some(before) = before else { return Ok(()) };
+        let (number, decided): (i64, Vec<i64>) = (before.get("number"), before.get("decided"));
         let others = catalog.shards.iter().map(|entry| entry.shard).filter(|other| *other != shard);
         let decided = &decided;
         let known = try_join_all(others.map(|other| async move {
-            self.owners(catalog, other, (shard, life), decided).await.map_err(|error| {
+            self.owners(catalog, other, (shard, number), decided).await.map_err(|error| {
                 tracing::debug!(%error, "shard {other} did not say what it knows");
                 let reason =
                     format!("its server was promoted, and shard {other}, which may own buckets of it, is down");
@@ -232,13 +247,13 @@ impl Lives {
         &self,
         catalog: &Catalog,
         shard: ShardNo,
-        (peer, life): (ShardNo, Life),
+        (peer, life): (ShardNo, i64),
         decided: &Vec<i64>,
     ) -> Result<Vec<((Group, Bucket), Place)>, Error> {
         let database = Database::Shard(shard);
         let sql = |source| Error::of_statement(database, true, source);
         let client = self.connect(catalog, database).await?;
-        let params: [&(dyn ToSql + Sync); 3] = [&peer.0, &life.counter, decided];
+        let params: [&(dyn ToSql + Sync); 3] = [&peer.0, &life, decided];
         client.query("SELECT therev.lay_down($1, $2, $3)", &params).await.map_err(sql)?;
         let owners = owners::known_to(&client, database).await?;
         // What was seen of them is counted on: a step that has just taken over may not be on the disk yet.

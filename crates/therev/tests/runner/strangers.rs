@@ -172,7 +172,9 @@ async fn are_refused_above_read_committed_and_never_truncate() {
     refused(&client, "TRUNCATE posts", TRUNCATE).await;
     refused(&client, "TRUNCATE users CASCADE", TRUNCATE).await;
     refused(&client, "TRUNCATE audit_log", TRUNCATE).await;
-    for machinery in ["ownership", "pins", "fence", "outbox", "relocation_parts", "sentinels"] {
+    for machinery in
+        ["ownership", "pins", "fence", "fence_account", "fence_content", "outbox", "relocation_parts", "sentinels"]
+    {
         refused(&client, &format!("TRUNCATE therev.{machinery}"), TRUNCATE).await;
     }
     let month = client
