@@ -91,7 +91,7 @@ CREATE TABLE therev.fence (
     -- of each shard that rows came from.
     version_floor    bigint    NOT NULL
 ) PARTITION BY LIST (colocation_group);
--- One row each, which statements find without looking for it: to go through the table above costs the shortest of them 7 % more.
+-- One row each, which statements go to: by way of the table above the shortest of them would cost 7 % more.
 -- A page that may be filled so little is cleared of earlier versions by whoever reads it next, and pages are few since they are soon
 -- used again. Written by nobody under this name.
 CREATE TABLE therev.fence_account PARTITION OF therev.fence FOR VALUES IN ('account')

@@ -33,7 +33,7 @@ pub(crate) use author_columns;
 macro_rules! author_joined {
     ($row:literal) => {
         concat!(
-            " CROSS JOIN therev.fence_account AS a
+            " JOIN therev.fence_account AS a ON a.colocation_group = 'account'
               LEFT JOIN users AS u
                 ON u.bucket = ",
             $row,

@@ -155,7 +155,7 @@ static POSTS: ReadBuckets = ReadBuckets::new(
                   FROM posts AS p, therev.fence_content AS f
                  WHERE p.thread_id = $3 AND (p.created_at, p.post_id) > ($4, $5)
                    AND (get_bit($1::varbit, p.bucket) <> 0 OR p.author_id = ANY ($2::uuid[]))
-                   AND therev.may_read(f, p.bucket, p.author_id)
+                   AND f.colocation_group = 'content' AND therev.may_read(f, p.bucket, p.author_id)
                  ORDER BY p.created_at, p.post_id LIMIT $6) AS p",
         author_joined!("p")
     ),
